@@ -1,0 +1,24 @@
+"""Images with ground truth: readers, a decoded cache that all processes share, splits, and checks."""
+
+from cellray.data.cache import default_cache_dir
+from cellray.data.check import DatasetReport, check_dataset, preview_dataset
+from cellray.data.dataset import Dataset
+from cellray.data.folder import list_images, read_image
+from cellray.data.listing import DatasetSettings, Item
+from cellray.data.opening import open_dataset
+from cellray.data.splits import Split, split_dataset
+
+__all__ = [
+    "Dataset",
+    "DatasetReport",
+    "DatasetSettings",
+    "Item",
+    "Split",
+    "check_dataset",
+    "default_cache_dir",
+    "list_images",
+    "open_dataset",
+    "preview_dataset",
+    "read_image",
+    "split_dataset",
+]

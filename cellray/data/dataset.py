@@ -1,0 +1,85 @@
+"""An open dataset: flat files of decoded images and labels that every process maps read-only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellray.errors import DataError
+
+CACHE_VERSION = 1
+"""Raised when decoding or converting changes what comes out; it is part of every fingerprint."""
+
+
+class Dataset:
+    """Images and labels in a read-only memory map; small to pickle, opened anew in each process.
+
+    Attributes:
+        name: What the study calls it.
+        fingerprint: 16 hex digits of its content and conversion, whatever its path.
+        diameter_px: Mean cell diameter in its pixels (after resampling, if it was resampled).
+        names, splits, groups: One entry an image, in order of name.
+        notes: Warnings worth showing.
+    """
+
+    def __init__(self, folder: Path, *, name: str, diameter_px: float, notes: list[str]) -> None:
+        index = read_index(folder)
+        if index is None:
+            raise DataError(f"{folder}: the cache of dataset {name!r} is gone or damaged; open the dataset again")
+        self.folder = folder
+        self.name = name
+        self.diameter_px = diameter_px
+        self.notes = notes
+        self.fingerprint: str = index["fingerprint"]
+        self.channels: int = index["channels"]
+        self.names: list[str] = index["names"]
+        self.splits: list[str] = index["splits"]
+        self.groups: list[str] = index["groups"]
+        self.n_objects: list[int] = index["n_objects"]
+        self.shapes: list[tuple[int, int]] = [(h, w) for h, w in index["shapes"]]
+        self._starts = np.concatenate([[0], np.cumsum([h * w for h, w in self.shapes])]).tolist()
+        self._images = np.memmap(folder / "images.u8", np.uint8, "r")
+        self._labels = np.memmap(folder / index["labels"], np.dtype(index["labels_dtype"]), "r")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """Image i, shape (H, W, C), a read-only view of the map."""
+        start, stop = self._span(i)
+        pixels = self._images[start * self.channels : stop * self.channels]
+        return np.asarray(pixels).reshape(*self.shapes[i], self.channels)
+
+    def labels(self, i: int) -> NDArray[np.uint16] | NDArray[np.int32]:
+        """Labels of image i, shape (H, W), 0 background and 1..n, a read-only view of the map."""
+        start, stop = self._span(i)
+        return np.asarray(self._labels[start:stop]).reshape(self.shapes[i])
+
+    def _span(self, i: int) -> tuple[int, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"dataset {self.name!r} has {len(self)} images, got index {i}")
+        return self._starts[i], self._starts[i + 1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.name, self.diameter_px, self.notes)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self)} images, {self.diameter_px:.1f} px, {self.fingerprint})"
+
+
+def _reopen(folder: Path, name: str, diameter_px: float, notes: list[str]) -> Dataset:
+    return Dataset(folder, name=name, diameter_px=diameter_px, notes=notes)
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a cache whose files have the sizes that it states; None for any other."""
+    try:
+        index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+        sizes = {name: (folder / name).stat().st_size for name in index["sizes"]}
+        return index if sizes == index["sizes"] and index["version"] == CACHE_VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,41 @@
+"""Images without ground truth, for prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellray.data.convert import convert_image
+from cellray.data.decode import decode_image
+from cellray.data.listing import IMAGE_SUFFIXES
+from cellray.errors import DataError
+
+
+def list_images(path: Path) -> list[Path]:
+    """The image files of a folder (or of its images/ if it has none itself), or the one file, sorted.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if path.is_file():
+        return [path]
+    for folder in (path, path / "images"):
+        if folder.is_dir():
+            found = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
+            if found:
+                return found
+    state = "no image in it" if path.is_dir() else "no such file or folder"
+    raise DataError(f"{path}: {state}, expected {', '.join(IMAGE_SUFFIXES)} files")
+
+
+def read_image(path: Path, *, channels: int, normalise: str, max_value: float | None = None) -> NDArray[np.uint8]:
+    """One image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    pixels = decode_image(data, str(path))
+    full_scale = max_value or np.iinfo(pixels.dtype).max
+    return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)

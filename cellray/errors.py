@@ -1,0 +1,42 @@
+"""The few exceptions a user meets, and the words they are written in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CellrayError(ValueError):
+    """Anything the user can mend: the message says where, what came and what was expected."""
+
+
+class StudyError(CellrayError):
+    """The study file asks for something that can't be run."""
+
+
+class DataError(CellrayError):
+    """Images or masks that can't be used."""
+
+
+class LedgerError(CellrayError):
+    """The storage can't be read or written, or another sweep holds it."""
+
+
+class ShapeError(CellrayError):
+    """Arrays whose shapes must agree don't."""
+
+
+def unknown(kind: str, word: object, known: Iterable[str]) -> str:
+    """The sentence for a word that isn't in a list, with the nearest one that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {kind} {word!r}{hint}; known: {', '.join(names)}"
+
+
+def one_of(kind: str, word: str, known: Iterable[str]) -> str:
+    """Return `word` if it is known, else raise `StudyError` naming the nearest known one."""
+    names = list(known)
+    if word not in names:
+        raise StudyError(unknown(kind, word, names))
+    return word

@@ -1,0 +1,297 @@
+"""Judge one trained model: predict, choose the operating point on validation, score every set by pixel and by cell."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cellray.data import Dataset
+from cellray.device import autocast
+from cellray.metrics import METRICS, OBJECT_COLUMNS, image_row, object_rows, summarise
+from cellray.overlay import draw_overlay, encode_png
+from cellray.postprocess import OperatingPoint, postprocess
+from cellray.study import EvaluationConfig
+
+STRIDE = 8  # the networks halve an image three times
+TILE_OVERLAP_PX = 64
+BATCH_PX = 2**21  # pixels predicted at once
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+MIN_AREAS = (0.08, 0.159)
+WATERSHEDS: tuple[dict[str, float], ...] = (
+    {"watershed": False},
+    {"watershed": True, "smoothing": 0.75, "peak_distance": 1.0},
+    {"watershed": True, "smoothing": 0.35, "peak_distance": 0.6},
+)
+
+
+def predict_logits(
+    model: nn.Module,
+    dataset: Dataset,
+    indices: list[int],
+    *,
+    device: torch.device,
+    precision: str,
+    tile_px: int = 1024,
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits of whole images, any size: (index, float32 tensor (H, W) on the CPU), grouped by shape.
+
+    Images are continued by reflection to multiples of 8; larger ones than a tile are predicted in overlapping tiles.
+    """
+    model.eval()
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index in indices:
+        by_shape.setdefault(dataset.image(index).shape, []).append(index)
+    with torch.inference_mode():
+        for (height, width, _), members in by_shape.items():
+            size = 1 if max(height, width) > tile_px else max(BATCH_PX // (height * width), 1)
+            for start in range(0, len(members), size):
+                chosen = members[start : start + size]
+                batch = torch.from_numpy(np.stack([dataset.image(i) for i in chosen])).to(device)
+                images = batch.permute(0, 3, 1, 2).float() / 255
+                with autocast(device, precision):
+                    logits = _predict_tiled(model, images, tile_px) if size == 1 else _predict(model, images)
+                yield from zip(chosen, logits[:, 0].float().cpu(), strict=True)
+
+
+def _predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, 1, H, W) of images (N, C, H, W) of any size."""
+    height, width = images.shape[-2:]
+    down, right = -height % STRIDE, -width % STRIDE
+    if down or right:
+        mode = "reflect" if down < height and right < width else "replicate"
+        images = functional.pad(images, (0, right, 0, down), mode=mode)
+    return model(images.contiguous(memory_format=torch.channels_last))[..., :height, :width]
+
+
+def _predict_tiled(model: nn.Module, images: Tensor, tile_px: int) -> Tensor:
+    """As `_predict`, in tiles whose inner parts are put together."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= tile_px:
+        return _predict(model, images)
+    out = images.new_empty((len(images), 1, height, width), dtype=torch.float32)
+    for top, bottom, y0, y1 in _tiles(height, tile_px):
+        for left, right, x0, x1 in _tiles(width, tile_px):
+            tile = _predict(model, images[..., top:bottom, left:right])
+            out[..., y0:y1, x0:x1] = tile[..., y0 - top : y1 - top, x0 - left : x1 - left]
+    return out
+
+
+def _tiles(length: int, tile_px: int) -> Iterator[tuple[int, int, int, int]]:
+    """Start and end of each tile along one axis, and of its part that is used."""
+    if length <= tile_px:
+        yield 0, length, 0, length
+        return
+    stride = tile_px - 2 * TILE_OVERLAP_PX if tile_px > 4 * TILE_OVERLAP_PX else tile_px // 2
+    margin = (tile_px - stride) // 2
+    starts = [*range(0, length - tile_px, stride), length - tile_px]
+    used = 0
+    for k, start in enumerate(starts):
+        end = length if k == len(starts) - 1 else start + tile_px - margin
+        yield start, start + tile_px, used, end
+        used = end
+
+
+class PixelHistogram:
+    """Counts of cell and background pixels by probability: Dice at every threshold in one pass."""
+
+    BINS = 256
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((2, self.BINS), np.int64)
+
+    def add(self, probs: np.ndarray, target: np.ndarray) -> None:
+        """Add one image: probabilities and true cell mask of the same shape."""
+        bins = np.minimum((probs * self.BINS).astype(np.int64), self.BINS - 1) + self.BINS * target
+        self.counts += np.bincount(bins.ravel(), minlength=2 * self.BINS).reshape(2, self.BINS)
+
+    def best_dice(self) -> tuple[float, float]:
+        """Highest pixel Dice of all images together over the thresholds, and its threshold.
+
+        Without a true cell pixel it is 1 where some threshold predicts none, which is always so.
+        """
+        background, cells = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+        true = self.counts[1].sum()
+        if true == 0:
+            return 1.0, 1.0
+        dice = 2 * cells / (cells + background + true)
+        best = int(np.argmax(dice))
+        return float(dice[best]), best / self.BINS
+
+
+@dataclass
+class Evaluation:
+    """A trained model's scores on every set."""
+
+    point: OperatingPoint
+    point_score: float
+    """Its score on validation, in the study's ranking metric."""
+    metrics: dict[str, dict[str, dict[str, float]]]
+    """By point (own, shared), set and metric."""
+    images: pd.DataFrame
+    objects: pd.DataFrame
+    overlays: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    collapsed: str | None = None
+    """Why the model counts as collapsed, if it does."""
+
+
+def evaluate(
+    model: nn.Module,
+    sets: dict[str, tuple[Dataset, list[int]]],
+    settings: EvaluationConfig,
+    *,
+    device: torch.device,
+    precision: str,
+) -> Evaluation:
+    """Score a trained model on every set, at its own operating point and at the shared one.
+
+    The operating point sees the set called `val` and nothing else.
+
+    Args:
+        model: Returns logits (N, 1, H, W).
+        sets: By name, a dataset and the images that belong to the set; `val` first.
+        settings: The study's.
+        device: Where to predict.
+        precision: As in training.
+    """
+
+    def predict(name: str) -> Iterator[tuple[int, np.ndarray]]:
+        dataset, indices = sets[name]
+        for index, logits in predict_logits(
+            model, dataset, indices, device=device, precision=precision, tile_px=settings.tile_px
+        ):
+            yield index, logits.sigmoid().numpy()
+
+    validation, indices = sets["val"]
+    val_probs = dict(predict("val"))
+    truth = {index: np.asarray(validation.labels(index)) for index in indices}
+    point, score = choose_point(val_probs, truth, validation.diameter_px, settings)
+    rows: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    overlays: list[dict[str, Any]] = []
+    files: dict[str, bytes] = {}
+    for name, (dataset, _) in sets.items():
+        probs_of = iter(val_probs.items()) if name == "val" else predict(name)
+        packed: dict[int, bytes] = {}
+        for index, probs in probs_of:
+            true = np.asarray(dataset.labels(index))
+            about = {"set": name, "image": dataset.names[index], "group": dataset.groups[index]}
+            limits = {
+                "iou_threshold": settings.iou_threshold,
+                "max_distance_px": settings.max_distance * dataset.diameter_px,
+            }
+            own = postprocess(probs, point, diameter_px=dataset.diameter_px)
+            packed[index] = zlib.compress(own.astype(np.int32), level=1)
+            rows.append({**about, "point": "own", **image_row(true, own, **limits)})
+            objects += [{**about, **row} for row in object_rows(true, own, iou_threshold=settings.iou_threshold)]
+            shared = postprocess(probs, settings.shared_point, diameter_px=dataset.diameter_px)
+            rows.append({**about, "point": "shared", **image_row(true, shared, **limits)})
+        if name != "val":
+            drawn = pd.DataFrame([r for r in rows if r["set"] == name and r["point"] == "own"])
+            for entry, png in _draw(name, dataset, packed, drawn, settings.iou_threshold):
+                overlays.append(entry)
+                files[entry["file"]] = png
+    images = pd.DataFrame(rows)
+    metrics = {
+        point_name: {
+            name: summarise(images[(images["set"] == name) & (images["point"] == point_name)]) for name in sets
+        }
+        for point_name in ("own", "shared")
+    }
+    on_val = images[(images["set"] == "val") & (images["point"] == "own")]
+    table = pd.DataFrame(objects, columns=["set", "image", "group", *OBJECT_COLUMNS])
+    return Evaluation(point, score, metrics, images, table, overlays, files, _collapse(on_val))
+
+
+def choose_point(
+    probs: dict[int, np.ndarray], truth: dict[int, np.ndarray], diameter_px: float, settings: EvaluationConfig
+) -> tuple[OperatingPoint, float]:
+    """The operating point that scores best on the given (validation) images, and its score.
+
+    First the threshold at the published post-processing, then minimum size and watershed at that threshold; among
+    equal scores the middle one is taken.
+
+    Args:
+        probs: Probabilities (H, W) of each image.
+        truth: True labels of the same images.
+        diameter_px: Mean cell diameter there.
+        settings: The metric to maximise, matching limits, and a fixed point that replaces the search.
+    """
+    metric = METRICS[settings.rank_by]
+
+    def score(point: OperatingPoint) -> float:
+        rows = [
+            image_row(
+                truth[index],
+                postprocess(probs[index], point, diameter_px=diameter_px),
+                iou_threshold=settings.iou_threshold,
+                max_distance_px=settings.max_distance * diameter_px,
+            )
+            for index in sorted(probs)
+        ]
+        return summarise(pd.DataFrame(rows))[settings.rank_by]
+
+    def best_of(points: list[OperatingPoint]) -> tuple[OperatingPoint, float]:
+        scores = [score(point) for point in points]
+        shortfalls = [metric.shortfall(s) for s in scores]
+        ties = [k for k, shortfall in enumerate(shortfalls) if shortfall == min(shortfalls)]
+        middle = ties[(len(ties) - 1) // 2]
+        return points[middle], scores[middle]
+
+    if isinstance(settings.operating_point, OperatingPoint):
+        return settings.operating_point, score(settings.operating_point)
+    base = settings.shared_point
+    point, _ = best_of([base.model_copy(update={"threshold": t}) for t in THRESHOLDS])
+    return best_of(
+        [
+            point.model_copy(update={"min_area": area, **watershed})
+            for watershed in WATERSHEDS
+            for area in MIN_AREAS
+        ]
+    )
+
+
+def _collapse(rows: pd.DataFrame) -> str | None:
+    """Why validation rows at the model's own point show a collapse: nothing or everything predicted."""
+    predicted = (rows["px_tp"] + rows["px_fp"]).sum()
+    pixels = rows[["px_tp", "px_fp", "px_fn", "px_tn"]].to_numpy().sum()
+    if rows["n_true"].sum() and rows["n_pred"].sum() == 0:
+        return "predicts no cell on any validation image"
+    if predicted >= 0.99 * pixels:
+        return "predicts everything as cell on the validation images"
+    return None
+
+
+def _draw(
+    name: str, dataset: Dataset, packed: dict[int, bytes], rows: pd.DataFrame, iou_threshold: float
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Overlays of a set's worst, median and best image by F1, and of its most crowded one."""
+    rows = rows.assign(f1_iou=2 * rows["tp_iou"] / (rows["n_true"] + rows["n_pred"]).clip(lower=1))
+    rows.loc[(rows["n_true"] + rows["n_pred"]) == 0, "f1_iou"] = 1.0
+    ranked = rows.sort_values(["f1_iou", "image"], ignore_index=True)
+    crowded = rows.sort_values(["n_true", "image"], ascending=[False, True]).iloc[0]
+    chosen = {"worst": ranked.iloc[0], "median": ranked.iloc[len(ranked) // 2], "best": ranked.iloc[-1]}
+    index_of = {dataset.names[index]: index for index in packed}
+    for role, row in {**chosen, "crowded": crowded}.items():
+        index = index_of[row["image"]]
+        true = np.asarray(dataset.labels(index))
+        own = np.frombuffer(zlib.decompress(packed[index]), np.int32).reshape(true.shape)
+        picture = draw_overlay(dataset.image(index), true, own, iou_threshold=iou_threshold)
+        entry = {
+            "set": name,
+            "role": role,
+            "image": row["image"],
+            "file": f"overlays/{name}.{role}.png",
+            "f1_iou": float(row["f1_iou"]),
+            "n_true": int(row["n_true"]),
+            "n_pred": int(row["n_pred"]),
+        }
+        yield entry, encode_png(picture)

@@ -1,0 +1,219 @@
+"""The ledger: a folder or bucket that holds every trial's record, whole or not at all.
+
+``<storage>/<study>/trials/<key>/trial.json`` is written last and marks a record as complete; whatever lies beside it
+without one belongs to a trial that is still running or was killed. One code path serves a local folder and ``s3://``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from pyarrow import fs
+
+from cellray.errors import LedgerError
+
+TABLES = ("history", "images", "objects")
+LEASE_S = 60.0
+"""A sweep that hasn't renewed its lease for so long is taken for dead."""
+
+
+class Ledger:
+    """The records of one study.
+
+    Args:
+        storage: Local folder or ``s3://bucket/prefix``; made if missing.
+        study: Name of the study: its folder in there.
+
+    Raises:
+        LedgerError: If the storage can't be reached.
+    """
+
+    def __init__(self, storage: str, study: str) -> None:
+        self.storage, self.study = storage, study
+        try:
+            if "://" in storage:
+                self._fs, root = fs.FileSystem.from_uri(storage)
+            else:
+                self._fs, root = fs.LocalFileSystem(), os.path.abspath(storage)
+        except (OSError, ValueError) as error:
+            raise LedgerError(f"storage {storage!r} can't be opened: {error}") from error
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self._root = f"{root.rstrip('/')}/{study}"
+
+    def __reduce__(self) -> tuple[type[Ledger], tuple[str, str]]:
+        return Ledger, (self.storage, self.study)
+
+    @property
+    def uri(self) -> str:
+        """Where the study lies, for people."""
+        return self._root if self._local else f"{self.storage.rstrip('/')}/{self.study}"
+
+    def prepare(self) -> None:
+        """Make the study's folder and prove that it can be written.
+
+        Raises:
+            LedgerError: If it can't.
+        """
+        try:
+            self.write(".probe", b"cellray")
+            self.delete(".probe")
+        except OSError as error:
+            raise LedgerError(f"storage {self.storage!r} is not writable: {error}") from error
+
+    # Files, named by their path in the study's folder.
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all: aside and renamed locally, in one request on S3."""
+        target = f"{self._root}/{path}"
+        if not self._local:
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        aside = f"{target}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, target)
+        except BaseException:
+            if os.path.exists(aside):
+                os.remove(aside)
+            raise
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; FileNotFoundError if there is none."""
+        with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
+            return bytes(stream.read())
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return self._fs.get_file_info(f"{self._root}/{path}").type == fs.FileType.File
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(path):
+            self._fs.delete_file(f"{self._root}/{path}")
+
+    def list(self, folder: str) -> list[str]:
+        """Names of what lies in a folder, sorted; empty if there is no such folder."""
+        selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    # Records.
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """A trial's record, or None if it has none yet."""
+        try:
+            return json.loads(self.read(f"trials/{key}/trial.json"))
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise LedgerError(f"{self.uri}/trials/{key}/trial.json is not a record: {error}") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every complete record, ordered by key."""
+        return [record for key in self.list("trials") if (record := self.record(key)) is not None]
+
+    def table(self, key: str, name: str) -> pd.DataFrame:
+        """One of a trial's tables: `history`, `images` or `objects`."""
+        return pd.read_parquet(io.BytesIO(self.read(f"trials/{key}/{name}.parquet")))
+
+    def write_record(
+        self, record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], files: Mapping[str, bytes]
+    ) -> None:
+        """Store a trial's record with its tables and other files, replacing an earlier one."""
+        folder = f"trials/{record['key']}"
+        self.delete(f"{folder}/trial.json")
+        for name, table in tables.items():
+            self.write(f"{folder}/{name}.parquet", table.to_parquet(index=False))
+        for path, data in files.items():
+            self.write(f"{folder}/{path}", data)
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=True)
+        self.write(f"{folder}/trial.json", text.encode())
+
+    def load_checkpoint(self, key: str, name: str) -> bytes | None:
+        """A trial's checkpoint `last` or `best`, or None."""
+        try:
+            return self.read(f"trials/{key}/checkpoints/{name}.pt")
+        except FileNotFoundError:
+            return None
+
+    def save_checkpoint(self, key: str, name: str, data: bytes) -> None:
+        """Keep a trial's checkpoint."""
+        self.write(f"trials/{key}/checkpoints/{name}.pt", data)
+
+    # One sweep at a time.
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the ledger for one sweep; renewed in the background, released at the end.
+
+        Raises:
+            LedgerError: If another sweep holds it.
+        """
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        other = self._holder()
+        if other is not None:
+            raise LedgerError(
+                f"{self.uri} is held by another sweep (process {other['pid']} on {other['host']}, last seen "
+                f"{time.time() - other['seen']:.0f} s ago); wait for it, or stop it and try again in {LEASE_S:.0f} s"
+            )
+        self._renew(holder)
+        time.sleep(0.05)
+        now = self._holder()
+        if now is not None and now["id"] != holder["id"]:
+            raise LedgerError(f"{self.uri} was taken by another sweep just now (process {now['pid']} on {now['host']})")
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(LEASE_S / 4):
+                try:
+                    self._renew(holder)
+                except OSError:
+                    continue  # the storage may be away for a while; the next round tries again
+
+        thread = threading.Thread(target=renew, daemon=True, name="cellray-lease")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self.delete("lease.json")
+
+    def _renew(self, holder: dict[str, Any]) -> None:
+        self.write("lease.json", json.dumps({**holder, "seen": time.time()}).encode())
+
+    def _holder(self) -> dict[str, Any] | None:
+        """Who holds the ledger now, if anybody."""
+        try:
+            other = json.loads(self.read("lease.json"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if time.time() - other["seen"] > LEASE_S:
+            return None
+        if other["host"] == socket.gethostname() and not _is_running(other["pid"]):
+            return None
+        return other
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,102 @@
+"""The networks a study can train; each returns logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class CResUnet(nn.Module):
+    """c-ResUnet: a residual U-Net behind a learnt 1x1 colour transform.
+
+    Input (N, in_channels, H, W) in [0, 1] with H and W multiples of 8; output logits (N, 1, H, W). 1.71 M parameters at
+    16 base features.
+
+    Args:
+        base_features: Width n of the first level; levels are n, 2n, 4n, 8n.
+        in_channels: Channels of the image.
+
+    References:
+        Morelli et al. 2021, https://doi.org/10.1038/s41598-021-01929-5
+    """
+
+    def __init__(self, base_features: int = 16, in_channels: int = 3) -> None:
+        super().__init__()
+        n = base_features
+        self.colour = nn.Conv2d(in_channels, 1, 1)
+        self.encoder1 = _ConvBlock(1, n)
+        self.encoder2 = _ResidualBlock(n, 2 * n)
+        self.encoder3 = _ResidualBlock(2 * n, 4 * n)
+        self.bottleneck = nn.Sequential(
+            _ResidualBlock(4 * n, 8 * n, kernel_size=5), _ResidualBlock(8 * n, 8 * n, kernel_size=5)
+        )
+        self.decoder3 = _UpBlock(8 * n, 4 * n)
+        self.decoder2 = _UpBlock(4 * n, 2 * n)
+        self.decoder1 = _UpBlock(2 * n, n)
+        self.head = nn.Conv2d(n, 1, 1)
+        self.pool = nn.MaxPool2d(2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        skip1 = self.encoder1(self.colour(images))
+        skip2 = self.encoder2(self.pool(skip1))
+        skip3 = self.encoder3(self.pool(skip2))
+        deep = self.bottleneck(self.pool(skip3))
+        up3 = self.decoder3(deep, skip3)
+        up2 = self.decoder2(up3, skip2)
+        return self.head(self.decoder1(up2, skip1))
+
+
+class _ConvBlock(nn.Sequential):
+    """BN, ELU, convolution, twice (pre-activation)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__(
+            nn.BatchNorm2d(in_channels, momentum=0.01, eps=1e-3),
+            nn.ELU(),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+            nn.BatchNorm2d(out_channels, momentum=0.01, eps=1e-3),
+            nn.ELU(),
+            nn.Conv2d(out_channels, out_channels, kernel_size, padding=kernel_size // 2),
+        )
+
+
+class _ResidualBlock(nn.Module):
+    """A conv block plus its input, through a 1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.block = _ConvBlock(in_channels, out_channels, kernel_size)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + self.shortcut(x)
+
+
+class _UpBlock(nn.Module):
+    """Upsample, concatenate the skip, conv block, plus the upsampled tensor."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.block = _ConvBlock(2 * out_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.up(x)
+        return self.block(torch.cat([x, skip], dim=1)) + x
+
+
+ModelFactory = Callable[..., nn.Module]
+
+MODELS: dict[str, ModelFactory] = {"c_resunet": CResUnet}
+
+
+def build_model(name: str, *, base_features: int, in_channels: int) -> nn.Module:
+    """A fresh network, initialised from torch's global random state."""
+    return MODELS[name](base_features=base_features, in_channels=in_channels)

@@ -1,0 +1,40 @@
+"""The report of a study: ranked tables, figures and one page, from the ledger alone; live through an actor."""
+
+from cellray.report.actor import (
+    ReportActor,
+    ReportObserver,
+    actor_name,
+    facts_of,
+    plan_of,
+    start_report_actor,
+)
+from cellray.report.answer import write_answer
+from cellray.report.build import build_report, load_tables
+from cellray.report.tables import (
+    Plan,
+    PlannedTrial,
+    Tables,
+    TextTable,
+    errors_of_nothing,
+    format_table,
+    make_tables,
+)
+
+__all__ = [
+    "Plan",
+    "PlannedTrial",
+    "ReportActor",
+    "ReportObserver",
+    "Tables",
+    "TextTable",
+    "actor_name",
+    "build_report",
+    "errors_of_nothing",
+    "facts_of",
+    "format_table",
+    "load_tables",
+    "make_tables",
+    "plan_of",
+    "start_report_actor",
+    "write_answer",
+]

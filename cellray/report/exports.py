@@ -1,0 +1,109 @@
+"""The ranked tables as CSV, Parquet, Markdown and LaTeX.
+
+`ranking.csv` is long: one row a set, operating point, metric and configuration, with the columns of
+`tables.rank_table`. `trials.csv` and `trials.parquet` are wide: one row a planned trial, with its outcome, budget and
+every metric as stored, in columns named `point.set.metric`. Markdown and LaTeX hold one table a set.
+"""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+
+from cellray.report.tables import Plan, Tables, format_table, metric_title
+
+EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
+"""Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """CSV with full precision; a missing value is an empty cell."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """Parquet, the same bytes for the same table."""
+    stream = io.BytesIO()
+    table.to_parquet(stream, index=False)
+    return stream.getvalue()
+
+
+def extra_metrics(rank_by: str) -> list[str]:
+    """A few metrics besides the one that ranks."""
+    return [key for key in EXTRA if key != rank_by]
+
+
+def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
+    """Question, answer and one table a set."""
+    parts = [f"# {md(plan.study)}", md(plan.question), " ".join(md(s) for s in answer)]
+    for name in tables.sets:
+        table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
+        parts.append(f"## {set_title(name)}")
+        head = "| " + " | ".join(md(column) for column in table.columns) + " |"
+        rule = "|" + "|".join(" --- " if i in (1, len(table.columns) - 1) else " ---: " for i in range(len(table.columns))) + "|"
+        rows = ["| " + " | ".join(md(cell) for cell in row) + " |" for row in table.rows]
+        parts.append("\n".join([head, rule, *rows]))
+        parts += [md(note) for note in table.notes]
+    parts.append(
+        f"Means and SDs over seeds count a failed or collapsed trial as the worst value. "
+        f"Built from {tables.n_records} of {len(plan.trials)} records."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def set_title(name: str) -> str:
+    """A heading for a set."""
+    return {"test": "Test set", "val": "Validation set"}.get(name, f"External set {md(name)}")
+
+
+def md(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for mark in "\\`*_{}[]<>#|":
+        text = text.replace(mark, "\\" + mark if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
+    return text.replace("\n", " ")
+
+
+def latex(tables: Tables, plan: Plan) -> str:
+    r"""One `table` environment a set, with booktabs rules; needs ``\usepackage{booktabs}``."""
+    parts = ["% Needs \\usepackage{booktabs}. Built by cellray from the ledger of " + tex(plan.study)]
+    for name in tables.sets:
+        table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
+        columns = "rl" + "r" * (len(table.columns) - 3) + "l"
+        caption = f"{tex(metric_title(plan.rank_by))} by configuration, {tex(set_title_plain(name))}. " + " ".join(
+            tex(note) for note in table.notes
+        )
+        lines = [
+            r"\begin{table}",
+            r"  \centering\small",
+            rf"  \caption{{{caption.strip()}}}",
+            rf"  \label{{tab:{''.join(c for c in plan.study + '-' + name if c.isalnum() or c == '-')}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            "    " + " & ".join(tex(column) for column in table.columns) + r" \\",
+            r"    \midrule",
+            *("    " + " & ".join(tex(cell) for cell in row) + r" \\" for row in table.rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def set_title_plain(name: str) -> str:
+    """A set's name in a sentence."""
+    return {"test": "test set", "val": "validation set"}.get(name, f"external set {name}")
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "−": r"$-$", "\n": " ",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX prints as it is; a leading [ is kept from being read as an option of the line break."""
+    escaped = "".join(TEX.get(character, character) for character in text)
+    return "{}" + escaped if escaped.startswith("[") else escaped

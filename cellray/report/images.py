@@ -1,0 +1,127 @@
+"""The overlays of a report: one trial a configuration, shrunk until all of them fit into the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from cellray.metrics import METRICS
+from cellray.report.tables import Plan, Record, Tables, select
+
+if TYPE_CHECKING:
+    from cellray.report.build import Store
+
+ROLES = ("worst", "median", "best")
+BUDGET_BYTES = 4_500_000
+"""Of all embedded images together, before base64 adds a third: leaves the page below 10 MB."""
+LARGEST_PX, SMALLEST_PX = 640, 120
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One overlay, ready to be embedded."""
+
+    label: str
+    seed: int
+    set: str
+    role: str
+    image: str
+    caption: str
+    alt: str
+    src: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Overlays by where the page shows them."""
+
+    by_configuration: dict[str, dict[str, Picture]] = field(default_factory=dict)
+    """Label -> role -> picture, of test images."""
+    crowded: dict[str, list[Picture]] = field(default_factory=dict)
+    """Set -> the same image for every configuration, in the order of the ranking."""
+    missing: list[str] = field(default_factory=list)
+    """Sentences about overlays that a record names and the ledger lacks."""
+
+
+def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Gallery:
+    """Choose and shrink the overlays of each configuration's median trial.
+
+    Worst, median and best image come from the test set; the crowded image, the same for all, from every set but `val`.
+    """
+    ranked = select(tables.ranking, set_name="test", metric=plan.rank_by)
+    chosen = {label: median_trial(str(label), records, tables, plan) for label in ranked.label}
+    wanted = []
+    for label, record in chosen.items():
+        for overlay in (record or {}).get("overlays") or []:
+            if overlay["set"] == "test" or (overlay["role"] == "crowded" and overlay["set"] in tables.sets[1:]):
+                if overlay["set"] != "val":
+                    wanted.append((label, record, overlay))
+    gallery = Gallery()
+    limit = BUDGET_BYTES // max(len(wanted), 1)
+    for label, record, overlay in wanted:
+        path = f"trials/{record['key']}/{overlay['file']}"
+        if not ledger.exists(path):
+            gallery.missing.append(f"{label}: {overlay['file']} is not in the ledger")
+            continue
+        seed = next(t.seed for t in plan.trials if t.label == label and t.key == record["key"])
+        picture = make_picture(label, seed, overlay, ledger.read(path), limit)
+        if picture.role == "crowded":
+            gallery.crowded.setdefault(picture.set, []).append(picture)
+        elif picture.role in ROLES:
+            gallery.by_configuration.setdefault(label, {})[picture.role] = picture
+    ordered = {name: gallery.crowded[name] for name in tables.sets if name in gallery.crowded}
+    return Gallery(gallery.by_configuration, ordered, gallery.missing)
+
+
+def median_trial(label: str, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Record | None:
+    """The trial with overlays whose score is the (lower) median of its configuration; ties go by seed."""
+    rows = select(tables.scores, set_name="test", metric=plan.rank_by)
+    rows = rows[(rows.label == label) & rows.key.map(lambda key: bool((records.get(key) or {}).get("overlays")))]
+    if rows.empty:
+        return None
+    better = METRICS[plan.rank_by].higher_is_better
+    rows = rows.sort_values(["counted", "seed"], ascending=[better, True], kind="stable")
+    return records[rows.iloc[(len(rows) - 1) // 2].key]
+
+
+def make_picture(label: str, seed: int, overlay: Mapping[str, object], png: bytes, limit: int) -> Picture:
+    """Shrink one overlay below `limit` bytes as WebP and describe it."""
+    data, width, height = shrink(png, limit)
+    f1 = overlay.get("f1_iou")
+    score = f"F1 {f1:.2f}, " if isinstance(f1, float) and f1 == f1 else ""
+    counts = f"{score}{overlay.get('n_true', '?')} cells, {overlay.get('n_pred', '?')} predicted"
+    role, name = str(overlay["role"]), str(overlay["set"])
+    return Picture(
+        label=label,
+        seed=seed,
+        set=name,
+        role=role,
+        image=str(overlay.get("image", "")),
+        caption=counts,
+        alt=f"{label}, seed {seed}: {role} image of {name} ({overlay.get('image', '')}), {counts}",
+        src="data:image/webp;base64," + base64.b64encode(data).decode(),
+        width=width,
+        height=height,
+    )
+
+
+def shrink(png: bytes, limit: int) -> tuple[bytes, int, int]:
+    """WebP of at most `limit` bytes, as large as that allows; bytes, width, height."""
+    original = Image.open(io.BytesIO(png)).convert("RGB")
+    scale = min(1.0, LARGEST_PX / max(original.size))
+    while True:  # ends: the scale falls each time
+        size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
+        image = original if size == original.size else original.resize(size, Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        image.save(stream, format="WEBP", quality=72, method=2)
+        data = stream.getvalue()
+        if len(data) <= limit or max(size) <= SMALLEST_PX:
+            return data, *size
+        scale *= min(0.9, 0.97 * (limit / len(data)) ** 0.5)  # bytes go with the area

@@ -1,0 +1,210 @@
+"""What a report must state so that a reader can judge it: how, on what, with what, and what each number means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from cellray.metrics import METRICS
+from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, select
+
+COUNTING_WORST = (
+    "An unbounded counting error (MAE, MedAE, |MPE|) has no worst value of its own. A failed or collapsed trial counts "
+    "as the largest error of any trial in that set, at either operating point, or as that of predicting nothing, "
+    "whichever is worse."
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The protocol box of the page."""
+
+    facts: list[tuple[str, str]]
+    """Name and text, in order."""
+    budget: tuple[list[str], list[list[str]]]
+    """Columns and rows: what each configuration planned, ended and used."""
+    metrics: list[tuple[str, str, str]]
+    """Title, definition, worst value."""
+    points: tuple[list[str], list[list[str]]]
+    """Columns and rows: operating points chosen, one row a configuration."""
+    roles: list[tuple[str, str, str]] = field(default_factory=list)
+    """Role, parameter, value."""
+    rules: list[str] = field(default_factory=list)
+    """How numbers are made, in sentences."""
+    study_yaml: str = ""
+
+
+def protocol_facts(
+    records: Mapping[str, Record], plan: Plan, tables: Tables, study_facts: Mapping[str, Any]
+) -> Protocol:
+    """Gather what SCIENCE asks a report to state from the records of the planned trials."""
+    stored = [records[key] for key in sorted(records)]
+    evaluation = study_facts.get("evaluation") or next(
+        (r["settings"]["evaluation"] for r in stored if (r.get("settings") or {}).get("evaluation")), {}
+    )
+    return Protocol(
+        facts=list(one_liners(stored, plan, tables)),
+        budget=budget_table(records, plan, tables),
+        metrics=metric_definitions(tables),
+        points=point_table(records, plan, tables),
+        roles=[read_role(role) for role in study_facts.get("roles") or ()],
+        rules=rules(evaluation, plan) + [str(note) for note in study_facts.get("notes") or ()],
+        study_yaml=str(study_facts.get("study_yaml") or ""),
+    )
+
+
+def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable[tuple[str, str]]:
+    """Protocol, data, splits, versions, hardware."""
+    yield "Study", plan.study
+    yield "Protocol", distinct(r.get("protocol") for r in stored)
+    yield "Records", f"built from {tables.n_records} records of {len(plan.trials)} planned trials" + (
+        f"; {tables.n_unplanned} further records in the ledger are not part of this plan, or out of date" if tables.n_unplanned else ""
+    )
+    data = [r.get("data") or {} for r in stored]
+    yield "Training data", f"fingerprint {distinct(d.get('fingerprint') for d in data)}"
+    sizes = {(d.get("n_train"), d.get("n_val"), d.get("n_test")) for d in data if d.get("n_train") is not None}
+    if sizes:
+        yield "Images", "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes))
+    sets: dict[str, set[str]] = {}
+    for d in data:
+        for name, facts in (d.get("sets") or {}).items():
+            size = f"{facts.get('n_images', '?')} images, cells {show(facts.get('diameter_px'))} px across"
+            sets.setdefault(name, set()).add(f"{size}, fingerprint {facts.get('fingerprint', '?')}")
+    for name in tables.sets:
+        if name in sets:
+            yield f"External set {name}", "; ".join(sorted(sets[name]))
+    splits: dict[str, set[int]] = {}
+    for r, d in zip(stored, data, strict=True):
+        if d.get("split_hash"):
+            splits.setdefault(d["split_hash"], set()).add(r["seed"])
+    yield "Splits", "; ".join(
+        f"{digest} (seed {', '.join(map(str, sorted(seeds)))})"
+        for digest, seeds in sorted(splits.items(), key=lambda item: (min(item[1]), item[0]))
+    ) or "none recorded"
+    source = [r.get("provenance") or {} for r in stored]
+    for title, key in (("cellray", "cellray"), ("Code version", "code"), ("PyTorch", "torch"), ("Python", "python"),
+                       ("Hardware", "device")):  # fmt: skip
+        yield title, distinct(p.get(key) for p in source)
+
+
+def distinct(values: Iterable[object]) -> str:
+    """Every different value, sorted; says so where nothing is recorded."""
+    known = sorted({str(value) for value in values if value not in (None, "")})
+    return "; ".join(known) or "not recorded"
+
+
+def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
+    """Planned, ended and used, one row a configuration in the order of the ranking."""
+    columns = [
+        "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
+        "training s", "evaluation s", "peak memory MB", "parameters", "learning rate",
+    ]  # fmt: skip
+    rows = []
+    for row in select(tables.ranking, set_name="test", metric=plan.rank_by).itertuples():
+        mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
+        seconds = [r.get("seconds") or {} for r in mine]
+        rows.append(
+            [
+                str(row.label),
+                *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
+                str(row.n_stopped),
+                str(row.n_missing),
+                span(r.get("epochs") for r in mine),
+                span(r.get("steps") for r in mine),
+                span(s.get("training") for s in seconds),
+                span(s.get("evaluation") for s in seconds),
+                span(r.get("peak_memory_mb") for r in mine),
+                span(r.get("n_parameters") for r in mine),
+                span(r.get("lr") for r in mine),
+            ]
+        )
+    return columns, rows
+
+
+def point_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
+    """Range of each operating-point setting over a configuration's trials."""
+    names = ["threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"]
+    rows = []
+    for row in select(tables.ranking, set_name="test", metric=plan.rank_by).itertuples():
+        mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
+        points = [r["operating_point"] for r in mine if r.get("operating_point")]
+        if points:
+            rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names)])
+    return ["configuration", *(name.replace("_", " ") for name in names)], rows
+
+
+def span(values: Iterable[object]) -> str:
+    """One value, or the range of several; flags as yes/no."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, bool) for value in known):
+        return "/".join(sorted({"yes" if value else "no" for value in known}, reverse=True))
+    numbers = sorted(float(value) for value in known if is_finite(value))  # type: ignore[arg-type]
+    if not numbers:
+        return "–"
+    low, high = show(numbers[0]), show(numbers[-1])
+    return low if low == high else f"{low} … {high}"
+
+
+def show(value: object) -> str:
+    """A number for people: whole numbers grouped, others with three digits."""
+    if not is_finite(value):
+        return "–"
+    number = float(value)  # type: ignore[arg-type]
+    if number == round(number) or abs(number) >= 100:
+        return f"{round(number):,}".replace(",", " ")  # a thin space
+    return f"{number:.3g}"
+
+
+def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
+    """Each metric's title, definition, and what a failed or collapsed trial counts as."""
+    rows = []
+    for key, metric in METRICS.items():
+        if metric.worst is not None:
+            worst = format_value(key, metric.worst)
+        else:
+            worst = ", ".join(f"{name} {format_value(key, tables.worst[name, key])}" for name in tables.sets)
+        unit = f" [{metric.unit}]" if metric.unit else ""
+        text = metric.description + ("; ranked and averaged by its size" if key == "mpe" else "")
+        rows.append((metric_title(key) + unit, text, worst))
+    return rows
+
+
+def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
+    """How the numbers are made, in sentences."""
+    iou = evaluation.get("iou_threshold")
+    distance = evaluation.get("max_distance")
+    lines = [
+        f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
+        "A failed or collapsed trial counts as the worst value, and so does a metric that is not a number. "
+        "A missing trial counts as nothing and makes the table provisional. SDs are over seeds, with n − 1.",
+        "The survivors' mean leaves failed and collapsed trials out; a trial collapsed if on its validation images the "
+        "trained model predicts nothing, or everything, at every threshold, or if its loss became NaN.",
+        COUNTING_WORST,
+        "Cells are matched one-to-one"
+        + (f": by IoU above {iou:g}" if is_finite(iou) else " by IoU")
+        + ", most pairs first and then the highest total IoU"
+        + (f"; by centre distance up to {distance:g} mean cell diameters" if is_finite(distance) else "; by distance")
+        + ", most pairs first and then the lowest total distance.",
+        "F1, precision and recall sum their counts over the images of a set; Dice and mIoU sum pixels; counting errors are "
+        "means or medians over images. An image without cells in which none is predicted adds nothing to the sums and is "
+        "a count without error; if that holds for the whole set, the ratios are 1.",
+        "Own operating point: threshold and post-processing chosen for each trial on its validation images alone, then "
+        "frozen for test and external sets. Shared point: the same one for every trial.",
+    ]
+    shared = evaluation.get("shared_point")
+    if isinstance(shared, Mapping):
+        lines.append("Shared point: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items()) + ".")
+    return lines
+
+
+def read_role(role: Any) -> tuple[str, str, str]:
+    """Role, parameter and value of an object, a mapping or a tuple."""
+    if isinstance(role, Mapping):
+        parameter, kind, value = role["parameter"], role["role"], role["value"]
+    else:
+        parameter, kind, value = role.parameter, role.role, role.value
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return str(kind), str(parameter), text if len(text) <= 300 else text[:299] + "…"

@@ -1,0 +1,426 @@
+"""Ranked tables from trial records: pure functions over records, plans and DataFrames.
+
+The default rule decides every rank: a trial that failed or collapsed counts as the worst value of the metric,
+and so does a metric that is not a number. A planned trial without a record is missing: it counts as nothing,
+is shown as missing and makes the table provisional. The mean of the survivors stands beside the ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cellray.metrics import METRICS, Metric
+
+OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
+POINTS = ("own", "shared")
+"""Operating points: chosen on each trial's validation images, and the published one shared by all."""
+
+Record = Mapping[str, Any]
+"""The contents of one trial.json."""
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial that a study plans: its configuration's label, its seed and its key in the ledger."""
+
+    label: str
+    seed: int
+    key: str
+    evaluation_key: str = ""
+    """Where given, a record evaluated otherwise is out of date, and the trial counts as missing."""
+
+    def find(self, records: Mapping[str, Record]) -> Record | None:
+        """Its record among those by key, if there is one and it is up to date."""
+        record = records.get(self.key)
+        if record is None or (self.evaluation_key and record.get("evaluation_key") != self.evaluation_key):
+            return None
+        return record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a report is about: the question, the metric that ranks, and every planned trial."""
+
+    study: str
+    question: str
+    rank_by: str
+    trials: tuple[PlannedTrial, ...]
+    epochs: int | None = None
+    """Epochs of a trial where all have the same number; for progress and ETA only."""
+
+    def planned(self, records: Iterable[Record]) -> dict[str, Record]:
+        """The records of planned trials, by key; out-of-date ones are left out."""
+        by_key = {record["key"]: record for record in records}
+        return {trial.key: record for trial in self.trials if (record := trial.find(by_key)) is not None}
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels in the order of the plan."""
+        return list(dict.fromkeys(trial.label for trial in self.trials))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything the page, the exports and the terminal draw from."""
+
+    scores: pd.DataFrame
+    """One row a planned trial, set, point and metric; see `score_table`."""
+    ranking: pd.DataFrame
+    """One row a configuration, set, point and metric; see `rank_table`."""
+    trials: pd.DataFrame
+    """One row a planned trial; see `trial_table`."""
+    sets: list[str]
+    """`test`, the external sets, `val`."""
+    worst: dict[tuple[str, str], float]
+    """(set, metric) -> the value that a failed or collapsed trial counts as."""
+    n_records: int
+    """Planned trials that have a record."""
+    n_unplanned: int = 0
+    """Records in the ledger that the plan doesn't name, or that are out of date (left out)."""
+    notes: list[str] = field(default_factory=list)
+
+
+class TextTable(NamedTuple):
+    """A table for the terminal or for Markdown: column titles, rows of text, sentences below."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def make_tables(
+    records: Iterable[Record],
+    plan: Plan,
+    *,
+    nothing: Mapping[str, Mapping[str, float]] | None = None,
+    external_order: Sequence[str] = (),
+) -> Tables:
+    """Score and rank a study.
+
+    Args:
+        records: Contents of trial.json, of any outcome, in any order.
+        plan: The planned trials; records are found by key and labelled as the plan says.
+        nothing: For each set, the counting errors of predicting nothing (`errors_of_nothing`).
+        external_order: The order in which to show external sets; by name where it is silent.
+    """
+    stored = list(records)
+    used = plan.planned(stored)
+    sets = set_names(used.values(), external_order)
+    worst = worst_values(used.values(), sets, nothing or {})
+    scores = score_table(used, plan, sets, worst)
+    notes = [
+        f"{row.label}, seed {row.seed}: {METRICS[row.metric].title} on {row.set} is not a number; counted as worst"
+        for row in scores[(scores.note == "nan") & (scores.point == "own")].itertuples()
+    ]
+    return Tables(
+        scores=scores,
+        ranking=rank_table(scores, plan),
+        trials=trial_table(used, plan, scores),
+        sets=sets,
+        worst=worst,
+        n_records=len(used),
+        n_unplanned=len(stored) - len(used),
+        notes=notes,
+    )
+
+
+def set_names(records: Iterable[Record], external_order: Sequence[str] = ()) -> list[str]:
+    """`test` first, then external sets in the given order and by name, `val` last."""
+    found: set[str] = set()
+    for record in records:
+        for sets in (record.get("metrics") or {}).values():
+            found |= set(sets)
+        found |= set((record.get("data") or {}).get("sets") or {})
+    external = found - {"test", "val"}
+    ordered = [name for name in external_order if name in external]
+    ordered += sorted(external - set(ordered))
+    return ["test", *ordered, *(["val"] if "val" in found else [])]
+
+
+def errors_of_nothing(n_true: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """Counting errors of a model that predicts no cell at all, from the true counts of a set's images."""
+    counts = np.asarray(n_true, dtype=float)
+    if counts.size == 0:
+        return {}
+    return {
+        "mae": float(counts.mean()),
+        "medae": float(np.median(counts)),
+        "mpe": float(100 * (counts > 0).mean()),
+    }
+
+
+def magnitude(metric: Metric, value: float) -> float:
+    """The size by which a value is ranked: |value| for an unbounded error, else the value.
+
+    A signed error (MPE) of +50 in one seed and -50 in another is no good count, so its size is what is averaged.
+    """
+    return abs(value) if metric.worst is None else value
+
+
+def worst_values(
+    records: Iterable[Record], sets: Sequence[str], nothing: Mapping[str, Mapping[str, float]]
+) -> dict[tuple[str, str], float]:
+    """The value that a failed or collapsed trial counts as, for each set and metric.
+
+    A bounded metric has its own worst value. An unbounded counting error (MAE, MedAE, |MPE|) has none, so it gets
+    the largest error of any trial in that set, at either operating point, or that of predicting nothing,
+    whichever is worse: a collapse never beats a trial that ended. Where neither is known it is NaN.
+    """
+    worst = {}
+    stored = list(records)
+    for name in sets:
+        rows = [(r.get("metrics") or {}).get(point, {}).get(name, {}) for r in stored for point in POINTS]
+        for key, metric in METRICS.items():
+            if metric.worst is not None:
+                worst[name, key] = metric.worst
+                continue
+            seen = [abs(row[key]) for row in rows if is_finite(row.get(key))]
+            if key in nothing.get(name, {}):
+                seen.append(nothing[name][key])
+            worst[name, key] = max(seen, default=float("nan"))
+    return worst
+
+
+def is_finite(value: object) -> bool:
+    """Whether a stored value is a real number (None, NaN and infinities aren't)."""
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def score_table(
+    records: Mapping[str, Record], plan: Plan, sets: Sequence[str], worst: Mapping[tuple[str, str], float]
+) -> pd.DataFrame:
+    """One row a planned trial, set, point and metric.
+
+    Columns: set, point, metric, label, seed, key, outcome, value (as stored, NaN if there is none), counted (what
+    the default rule averages; NaN only for a missing trial), note ("", "nan", "worst" or "not evaluated").
+    """
+    rows = []
+    for trial in plan.trials:
+        record = records.get(trial.key)
+        outcome = "missing" if record is None else str(record["outcome"])
+        stored = {} if record is None else record.get("metrics") or {}
+        for name in sets:
+            for point in POINTS:
+                values = stored.get(point, {}).get(name)
+                for key, metric in METRICS.items():
+                    rows.append(
+                        (name, point, key, trial.label, trial.seed, trial.key)
+                        + score(metric, key, outcome, values, worst[name, key])
+                    )
+    columns = ["set", "point", "metric", "label", "seed", "key", "outcome", "value", "counted", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def score(
+    metric: Metric, key: str, outcome: str, values: Mapping[str, Any] | None, worst: float
+) -> tuple[str, float, float, str]:
+    """Outcome in this set, value as stored, value that counts, and a note."""
+    nan = float("nan")
+    stored = None if values is None else values.get(key)
+    value = float(stored) if is_finite(stored) else nan  # type: ignore[arg-type]
+    if outcome in ("failed", "collapsed"):
+        return outcome, value, worst, "worst"
+    if outcome == "missing":
+        return outcome, nan, nan, ""
+    if values is None:
+        if outcome == "stopped":  # ended early and was never judged: dropped for a reason
+            return outcome, nan, worst, "worst"
+        return "missing", nan, nan, "not evaluated"
+    if np.isnan(value):
+        return outcome, nan, worst, "nan"
+    return outcome, value, magnitude(metric, value), ""
+
+
+def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """One row a configuration, set, point and metric, ordered by rank and then by label.
+
+    Columns: set, point, metric, rank (shared by equal means, NaN without a result), label, n_planned, n_finished,
+    n_collapsed, n_failed, n_stopped, n_missing, n_nan, n (trials in the mean), mean and sd (default rule), worst
+    (the worst seed's), survivors_n, survivors_mean, survivors_sd, survivors_rank (finished trials with a value),
+    order_differs (the two ranks differ), provisional (a planned trial is missing). SDs have n - 1 below the line.
+    """
+    if scores.empty:
+        return pd.DataFrame(columns=RANK_COLUMNS)
+    group = ["set", "point", "metric", "label"]
+    frame = scores.copy()
+    for outcome in OUTCOMES:
+        frame[f"n_{outcome}"] = (frame.outcome == outcome).astype(int)
+    frame["n_nan"] = (frame.note == "nan").astype(int)
+    frame["n_planned"] = 1
+    counts = frame.groupby(group, sort=False)[
+        ["n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped", "n_missing", "n_nan"]
+    ].sum()
+
+    # missing trials are left out by name, never by a NaN that an average would skip
+    counted = spread(frame[frame.outcome != "missing"], group)
+    survived = spread(frame[(frame.outcome == "finished") & (frame.note == "")], group).add_prefix("survivors_")
+    table = counts.join(counted).join(survived.drop(columns=["survivors_low", "survivors_high"])).reset_index()
+    table[["n", "survivors_n"]] = table[["n", "survivors_n"]].fillna(0).astype(int)
+
+    higher = table.metric.map({key: metric.higher_is_better for key, metric in METRICS.items()})
+    table["worst"] = table.low.where(higher, table.high)
+    sign = np.where(higher, -1.0, 1.0)
+    for column, rank in (("mean", "rank"), ("survivors_mean", "survivors_rank")):
+        # rounded, so that the order of a sum's terms can't break a tie
+        table[rank] = (table[column] * sign).round(9)
+        table[rank] = table.groupby(["set", "point", "metric"], sort=False)[rank].rank(method="min")
+    table["order_differs"] = (table["rank"] != table.survivors_rank) & table["rank"].notna()
+    table["provisional"] = table.groupby(["set", "point", "metric"], sort=False).n_missing.transform("sum") > 0
+    for column in ("set", "metric", "point"):  # keep the order of appearance
+        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(scores[column])), ordered=True)
+    table = table.sort_values(["set", "point", "metric", "rank", "label"], na_position="last", kind="stable")
+    for column in ("set", "metric", "point"):
+        table[column] = table[column].astype(str)
+    return table[RANK_COLUMNS].reset_index(drop=True)
+
+
+RANK_COLUMNS = [
+    "set", "point", "metric", "rank", "label", "n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped",
+    "n_missing", "n_nan", "n", "mean", "sd", "worst", "survivors_n", "survivors_mean", "survivors_sd",
+    "survivors_rank", "order_differs", "provisional",
+]  # fmt: skip
+
+
+def spread(frame: pd.DataFrame, group: list[str]) -> pd.DataFrame:
+    """n, mean, sd, low and high of `counted`; a NaN among the values makes a NaN of the result."""
+    grouped = frame.groupby(group, sort=False).counted
+    out = grouped.agg(n="size", mean="mean", sd="std", low="min", high="max")
+    holes = grouped.count() < out.n
+    out.loc[holes, ["mean", "sd", "low", "high"]] = np.nan
+    return out
+
+
+def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a planned trial: outcome, budget, operating point, and each metric as `point.set.metric` (as stored)."""
+    rows = []
+    for trial in plan.trials:
+        record = records.get(trial.key, {})
+        seconds = record.get("seconds") or {}
+        row = {
+            "label": trial.label,
+            "seed": trial.seed,
+            "key": trial.key,
+            "outcome": record.get("outcome", "missing"),
+            "reason": record.get("reason") or "",
+            **{name: number(record.get(name)) for name in ("epochs", "steps", "best_epoch", "lr", "n_parameters")},
+            "training_s": number(seconds.get("training")),
+            "evaluation_s": number(seconds.get("evaluation")),
+            "peak_memory_mb": number(record.get("peak_memory_mb")),
+            "operating_point_score": number(record.get("operating_point_score")),
+        }
+        point = record.get("operating_point") or {}
+        for name in ("threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"):
+            row[f"operating_point.{name}"] = number(point.get(name))
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if scores.empty:
+        return table
+    wide = scores.assign(column=scores.point + "." + scores.set + "." + scores.metric)
+    order = list(dict.fromkeys(wide.column))
+    # label and seed too: two labels with the same settings share a key
+    wide = wide.pivot(index=["label", "seed", "key"], columns="column", values="value")[order]
+    return table.merge(wide.reset_index(), on=["label", "seed", "key"], how="left", sort=False)
+
+
+def number(value: object) -> float:
+    """A stored number as a float, NaN where there is none."""
+    return float(value) if is_finite(value) else float("nan")  # type: ignore[arg-type]
+
+
+def select(table: pd.DataFrame, *, set_name: str, metric: str, point: str = "own") -> pd.DataFrame:
+    """The rows of one set, metric and operating point."""
+    mask = (table["set"] == set_name) & (table["metric"] == metric) & (table["point"] == point)
+    return table[mask]
+
+
+def metric_title(key: str) -> str:
+    """The name of a metric in tables: a signed error is ranked, and so shown, by its size."""
+    metric = METRICS[key]
+    return f"|{metric.title}|" if key == "mpe" else metric.title
+
+
+def format_value(key: str, value: float) -> str:
+    """A number as tables show it: three decimals for a ratio, two for a counting error, a dash for none."""
+    if not np.isfinite(value):
+        return "–"
+    if METRICS[key].worst is not None:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def format_spread(key: str, mean: float, sd: float) -> str:
+    """`mean ± SD`, or the mean alone where one value has no spread."""
+    return format_value(key, mean) + (f" ± {format_value(key, sd)}" if np.isfinite(sd) else "")
+
+
+def format_rank(rank: float) -> str:
+    """A rank as text; a dash where nothing is known yet."""
+    return f"{rank:.0f}" if np.isfinite(rank) else "–"
+
+
+def format_counts(row: Any) -> str:
+    """The outcomes of a configuration that weren't `finished`, in words."""
+    parts = [f"{getattr(row, f'n_{name}')} {name}" for name in OUTCOMES[1:] if getattr(row, f"n_{name}")]
+    if row.n_nan:
+        parts.append(f"{row.n_nan} not a number")
+    return ", ".join(parts)
+
+
+def format_table(
+    tables: Tables, *, metric: str, set_name: str = "test", extra: Sequence[str] = (), limit: int | None = None
+) -> TextTable:
+    """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
+
+    Args:
+        tables: From `make_tables`.
+        metric: The one that ranks, a key of ``METRICS``.
+        set_name: One of ``tables.sets``.
+        extra: Further metrics, one column each (means by the default rule).
+        limit: Only the first so many rows.
+    """
+    rows = select(tables.ranking, set_name=set_name, metric=metric)
+    shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")
+    more = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in extra}
+    columns = ["rank", "configuration", metric_title(metric), "survivors", "worst seed", "shared point"]
+    columns += [metric_title(key) for key in extra] + ["finished", "else"]
+    text = []
+    for row in rows.head(limit or len(rows)).itertuples():
+        survivors = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
+        if row.order_differs and np.isfinite(row.survivors_rank):
+            survivors += f" [{format_rank(row.survivors_rank)}]"
+        text.append(
+            [
+                format_rank(row.rank),
+                str(row.label),
+                format_spread(metric, row.mean, row.sd),
+                survivors,
+                format_value(metric, row.worst),
+                format_value(metric, shared["mean"].get(row.label, np.nan)),
+                *(format_spread(key, m["mean"][row.label], m["sd"][row.label]) for key, m in more.items()),
+                f"{row.n_finished}/{row.n_planned}",
+                format_counts(row),
+            ]
+        )
+    return TextTable(columns, text, table_notes(tables, rows, metric, set_name))
+
+
+def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) -> list[str]:
+    """What a reader of a ranked table must know, in sentences."""
+    notes = []
+    if len(rows) and rows.n_missing.sum():
+        notes.append(f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing.")
+    if len(rows) and (rows.n_collapsed.sum() or rows.n_failed.sum()):
+        notes.append(
+            f"{rows.n_collapsed.sum()} collapsed and {rows.n_failed.sum()} failed trials count as the worst value, "
+            f"{format_value(metric, tables.worst[set_name, metric])}; survivors leave them out."
+        )
+    if len(rows) and rows.n_nan.sum():
+        notes.append(f"{rows.n_nan.sum()} values that are not a number count as the worst value too.")
+    if len(rows) and rows.order_differs.any():
+        notes.append("[k]: rank by the survivors' mean, where it differs.")
+    return notes

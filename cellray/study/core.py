@@ -1,0 +1,327 @@
+"""A whole study, its trials, and the keys by which a ledger knows what is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from cellray.errors import StudyError, one_of
+from cellray.losses import LOSSES
+from cellray.metrics import METRICS
+from cellray.model import MODELS
+from cellray.study.problems import Path, Problem, SettingsError, problems_in, shown_path
+from cellray.study.settings import (
+    ConfigurationConfig,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    Name,
+    ResourcesConfig,
+    Seed,
+    Settings,
+    TrainingConfig,
+    check_loss_settings,
+)
+from cellray.study.yaml_tree import write_tree
+
+SCHEMA_VERSION = 1
+"""Raised when a change of code changes what a training computes: old records then count as not done."""
+EVALUATION_VERSION = 1
+"""Raised when a change of code changes the scores of trained weights: they are then evaluated again."""
+
+T = TypeVar("T", bound=Settings)
+
+
+class Role(NamedTuple):
+    """What part a parameter plays in a study."""
+
+    parameter: str
+    """Dotted path, as in the study file."""
+    role: Literal["compared", "tuned", "fixed"]
+    value: Any
+    """Of a compared parameter: the list of its distinct values."""
+
+
+class Trial(Settings):
+    """One configuration with one seed: everything that decides a training run, and its keys."""
+
+    study: str
+    label: str
+    seed: int
+    protocol: str
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+
+    def key(self, fingerprint: str) -> str:
+        """Short hash of what decides the trained weights: settings, seed, data, code; no paths, no label.
+
+        Args:
+            fingerprint: Of the training set's content (`Dataset.fingerprint`).
+        """
+        data = self.data.model_dump(mode="json", include={"channels", "normalise", "val_fraction", "test_fraction"})
+        data["split_seed"] = self.seed if self.data.split_seed is None else self.data.split_seed
+        return short_hash(
+            {
+                "schema": SCHEMA_VERSION,
+                "protocol": self.protocol,
+                "fingerprint": fingerprint,
+                "data": data,
+                "seed": self.seed,
+                **_decisive(self.model, self.loss, self.training),
+            }
+        )
+
+    def evaluation_key(self, facts: Mapping[str, Any]) -> str:
+        """Short hash of what decides the scores of trained weights; a change evaluates again, no training.
+
+        Args:
+            facts: Fingerprint and mean diameter of each set, by the set's name.
+        """
+        evaluation = self.evaluation.model_dump(mode="json")
+        if self.evaluation.operating_point != "validation":
+            del evaluation["rank_by"]  # otherwise also what the validation images choose the point by
+        return short_hash(
+            {"schema": SCHEMA_VERSION, "version": EVALUATION_VERSION, "evaluation": evaluation, "sets": facts}
+        )
+
+
+class Study(Settings):
+    """A study file: one question, the configurations that contend, and the terms they contend on."""
+
+    name: Name
+    """Names the study's folder in the storage and its MLflow experiment."""
+    question: str
+    """What the study is to answer, in one sentence; heads the report."""
+    protocol: Literal["strict"] = "strict"
+    """`strict`: logits, one activation, one-to-one matching, correct counts, own operating points."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig
+    loss: LossConfig | None = None
+    """The loss of configurations that don't name one."""
+    configurations: tuple[ConfigurationConfig, ...] = Field(min_length=1)
+    """The contenders."""
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    """Paired repeats: every configuration is trained once with each."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def can_be_run(self) -> Study:
+        """Check what no single field can know."""
+        problems = [
+            Problem(("seeds", i), f"seed {seed} is given twice; each repeat needs its own")
+            for i, seed in enumerate(self.seeds)
+            if seed in self.seeds[:i]
+        ]
+        labels: list[str] = []
+        resolved: dict[str, str] = {}
+        for i, configuration in enumerate(self.configurations):
+            at: Path = ("configurations", i)
+            if configuration.label in labels:
+                words = f"a second configuration is labelled {configuration.label!r}; give each its own label"
+                problems.append(Problem((*at, "label"), words))
+            labels.append(configuration.label)
+            try:
+                content = json.dumps(_canonical(_decisive(*self._resolve(configuration))), sort_keys=True)
+            except SettingsError as found:
+                problems += [Problem(at + problem.path, problem.message) for problem in found.problems]
+                continue
+            if content in resolved:
+                same = f"{configuration.label!r} has the same settings as {resolved[content]!r}"
+                problems.append(Problem(at, f"{same}: nothing is compared"))
+            resolved.setdefault(content, configuration.label)
+        if problems:
+            raise SettingsError(problems)
+        return self
+
+    def _resolve(self, configuration: ConfigurationConfig) -> tuple[ModelConfig, LossConfig, TrainingConfig]:
+        """The study's settings with a configuration's changes, or `SettingsError` with paths below it."""
+        problems: list[Problem] = []
+        model, found = _changed(self.model, "model", configuration.model)
+        problems += found
+        training, found = _changed(self.training, "training", configuration.training)
+        problems += found
+        loss = configuration.loss or self.loss
+        if loss is None:
+            problems.append(Problem((), f"configuration {configuration.label!r} has no loss, nor has the study"))
+        if problems or loss is None:
+            raise SettingsError(problems)
+        return model, loss, training
+
+    def trials(self) -> list[Trial]:
+        """Every configuration with every seed, all configurations of a seed before the next seed."""
+        resolved = [(c.label, *self._resolve(c)) for c in self.configurations]
+        return [
+            Trial(
+                study=self.name,
+                label=label,
+                seed=seed,
+                protocol=self.protocol,
+                data=self.data,
+                model=model,
+                loss=loss,
+                training=training,
+                evaluation=self.evaluation,
+            )
+            for seed in self.seeds
+            for label, model, loss, training in resolved
+        ]
+
+    def select(self, *, seeds: Iterable[int] | None = None, only: Iterable[str] | None = None) -> Study:
+        """The same study with other seeds, or with only the configurations of these labels.
+
+        Raises:
+            StudyError: If a label is unknown, a seed is repeated or out of range, or nothing is left.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        if only is not None:
+            labels = [one_of("configuration", label, [c.label for c in self.configurations]) for label in only]
+            values["configurations"] = tuple(c for c in self.configurations if c.label in labels)
+        if seeds is not None:
+            values["seeds"] = tuple(seeds)
+        try:
+            return Study.model_validate(values)
+        except ValidationError as error:
+            found = problems_in(error, Study)
+            raise StudyError("; ".join(f"{shown_path(p.path)}: {p.message}" for p in found)) from None
+
+    def dump_yaml(self) -> str:
+        """The study as resolved: every default written out. Loading it gives an equal study."""
+        return write_tree(self.model_dump(mode="json"))
+
+    def roles(self) -> list[Role]:
+        """The part of every parameter that decides a result: compared first, then tuned, then fixed.
+
+        The terms of a combined loss are one parameter, ``loss.terms``, each combination a line of text.
+        """
+        leaves = []
+        for model, loss, training in (self._resolve(c) for c in self.configurations):
+            groups = _decisive(model, loss, training)
+            if loss.name is None:
+                groups["loss"] = {"terms": loss.describe()}
+            leaves.append(_leaves(groups))
+        roles: dict[str, list[Role]] = {"compared": [], "tuned": [], "fixed": []}
+        for path in dict.fromkeys(path for each in leaves for path in each):
+            values = [each[path] for each in leaves if path in each]
+            distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+            is_choice = path in ("loss.name", "loss.terms") and len(values) < len(leaves)
+            if len(distinct) > 1 or is_choice:
+                roles["compared"].append(Role(path, "compared", distinct))
+            elif path == "training.lr" and distinct[0] == "range_test":
+                roles["tuned"].append(Role(path, "tuned", distinct[0]))
+            else:
+                roles["fixed"].append(Role(path, "fixed", distinct[0]))
+        for path, value in _leaves(
+            _plain({"protocol": self.protocol, "data": self.data, "evaluation": self.evaluation})
+        ).items():
+            if path == "evaluation.operating_point" and value == "validation":
+                roles["tuned"].append(Role(path, "tuned", value))
+            else:
+                roles["fixed"].append(Role(path, "fixed", value))
+        return [role for part in roles.values() for role in part]
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors."""
+    schema = Study.model_json_schema()
+    types = schema["$defs"]
+    for owner, key, words in (
+        ("TermConfig", "name", LOSSES),
+        ("LossConfig", "name", LOSSES),
+        ("ModelConfig", "name", MODELS),
+        ("EvaluationConfig", "rank_by", METRICS),
+    ):
+        place = types[owner]["properties"][key]
+        nullable = "anyOf" in place
+        place.pop("anyOf", None)
+        place.pop("type", None)
+        place["enum"] = [*words, None] if nullable else list(words)
+    for key, owner in (("model", "ModelConfig"), ("training", "TrainingConfig")):
+        # All settings of both have defaults, so that the whole also describes a part.
+        place = types["ConfigurationConfig"]["properties"][key]
+        types["ConfigurationConfig"]["properties"][key] = {
+            "$ref": f"#/$defs/{owner}",
+            "description": place["description"],
+        }
+    for owner in ("TermConfig", "LossConfig"):
+        types[owner]["allOf"] = [
+            {
+                "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
+                "then": {"properties": {"settings": {"propertyNames": {"enum": list(check_loss_settings(name, {}))}}}},
+            }
+            for name in LOSSES
+        ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def short_hash(content: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of `content`; 1 and 1.0 count as equal."""
+    text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _changed(base: T, name: str, changes: Mapping[str, Any]) -> tuple[T, list[Problem]]:
+    """`base` with some settings changed, and what is wrong with them, with paths that begin with `name`."""
+    if not changes:
+        return base, []
+    text = json.dumps(_merged(base.model_dump(mode="json"), changes))
+    try:
+        return type(base).model_validate_json(text, strict=True), []
+    except ValidationError as error:
+        return base, [Problem((name, *p.path), p.message) for p in problems_in(error, type(base))]
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in changes.items():
+        inner = both.get(key)
+        both[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return both
+
+
+def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in groups.items()}
+
+
+def _decisive(model: ModelConfig, loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
+    """Plain settings of a training, without those that can't change what comes out."""
+    groups = _plain({"model": model, "loss": loss, "training": training})
+    if training.lr != "range_test":
+        del groups["training"]["range_test"]
+    if loss.name is None:
+        groups["loss"] = {"terms": groups["loss"]["terms"]}
+    else:
+        del groups["loss"]["terms"]
+    return groups
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted path -> value; an empty mapping or a list of plain values is a leaf."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= _leaves(value, f"{path}.")
+        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            for i, entry in enumerate(value):
+                found |= _leaves(entry, f"{path}[{i}].") if isinstance(entry, Mapping) else {f"{path}[{i}]": entry}
+        else:
+            found[path] = value
+    return found

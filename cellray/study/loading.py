@@ -1,0 +1,105 @@
+"""From a YAML file to a checked study, or to one error that says what to mend and in which line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cellray.errors import StudyError
+from cellray.study.core import Study
+from cellray.study.problems import Path as KeyPath
+from cellray.study.problems import Problem, problems_in, shown, shown_path
+from cellray.study.yaml_tree import line_of, read_tree
+
+MAX_BYTES = 1_000_000
+
+
+def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: Iterable[str] | None = None) -> Study:
+    """Read, check and resolve a study file.
+
+    ``${NAME}`` in a data path is replaced from the environment, ``~`` by the home folder, and a relative path
+    starts at the folder of the study file, so that the command may be given anywhere.
+
+    Args:
+        path: The YAML file.
+        seeds: Instead of the file's seeds.
+        only: Labels of the configurations to keep; None: all.
+
+    Raises:
+        StudyError: Naming file, line, key, what was expected and what came, for each thing that is wrong.
+    """
+    file = Path(path)
+    try:
+        values, node = read_tree(_read(file))
+    except StudyError as error:
+        raise StudyError(f"{file}:{error}") from None
+    if not isinstance(values, dict):
+        got = "an empty file" if values is None else shown(values)
+        raise StudyError(f"{file}:1: a study must be a mapping of keys such as name, data and seeds, got {got}")
+    problems = _resolve_paths(values, file.resolve().parent)
+    study = None
+    try:
+        # Through JSON, whose strict mode takes a list for a tuple and 1 for 1.0, but not '5' for 5.
+        study = Study.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        problems += problems_in(error, Study)
+    if problems or study is None:
+        raise StudyError(_report(file, [(line_of(node, p.path), p) for p in problems]))
+    return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise StudyError(f"1: not a study: larger than {MAX_BYTES} bytes")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise StudyError("1: not a text file in UTF-8") from None
+    except FileNotFoundError:
+        beside = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, beside, n=1)
+        raise StudyError(" no such study file" + (f" (did you mean {near[0]!r}?)" if near else "")) from None
+    except OSError as error:
+        raise StudyError(f" can't be read: {error.strerror}") from None
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> list[Problem]:
+    """Make the data paths absolute, in place; variables that aren't set are returned as problems."""
+    problems = []
+    for at, dataset in _datasets(values):
+        text = dataset.get("path")
+        if not isinstance(text, str):
+            continue
+        unset = [name for name in re.findall(r"\$\{([^}]*)\}", text) if not os.environ.get(name)]
+        problems += [Problem((*at, "path"), f"environment variable {name} is not set, got {text!r}") for name in unset]
+        if not unset:
+            filled = re.sub(r"\$\{([^}]*)\}", lambda match: os.environ[match[1]], text)
+            dataset["path"] = str(folder / os.path.expanduser(filled))
+    return problems
+
+
+def _datasets(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    data = values.get("data")
+    if isinstance(data, dict):
+        if isinstance(data.get("train"), dict):
+            yield ("data", "train"), data["train"]
+        external = data.get("external")
+        for i, dataset in enumerate(external if isinstance(external, list) else []):
+            if isinstance(dataset, dict):
+                yield ("data", "external", i), dataset
+
+
+def _report(file: Path, found: list[tuple[int, Problem]]) -> str:
+    """One line a problem, in the order of the file."""
+    lines = []
+    for line, problem in sorted(found, key=lambda pair: pair[0]):
+        where = f"{shown_path(problem.path)}: " if problem.path else ""
+        lines.append(f"{file}:{line}: {where}{problem.message}")
+    return "\n".join(dict.fromkeys(lines))

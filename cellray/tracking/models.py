@@ -1,0 +1,99 @@
+"""A trained network as an MLflow model: a `torch.export` archive, which loads without cellray and without pickles."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+
+class ModelSaver:
+    """Saves networks as MLflow model folders.
+
+    Tracing a network takes seconds and depends on its architecture alone, so each architecture is traced once and
+    every trial's folder is a copy of that with other weights, which takes about 0.2 s.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="cellray-models-")
+        self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
+
+    def save(self, settings: Mapping[str, Any], checkpoint: bytes, *, run_id: str, model_id: str) -> Path:
+        """Write a model folder.
+
+        Args:
+            settings: Of the trial; `model` and `data.channels` are read.
+            checkpoint: Of the trial, with the weights under "model".
+            run_id: MLflow run that it belongs to.
+            model_id: MLflow logged model that it becomes.
+
+        Returns:
+            The folder, good until the next call.
+        """
+        import torch
+        from mlflow.models import Model
+
+        weights = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")["model"]
+        name, features = settings["model"]["name"], settings["model"]["base_features"]
+        template, program = self._trace(name, features, settings["data"]["channels"], weights)
+        with torch.no_grad():
+            for key, tensor in program.state_dict.items():
+                tensor.copy_(weights[key])
+        folder = Path(self._folder.name) / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(template, folder)
+        torch.export.save(program, folder / "data" / "model.pt2")
+        model = Model.load(str(folder))
+        model.run_id, model.model_id, model.model_uuid = run_id, model_id, model_id
+        model.save(str(folder / "MLmodel"))
+        return folder
+
+    def _trace(
+        self, name: str, base_features: int, in_channels: int, weights: Mapping[str, Tensor]
+    ) -> tuple[Path, ExportedProgram]:
+        """The model folder of an architecture, and its exported program; the weights are the first trial's."""
+        architecture = (name, base_features, in_channels)
+        if architecture not in self._traced:
+            import mlflow.pytorch
+            import numpy as np
+            import torch
+            from mlflow.models import ModelSignature
+            from mlflow.types import Schema, TensorSpec
+
+            from cellray.model import build_model
+
+            # On meta and then filled: initial weights would draw from the random state of whoever trains here.
+            with torch.device("meta"):
+                network = build_model(name, base_features=base_features, in_channels=in_channels)
+            if dict(network.named_buffers()).keys() - network.state_dict().keys():
+                raise ValueError(f"{name!r} has buffers that its checkpoints lack")
+            network.to_empty(device="cpu").load_state_dict(weights)
+            network.eval()
+            folder = Path(self._folder.name) / "-".join(map(str, architecture))
+            shutil.rmtree(folder, ignore_errors=True)
+            single = np.dtype("float32")
+            mlflow.pytorch.save_model(
+                network,
+                str(folder),
+                signature=ModelSignature(
+                    inputs=Schema([TensorSpec(single, (-1, in_channels, -1, -1))]),
+                    outputs=Schema([TensorSpec(single, (-1, 1, -1, -1))]),
+                ),
+                # of two images and two tiles a side, since tracing takes a size of 1 for a constant
+                input_example=np.zeros((2, in_channels, 16, 24), dtype=single),
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+                metadata={
+                    "input": "images in [0, 1]; height and width multiples of 8, from 16",
+                    "output": "logits",
+                },
+                serialization_format="pt2",
+            )
+            self._traced[architecture] = folder, torch.export.load(folder / "data" / "model.pt2")
+        return self._traced[architecture]

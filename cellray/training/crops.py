@@ -1,0 +1,138 @@
+"""Training batches: random crops of the cached images, changed at random in one step on the training device.
+
+Every random number comes from (seed, purpose, position), never from a running state: a resumed training sees the very
+crops the undisturbed one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cellray.data import Dataset
+from cellray.study import AugmentConfig
+
+
+class CropSampler:
+    """Draws batch number `step` of a training run: images (N, C, H, W) in [0, 1], targets (N, 1, H, W) of 0 and 1.
+
+    Images are visited in a fresh random order each epoch; a crop is uniform over its image, and an image smaller than
+    the crop is continued by reflection.
+
+    Args:
+        dataset: Images and labels.
+        indices: The training images.
+        crop_px: Side of a crop.
+        batch_size: Crops a batch.
+        augment: Ranges of the random changes.
+        seed: Of this training run.
+        device: Where batches are wanted; the changes are computed there.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: list[int],
+        *,
+        crop_px: int,
+        batch_size: int,
+        augment: AugmentConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.crop_px, self.batch_size, self.augment = crop_px, batch_size, augment
+        self.seed, self.device = seed, device
+        # The widest window that a turned and shrunk crop can look at.
+        angle = math.radians(min(augment.rotation_deg, 45.0))
+        reach = (math.cos(angle) + math.sin(angle)) / (1 - augment.zoom)
+        self.window_px = crop_px if self._is_plain() else 2 * math.ceil(crop_px * reach / 2 + 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def batch(self, step: int, purpose: int = 0) -> tuple[Tensor, Tensor]:
+        """Batch `step` (from 0); another `purpose` draws other crops of the same images."""
+        rng = np.random.default_rng([self.seed, 1, purpose, step])
+        n, side, channels = self.batch_size, self.window_px, self.dataset.image(self.indices[0]).shape[2]
+        windows = np.empty((n, side, side, channels + 1), np.uint8)
+        for k, index in enumerate(self._visits(step, purpose)):
+            self._cut(index, rng, windows[k])
+        pixels = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
+        if not self._is_plain():
+            pixels = self._warp(pixels, rng)
+        images, targets = pixels[:, :channels] / 255, (pixels[:, channels:] > 0.5).float()
+        images = self._relight(images, rng)
+        return images.contiguous(memory_format=torch.channels_last), targets
+
+    def _is_plain(self) -> bool:
+        augment = self.augment
+        return not augment.flips and augment.rotation_deg == 0 and augment.zoom == 0
+
+    def _visits(self, step: int, purpose: int) -> list[int]:
+        """Image numbers of batch `step`: consecutive places in an endless row of shuffled epochs."""
+        n, order = len(self.indices), {}
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        for epoch in {place // n for place in places}:
+            order[epoch] = np.random.default_rng([self.seed, 2, purpose, epoch]).permutation(n)
+        return [self.indices[order[place // n][place % n]] for place in places]
+
+    def _cut(self, index: int, rng: np.random.Generator, out: np.ndarray) -> None:
+        """Fill `out` (window, window, C + 1) with one random window of the image and its mask."""
+        image, labels = self.dataset.image(index), self.dataset.labels(index)
+        rows = self._place(image.shape[0], rng.random())
+        columns = self._place(image.shape[1], rng.random())
+        if isinstance(rows, slice) and isinstance(columns, slice):
+            out[..., :-1] = image[rows, columns]
+            np.greater(labels[rows, columns], 0, out=out[..., -1].view(bool))
+        else:
+            rows = np.arange(image.shape[0])[rows] if isinstance(rows, slice) else rows
+            columns = np.arange(image.shape[1])[columns] if isinstance(columns, slice) else columns
+            picked = np.ix_(rows, columns)
+            out[..., :-1] = image[picked]
+            out[..., -1] = labels[picked] > 0
+
+    def _place(self, length: int, where: float) -> slice | np.ndarray:
+        """Positions along one axis: a slice, or reflected positions where the window passes an edge."""
+        room = max(length - self.crop_px, 0)
+        start = round(where * room) - (self.window_px - self.crop_px) // 2
+        if length < self.crop_px:
+            start -= (self.crop_px - length) // 2
+        if start >= 0 and start + self.window_px <= length:
+            return slice(start, start + self.window_px)
+        position = np.abs(np.arange(start, start + self.window_px)) % max(2 * length - 2, 1)
+        return np.minimum(position, max(2 * length - 2, 0) - position) if length > 1 else np.zeros_like(position)
+
+    def _warp(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """Flip, turn and zoom every window of the batch in one resampling to the crop's size."""
+        n = len(pixels)
+        limit = self.augment.rotation_deg
+        angle = np.radians(rng.uniform(-limit, limit, n))
+        scale = rng.uniform(1 - self.augment.zoom, 1 + self.augment.zoom, n)
+        flips = rng.choice([-1.0, 1.0], (2, n)) if self.augment.flips else np.ones((2, n))
+        # Output pixel -> window position, both in [-1, 1]: the crop fills crop/window of the window.
+        ratio = self.crop_px / self.window_px / scale
+        matrix = np.zeros((n, 2, 3), np.float32)
+        matrix[:, 0, 0], matrix[:, 0, 1] = ratio * np.cos(angle) * flips[0], -ratio * np.sin(angle) * flips[1]
+        matrix[:, 1, 0], matrix[:, 1, 1] = ratio * np.sin(angle) * flips[0], ratio * np.cos(angle) * flips[1]
+        size = [n, pixels.shape[1], self.crop_px, self.crop_px]
+        grid = functional.affine_grid(torch.from_numpy(matrix).to(self.device), size, align_corners=False)
+        return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    def _relight(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        """Scale the contrast about each crop's mean and shift the brightness, within [0, 1]."""
+        n = len(images)
+        contrast = rng.uniform(1 - self.augment.contrast, 1 + self.augment.contrast, n)
+        shift = rng.uniform(-self.augment.brightness, self.augment.brightness, n)
+        if self.augment.contrast == 0 and self.augment.brightness == 0:
+            return images
+        factor = torch.tensor(contrast, dtype=torch.float32, device=self.device).view(n, 1, 1, 1)
+        offset = torch.tensor(shift, dtype=torch.float32, device=self.device).view(n, 1, 1, 1)
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        # Relative to the mean, since a background near 0 would otherwise be lifted far above its own level.
+        return ((images - mean) * factor + mean * (1 + offset)).clamp_(0, 1)

@@ -1,0 +1,293 @@
+"""One configuration, one seed -> one record in the ledger."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pandas as pd
+import torch
+
+import cellray
+from cellray.data import Dataset, Split, open_dataset, split_dataset
+from cellray.device import describe, peak_memory_mb, pick_device, prepare
+from cellray.evaluation import Evaluation, evaluate
+from cellray.ledger import TABLES, Ledger
+from cellray.model import build_model
+from cellray.study import SCHEMA_VERSION, DataConfig, Trial
+from cellray.training import Fit, fit
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The opened data of a study: cheap to open again in another process of the same machine."""
+
+    train: Dataset
+    external: dict[str, Dataset]
+
+    @classmethod
+    def open(cls, config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Sets:
+        """Open every set of a study, decoding what this machine hasn't decoded yet.
+
+        Raises:
+            DataError: Naming the file, if something can't be used.
+        """
+        how: dict[str, Any] = {"channels": config.channels, "normalise": config.normalise, "progress": progress}
+        train = open_dataset(config.train, **how)
+        external = {
+            c.name: open_dataset(c, **how, target_diameter_px=train.diameter_px, require_diameter=True)
+            for c in config.external
+        }
+        return cls(train, external)
+
+    def split(self, trial: Trial) -> Split:
+        """The training set's parts for one trial."""
+        data = trial.data
+        return split_dataset(
+            self.train,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            split_seed=trial.seed if data.split_seed is None else data.split_seed,
+        )
+
+    def plan(self, trials: list[Trial], ledger: Ledger) -> list[Planned]:
+        """Every trial with its keys and whether the ledger has it."""
+        stored = {record["key"]: record for record in ledger.records()}
+        return [Planned(trial, *keys, stored.get(keys[0])) for trial in trials for keys in [self.keys(trial)]]
+
+    def keys(self, trial: Trial) -> tuple[str, str]:
+        """A trial's key and evaluation key."""
+        facts = {
+            name: {"fingerprint": dataset.fingerprint, "diameter_px": dataset.diameter_px}
+            for name, dataset in {"": self.train, **self.external}.items()
+        }
+        return trial.key(self.train.fingerprint), trial.evaluation_key(facts)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial of a study, and what the ledger has of it."""
+
+    trial: Trial
+    key: str
+    evaluation_key: str
+    stored: dict[str, Any] | None
+    """Its record, if it has one."""
+
+    @property
+    def label(self) -> str:
+        return self.trial.label
+
+    @property
+    def seed(self) -> int:
+        return self.trial.seed
+
+    @property
+    def done(self) -> bool:
+        """Whether the record answers to the study as it is now; else it is trained, or at least judged again."""
+        return self.stored is not None and self.stored["evaluation_key"] == self.evaluation_key
+
+
+def run_trial(
+    trial: Trial,
+    sets: Sets,
+    ledger: Ledger,
+    *,
+    gpus: float = 0,
+    threads: int = 1,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Train and judge one trial, store its record and return it; what the ledger has is not done again.
+
+    A trial that was interrupted goes on from its last checkpoint, and one whose training is complete is only judged.
+    An error of the trial's own becomes its outcome `failed`, with the reason.
+
+    Args:
+        trial: What to run.
+        sets: The study's data.
+        ledger: Where records go.
+        gpus: Above 0: train on a GPU.
+        threads: CPU threads to compute with.
+        on_epoch: Told each epoch's row.
+
+    Returns:
+        The content of ``trial.json``.
+    """
+    key, evaluation_key = sets.keys(trial)
+    stored = ledger.record(key)
+    if stored is not None and stored["evaluation_key"] == evaluation_key:
+        return stored
+    device = pick_device(gpus)
+    prepare(device, threads)
+    split = sets.split(trial)
+    started, clock = datetime.now(UTC), monotonic()
+    fitted: Fit | None = None
+    judged: Evaluation | None = None
+    trained_s = 0.0
+    files: dict[str, bytes] = {}
+    try:
+        fitted = fit(
+            trial,
+            sets.train,
+            split,
+            device=device,
+            load=lambda name: ledger.load_checkpoint(key, name),
+            save=lambda name, data: ledger.save_checkpoint(key, name, data),
+            on_epoch=on_epoch,
+        )
+        trained_s = monotonic() - clock
+        if fitted.run.diverged is None:
+            judged = _judge(trial, sets, split, fitted, device)
+    except Exception as error:
+        outcome, reason = "failed", f"{type(error).__name__}: {error}"
+        files["traceback.txt"] = traceback.format_exc().encode()
+    else:
+        reason = fitted.run.diverged or (judged.collapsed if judged else None)
+        outcome = "collapsed" if reason else "finished"
+    record = {
+        **_identity(trial, sets, split),
+        "outcome": outcome,
+        "reason": reason,
+        "seconds": {
+            "training": fitted.run.seconds if fitted else trained_s,
+            "evaluation": monotonic() - clock - trained_s if judged else 0.0,
+        },
+        "peak_memory_mb": peak_memory_mb(device),
+        "provenance": {**_provenance(device, threads), "started": _iso(started), "ended": _iso(datetime.now(UTC))},
+        **_training_facts(trial, fitted),
+        **_evaluation_facts(judged),
+    }
+    tables = {
+        "history": pd.DataFrame(fitted.run.history if fitted else []),
+        "images": judged.images if judged else pd.DataFrame(),
+        "objects": judged.objects if judged else pd.DataFrame(),
+    }
+    ledger.write_record(record, tables, {**files, **(judged.files if judged else {})})
+    return record
+
+
+def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dict[str, Any]:
+    """Store the outcome `failed` for a trial whose process died before it could say so itself."""
+    now = _iso(datetime.now(UTC))
+    device = torch.device("cpu")
+    record = {
+        **_identity(trial, sets, sets.split(trial)),
+        "outcome": "failed",
+        "reason": reason,
+        "seconds": {"training": 0.0, "evaluation": 0.0},
+        "peak_memory_mb": 0.0,
+        "provenance": {**_provenance(device, 1), "device": "", "started": now, "ended": now},
+        **_training_facts(trial, None),
+        **_evaluation_facts(None),
+    }
+    ledger.write_record(record, {name: pd.DataFrame() for name in TABLES}, {})
+    return record
+
+
+def _identity(trial: Trial, sets: Sets, split: Split) -> dict[str, Any]:
+    """What a record says of its trial, whatever came out."""
+    key, evaluation_key = sets.keys(trial)
+    return {
+        "schema": SCHEMA_VERSION,
+        "key": key,
+        "evaluation_key": evaluation_key,
+        "study": trial.study,
+        "label": trial.label,
+        "seed": trial.seed,
+        "protocol": trial.protocol,
+        "settings": trial.model_dump(mode="json", include={"model", "loss", "training", "evaluation", "data"}),
+        "data": _data_facts(sets, split),
+    }
+
+
+def _judge(trial: Trial, sets: Sets, split: Split, fitted: Fit, device: torch.device) -> Evaluation:
+    """Evaluate the best weights on every set."""
+    model = build_model(
+        trial.model.name, base_features=trial.model.base_features, in_channels=trial.data.channels
+    ).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(fitted.best_state)
+    parts = {"val": (sets.train, split.val), "test": (sets.train, split.test)}
+    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in sets.external.items()}
+    return evaluate(
+        model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision
+    )
+
+
+def _data_facts(sets: Sets, split: Split) -> dict[str, Any]:
+    return {
+        "fingerprint": sets.train.fingerprint,
+        "diameter_px": sets.train.diameter_px,
+        "split_hash": split.hash,
+        "n_train": len(split.train),
+        "n_val": len(split.val),
+        "n_test": len(split.test),
+        "sets": {
+            name: {"fingerprint": d.fingerprint, "n_images": len(d), "diameter_px": d.diameter_px}
+            for name, d in sets.external.items()
+        },
+    }
+
+
+def _training_facts(trial: Trial, fitted: Fit | None) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = build_model(
+            trial.model.name, base_features=trial.model.base_features, in_channels=trial.data.channels
+        )
+    run = fitted.run if fitted else None
+    return {
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "best_epoch": run.best_epoch if run else None,
+        "epochs": len(run.history) if run else 0,
+        "steps": run.step if run else 0,
+        "lr": run.lr if run else None,
+        "range_test": run.range_test if run else None,
+    }
+
+
+def _evaluation_facts(judged: Evaluation | None) -> dict[str, Any]:
+    return {
+        "operating_point": judged.point.model_dump() if judged else None,
+        "operating_point_score": judged.point_score if judged else None,
+        "metrics": judged.metrics if judged else {},
+        "overlays": judged.overlays if judged else [],
+    }
+
+
+def _provenance(device: torch.device, threads: int) -> dict[str, str]:
+    return {
+        "cellray": cellray.__version__,
+        "code": code_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": describe(device, threads),
+        "host": socket.gethostname(),
+    }
+
+
+@cache
+def code_version() -> str:
+    """Git commit of the code that runs, `+` if it was changed since, or '' outside a checkout."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return ""
+    try:
+        say = ["git", "-C", os.fspath(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(say, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,170 @@
+"""Made-up ledgers for the tests of the report: records with known numbers, no training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellray.ledger import Ledger
+from cellray.metrics import METRICS
+from cellray.overlay import draw_overlay, encode_png
+from cellray.report import Plan, PlannedTrial
+
+SEEDS = (0, 5, 25, 47, 79)
+# published_order_statistics.csv, F1 (IoU); None = NaN, a collapse
+PUBLISHED: dict[str, tuple[float | None, ...]] = {
+    "CombinedFT: balanced": (0.7207, 0.7227, 0.7493, 0.7582, 0.7708),
+    "CombinedFT: overcrowd": (0.6898, 0.7392, 0.7492, 0.7541, 0.7657),
+    "Dice": (0.7115, 0.7221, 0.7375, 0.7421, 0.7618),
+    "Focal Tversky": (None, None, 0.779, 0.781, 0.783),
+    "Focal": (None, 0.5853, 0.6080, 0.6219, 0.6405),
+}
+TWELVE = (
+    "BCE: low", "BCE: medium", "BCE: high", "Dice", "Focal", "Focal Tversky", "Combined: balanced",
+    "Combined: overcrowd", "Combined: CellViT", "CombinedFT: balanced", "CombinedFT: overcrowd", "CombinedFT: CellViT",
+)  # fmt: skip
+
+
+def key_of(label: str, seed: int) -> str:
+    """A stand-in for the trial key."""
+    return hashlib.sha256(f"{label}/{seed}".encode()).hexdigest()[:16]
+
+
+def scores(f1: float, *, error: float = 2.0, **changed: float) -> dict[str, float]:
+    """A value for every metric, from one number."""
+    values = {name: f1 if metric.higher_is_better else error for name, metric in METRICS.items()}
+    return values | {"n_images": 4, "n_true": 10, "n_pred": 9} | changed
+
+
+def record(
+    label: str, seed: int, sets: Mapping[str, Mapping[str, float]] | None, *, outcome: str = "finished", **changed: Any
+) -> dict[str, Any]:
+    """A trial.json; `sets` holds each set's metrics at both points (the shared one 0.05 lower)."""
+    metrics: dict[str, Any] = {}
+    if sets is not None:
+        lower = {n: {k: v - 0.05 if k in METRICS and METRICS[k].higher_is_better else v for k, v in m.items()} for n, m in sets.items()}
+        metrics = {"own": {n: dict(m) for n, m in sets.items()}, "shared": lower}
+    return {
+        "schema": 1, "key": key_of(label, seed), "evaluation_key": "e" * 16, "study": "made_up", "label": label,
+        "seed": seed, "protocol": "strict", "outcome": outcome,
+        "reason": None if outcome == "finished" else f"made up: {outcome}",
+        "settings": {"evaluation": {"iou_threshold": 0.4, "max_distance": 1.0, "shared_point": {"threshold": 0.875}}},
+        "operating_point": {"threshold": 0.5 + 0.01 * (seed % 7), "opening": 0.075, "watershed": True},
+        "operating_point_score": 0.7, "metrics": metrics, "best_epoch": 8, "epochs": 10, "steps": 100, "lr": 0.01,
+        "range_test": None, "n_parameters": 427663,
+        "data": {"fingerprint": "f" * 16, "split_hash": f"split{seed}", "n_train": 8, "n_val": 2, "n_test": 4,
+                 "sets": {}},
+        "seconds": {"training": 60.0, "evaluation": 6.0}, "peak_memory_mb": 900.0,
+        "provenance": {"cellray": "0.1.0", "code": "abc", "torch": "2", "python": "3", "device": "cpu", "host": "h",
+                       "started": "2026-01-01", "ended": "2026-01-01"},
+        "overlays": [],
+    } | changed  # fmt: skip
+
+
+def plan_for(labels: Sequence[str], seeds: Sequence[int] = SEEDS, rank_by: str = "f1_iou") -> Plan:
+    """Every label with every seed."""
+    trials = tuple(PlannedTrial(label, seed, key_of(label, seed)) for seed in seeds for label in labels)
+    return Plan("made_up", "Which loss finds most cells?", rank_by, trials, epochs=10)
+
+
+def published_records() -> list[dict[str, Any]]:
+    """The published per-seed F1 of five configurations, with collapses as what they are."""
+    return [
+        record(label, seed, {"test": scores(f1)})
+        if f1 is not None
+        else record(label, seed, {"test": scores(0.0, error=0.0)}, outcome="collapsed")
+        for label, values in PUBLISHED.items()
+        for seed, f1 in zip(SEEDS, values, strict=True)
+    ]
+
+
+def write_realistic(
+    ledger: Ledger,
+    *,
+    labels: Sequence[str] = TWELVE,
+    seeds: Sequence[int] = SEEDS,
+    external: Sequence[str] = ("bbbc039", "s_bsst265", "cfos"),
+    n_images: int = 40,
+    epochs: int = 41,
+    bad: Mapping[tuple[str, int], str] | None = None,
+    missing: Sequence[tuple[str, int]] = (),
+    side_px: int = 160,
+) -> Plan:
+    """A ledger of trials with histories, image rows, range tests and overlays, drawn from a fixed seed."""
+    rng = np.random.default_rng(7)
+    bad = bad or {}
+    truth = {name: rng.poisson(9, n_images) * (rng.random(n_images) > 0.15) for name in ("test", *external, "val")}
+    picture = rng.normal(60, 14, (side_px, side_px, 1)).clip(0, 255).astype(np.uint8)
+    discs = draw_discs(side_px, rng)
+    drawn = {kind: overlay_png(picture, discs, kind, rng) for kind in ("worst", "median", "best", "crowded", "none")}
+    for i, label in enumerate(labels):
+        for seed in seeds:
+            if (label, seed) in missing:
+                continue
+            outcome = bad.get((label, seed), "finished")
+            base = 0.62 + 0.012 * i + rng.normal(0, 0.012)
+            lost = outcome != "finished"
+            rows, sets = [], {}
+            for j, (name, n_true) in enumerate(truth.items()):
+                f1 = 0.0 if lost else base - (0, 0.05, 0.12, 0.25, 0)[min(j, 4)]
+                n_pred = np.zeros_like(n_true) if lost else rng.poisson(n_true * 0.95 + 0.3)
+                miss = n_true - n_pred
+                relative = 100 * (miss / n_true.clip(1)).mean()
+                sets[name] = scores(f1, mae=float(abs(miss).mean()), medae=float(np.median(abs(miss))), mpe=relative)
+                rows += [
+                    {"set": name, "point": p, "image": f"{name}_{k}", "group": "", "n_true": int(t), "n_pred": int(q)}
+                    for p in ("own", "shared")
+                    for k, (t, q) in enumerate(zip(n_true, n_pred, strict=True))
+                ]
+            tables = {"history": history(rng, epochs, lost), "images": pd.DataFrame(rows)}
+            lr = np.geomspace(1e-5, 1, 60)
+            curve = 0.7 - 0.3 / (1 + (3e-3 / lr) ** 1.5) + (lr / 0.4) ** 2 + rng.normal(0, 0.008, 60)
+            files, overlays = {}, []
+            if outcome != "failed":
+                for name in ("test", *external):
+                    for role in ("worst", "median", "best", "crowded"):
+                        files[f"overlays/{name}.{role}.png"] = drawn["none" if lost else role]
+                        overlays.append(
+                            {"set": name, "role": role, "image": f"{name}_3", "file": f"overlays/{name}.{role}.png",
+                             "f1_iou": 0.71, "n_true": 12, "n_pred": 9}
+                        )  # fmt: skip
+            stored = record(
+                label, seed, None if outcome == "failed" else sets, outcome=outcome, overlays=overlays,
+                lr=float(rng.uniform(0.004, 0.02)), range_test={"lr": lr.tolist(), "loss": curve.tolist()}, epochs=epochs,
+                seconds={"training": float(rng.uniform(110, 140)), "evaluation": float(rng.uniform(18, 26))},
+            )  # fmt: skip
+            stored["data"]["sets"] = {
+                name: {"fingerprint": "0123456789abcdef", "n_images": n_images, "diameter_px": 16.6} for name in external
+            }
+            ledger.write_record(stored, tables, files)
+    return plan_for(labels, seeds)
+
+
+def overlay_png(picture: np.ndarray, discs: np.ndarray, kind: str, rng: np.random.Generator) -> bytes:
+    """An overlay in which some of the discs are found, all of them or none."""
+    share = {"worst": 0.3, "median": 0.7, "best": 1.0, "crowded": 0.8, "none": 0.0}[kind]
+    found = discs * (rng.random(discs.max() + 1) < share)[discs]
+    return encode_png(draw_overlay(picture + (discs > 0)[..., None].astype(np.uint8) * 90, discs, found, max_side_px=320))
+
+
+def history(rng: np.random.Generator, epochs: int, lost: bool) -> pd.DataFrame:
+    """A learning curve, validated every second epoch; a collapsed one falls to nothing."""
+    epoch = np.arange(1, epochs + 1)
+    dice = (0.85 - 0.7 * np.exp(-epoch / 7) + rng.normal(0, 0.012, epochs)) * (epoch < epochs * 0.4 if lost else 1)
+    dice[epoch % 2 == 1] = np.nan
+    loss = 0.15 + 0.6 * np.exp(-epoch / 9) + rng.normal(0, 0.012, epochs)
+    return pd.DataFrame({"epoch": epoch, "step": epoch * 24, "train_loss": loss, "val_dice": dice, "seconds": 3.0})
+
+
+def draw_discs(side_px: int, rng: np.random.Generator) -> np.ndarray:
+    """A label image of a few discs."""
+    labels = np.zeros((side_px, side_px), dtype=np.int32)
+    y, x = np.mgrid[:side_px, :side_px]
+    for i in range(1, 13):
+        cy, cx = rng.integers(10, side_px - 10, 2)
+        labels[((y - cy) ** 2 + (x - cx) ** 2 < 81) & (labels == 0)] = i
+    return labels
