@@ -49,16 +49,29 @@ def predict_logits(
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for index in indices:
         by_shape.setdefault(dataset.image(index).shape, []).append(index)
-    with torch.inference_mode():
-        for (height, width, _), members in by_shape.items():
-            size = 1 if max(height, width) > tile_px else max(BATCH_PX // (height * width), 1)
-            for start in range(0, len(members), size):
-                chosen = members[start : start + size]
-                batch = torch.from_numpy(np.stack([dataset.image(i) for i in chosen])).to(device)
-                images = batch.permute(0, 3, 1, 2).float() / 255
-                with autocast(device, precision):
-                    logits = _predict_tiled(model, images, tile_px) if size == 1 else _predict(model, images)
-                yield from zip(chosen, logits[:, 0].float().cpu(), strict=True)
+    for (height, width, _), members in by_shape.items():
+        size = 1 if max(height, width) > tile_px else max(BATCH_PX // (height * width), 1)
+        for start in range(0, len(members), size):
+            chosen = members[start : start + size]
+            images = np.stack([dataset.image(i) for i in chosen])
+            yield from zip(chosen, _logits(model, images, device, precision, tile_px), strict=True)
+
+
+def predict_image(
+    model: nn.Module, image: np.ndarray, *, device: torch.device, precision: str, tile_px: int = 1024
+) -> np.ndarray:
+    """Cell probabilities (H, W), float32, of one uint8 image (H, W, C) of any size."""
+    model.eval()
+    return _logits(model, image[None], device, precision, tile_px)[0].sigmoid().numpy()
+
+
+def _logits(model: nn.Module, images: np.ndarray, device: torch.device, precision: str, tile_px: int) -> Tensor:
+    """Logits (N, H, W), on the CPU, of uint8 images (N, H, W, C)."""
+    # Left before anything is yielded: a generator that is dropped halfway would leave the mode on for its caller.
+    with torch.inference_mode(), autocast(device, precision):
+        batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        logits = _predict_tiled(model, batch, tile_px) if len(batch) == 1 else _predict(model, batch)
+        return logits[:, 0].float().cpu()
 
 
 def _predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -172,7 +185,7 @@ def evaluate(
 
     validation, indices = sets["val"]
     val_probs = dict(predict("val"))
-    truth = {index: np.asarray(validation.labels(index)) for index in indices}
+    truth = {index: validation.labels(index) for index in indices}
     point, score = choose_point(val_probs, truth, validation.diameter_px, settings)
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
@@ -181,22 +194,18 @@ def evaluate(
     for name, (dataset, _) in sets.items():
         probs_of = iter(val_probs.items()) if name == "val" else predict(name)
         packed: dict[int, bytes] = {}
+        drawn: list[dict[str, Any]] = []
         for index, probs in probs_of:
-            true = np.asarray(dataset.labels(index))
             about = {"set": name, "image": dataset.names[index], "group": dataset.groups[index]}
-            limits = {
-                "iou_threshold": settings.iou_threshold,
-                "max_distance_px": settings.max_distance * dataset.diameter_px,
-            }
-            own = postprocess(probs, point, diameter_px=dataset.diameter_px)
-            packed[index] = zlib.compress(own.astype(np.int32), level=1)
-            rows.append({**about, "point": "own", **image_row(true, own, **limits)})
-            objects += [{**about, **row} for row in object_rows(true, own, iou_threshold=settings.iou_threshold)]
-            shared = postprocess(probs, settings.shared_point, diameter_px=dataset.diameter_px)
-            rows.append({**about, "point": "shared", **image_row(true, shared, **limits)})
+            own, row = _judge(probs, dataset, index, point, settings)
+            _, shared_row = _judge(probs, dataset, index, settings.shared_point, settings)
+            packed[index] = zlib.compress(own.astype(np.int32).tobytes(), level=1)
+            drawn.append({**about, "point": "own", **row})
+            rows += [drawn[-1], {**about, "point": "shared", **shared_row}]
+            true = dataset.labels(index)
+            objects += [{**about, **o} for o in object_rows(true, own, iou_threshold=settings.iou_threshold)]
         if name != "val":
-            drawn = pd.DataFrame([r for r in rows if r["set"] == name and r["point"] == "own"])
-            for entry, png in _draw(name, dataset, packed, drawn, settings.iou_threshold):
+            for entry, png in _draw(name, dataset, packed, pd.DataFrame(drawn), settings.iou_threshold):
                 overlays.append(entry)
                 files[entry["file"]] = png
     images = pd.DataFrame(rows)
@@ -209,6 +218,41 @@ def evaluate(
     on_val = images[(images["set"] == "val") & (images["point"] == "own")]
     table = pd.DataFrame(objects, columns=["set", "image", "group", *OBJECT_COLUMNS])
     return Evaluation(point, score, metrics, images, table, overlays, files, _collapse(on_val))
+
+
+def evaluate_set(
+    model: nn.Module,
+    dataset: Dataset,
+    point: OperatingPoint,
+    settings: EvaluationConfig,
+    *,
+    device: torch.device,
+    precision: str,
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Score a trained model on all images of one dataset at a given operating point: metrics, and a row an image."""
+    predicted = predict_logits(
+        model, dataset, list(range(len(dataset))), device=device, precision=precision, tile_px=settings.tile_px
+    )
+    rows = [
+        {"image": dataset.names[i], **_judge(logits.sigmoid().numpy(), dataset, i, point, settings)[1]}
+        for i, logits in predicted
+    ]
+    table = pd.DataFrame(rows).sort_values("image", ignore_index=True)
+    return summarise(table), table
+
+
+def _judge(
+    probs: np.ndarray, dataset: Dataset, index: int, point: OperatingPoint, settings: EvaluationConfig
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Predicted labels of one image at an operating point, and its row of counts."""
+    labels = postprocess(probs, point, diameter_px=dataset.diameter_px)
+    row = image_row(
+        dataset.labels(index),
+        labels,
+        iou_threshold=settings.iou_threshold,
+        max_distance_px=settings.max_distance * dataset.diameter_px,
+    )
+    return labels, row
 
 
 def choose_point(
@@ -251,11 +295,7 @@ def choose_point(
     base = settings.shared_point
     point, _ = best_of([base.model_copy(update={"threshold": t}) for t in THRESHOLDS])
     return best_of(
-        [
-            point.model_copy(update={"min_area": area, **watershed})
-            for watershed in WATERSHEDS
-            for area in MIN_AREAS
-        ]
+        [point.model_copy(update={"min_area": area, **watershed}) for watershed in WATERSHEDS for area in MIN_AREAS]
     )
 
 
@@ -282,7 +322,7 @@ def _draw(
     index_of = {dataset.names[index]: index for index in packed}
     for role, row in {**chosen, "crowded": crowded}.items():
         index = index_of[row["image"]]
-        true = np.asarray(dataset.labels(index))
+        true = dataset.labels(index)
         own = np.frombuffer(zlib.decompress(packed[index]), np.int32).reshape(true.shape)
         picture = draw_overlay(dataset.image(index), true, own, iou_threshold=iou_threshold)
         entry = {

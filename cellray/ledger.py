@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pandas as pd
@@ -44,9 +44,11 @@ class Ledger:
             if "://" in storage:
                 self._fs, root = fs.FileSystem.from_uri(storage)
             else:
-                self._fs, root = fs.LocalFileSystem(), os.path.abspath(storage)
+                self._fs, root = fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(storage))
         except (OSError, ValueError) as error:
-            raise LedgerError(f"storage {storage!r} can't be opened: {error}") from error
+            raise LedgerError(
+                f"storage {_public(storage)!r} can't be opened: {_public(str(error), storage)}"
+            ) from error
         self._local = isinstance(self._fs, fs.LocalFileSystem)
         self._root = f"{root.rstrip('/')}/{study}"
 
@@ -56,7 +58,9 @@ class Ledger:
     @property
     def uri(self) -> str:
         """Where the study lies, for people."""
-        return self._root if self._local else f"{self.storage.rstrip('/')}/{self.study}"
+        if self._local:
+            return self._root
+        return f"{_public(self.storage).rstrip('/')}/{self.study}"
 
     def prepare(self) -> None:
         """Make the study's folder and prove that it can be written.
@@ -68,7 +72,7 @@ class Ledger:
             self.write(".probe", b"cellray")
             self.delete(".probe")
         except OSError as error:
-            raise LedgerError(f"storage {self.storage!r} is not writable: {error}") from error
+            raise LedgerError(f"storage {_public(self.storage)!r} is not writable: {error}") from error
 
     # Files, named by their path in the study's folder.
 
@@ -106,25 +110,42 @@ class Ledger:
         if self.exists(path):
             self._fs.delete_file(f"{self._root}/{path}")
 
-    def list(self, folder: str) -> list[str]:
-        """Names of what lies in a folder, sorted; empty if there is no such folder."""
+    def names(self, folder: str) -> list[str]:
+        """Names of what lies in a folder, sorted; empty if there is no such folder.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        try:
+            return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {error}") from error
 
     # Records.
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """A trial's record, or None if it has none yet."""
+        """A trial's record, or None if it has none yet.
+
+        Raises:
+            LedgerError: If it can't be read.
+        """
+        where = f"{self.uri}/trials/{key}/trial.json"
         try:
-            return json.loads(self.read(f"trials/{key}/trial.json"))
-        except FileNotFoundError:
+            record = json.loads(self.read(f"trials/{key}/trial.json"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError as error:
-            raise LedgerError(f"{self.uri}/trials/{key}/trial.json is not a record: {error}") from error
+        except OSError as error:
+            raise LedgerError(f"{where} can't be read: {error}") from error
+        except ValueError as error:
+            raise LedgerError(f"{where} is not a record ({error}); remove it and the trial runs again") from error
+        if not isinstance(record, dict) or "key" not in record:
+            raise LedgerError(f"{where} is not a record (it has no key); remove it and the trial runs again")
+        return record
 
     def records(self) -> list[dict[str, Any]]:
         """Every complete record, ordered by key."""
-        return [record for key in self.list("trials") if (record := self.record(key)) is not None]
+        return [record for key in self.names("trials") if (record := self.record(key)) is not None]
 
     def table(self, key: str, name: str) -> pd.DataFrame:
         """One of a trial's tables: `history`, `images` or `objects`."""
@@ -142,6 +163,23 @@ class Ledger:
             self.write(f"{folder}/{path}", data)
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=True)
         self.write(f"{folder}/trial.json", text.encode())
+
+    def write_plan(self, trials: Iterable[tuple[str, int, str, str]]) -> None:
+        """Keep what a study plans, so that a report needs no data: label, seed and both keys of each trial."""
+        names = ("label", "seed", "key", "evaluation_key")
+        plan = [dict(zip(names, trial, strict=True)) for trial in trials]
+        self.write("plan.json", json.dumps(plan, indent=1).encode())
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What the last sweep planned: label, seed, key and evaluation key of each trial.
+
+        Raises:
+            LedgerError: If no sweep has been here.
+        """
+        try:
+            return json.loads(self.read("plan.json"))
+        except FileNotFoundError:
+            raise LedgerError(f"{self.uri} has no plan.json: no sweep of this study was started there") from None
 
     def load_checkpoint(self, key: str, name: str) -> bytes | None:
         """A trial's checkpoint `last` or `best`, or None."""
@@ -163,8 +201,8 @@ class Ledger:
         Raises:
             LedgerError: If another sweep holds it.
         """
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-        other = self._holder()
+        holder = {"host": socket.gethostname(), "pids": _pid_space(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        other = self.holder()
         if other is not None:
             raise LedgerError(
                 f"{self.uri} is held by another sweep (process {other['pid']} on {other['host']}, last seen "
@@ -172,17 +210,18 @@ class Ledger:
             )
         self._renew(holder)
         time.sleep(0.05)
-        now = self._holder()
+        now = self.holder()
         if now is not None and now["id"] != holder["id"]:
             raise LedgerError(f"{self.uri} was taken by another sweep just now (process {now['pid']} on {now['host']})")
         stop = threading.Event()
 
         def renew() -> None:
             while not stop.wait(LEASE_S / 4):
-                try:
-                    self._renew(holder)
-                except OSError:
-                    continue  # the storage may be away for a while; the next round tries again
+                # The storage may be away for a while (the next round tries again), and a machine that slept for so
+                # long that another sweep took over must not take the ledger back: records agree whoever writes them.
+                with suppress(OSError):
+                    if self._is_mine(holder):
+                        self._renew(holder)
 
         thread = threading.Thread(target=renew, daemon=True, name="cellray-lease")
         thread.start()
@@ -191,22 +230,50 @@ class Ledger:
         finally:
             stop.set()
             thread.join()
-            self.delete("lease.json")
+            with suppress(OSError):  # it expires by itself
+                if self._is_mine(holder):
+                    self.delete("lease.json")
 
     def _renew(self, holder: dict[str, Any]) -> None:
         self.write("lease.json", json.dumps({**holder, "seen": time.time()}).encode())
 
-    def _holder(self) -> dict[str, Any] | None:
-        """Who holds the ledger now, if anybody."""
+    def _lease(self) -> dict[str, Any] | None:
+        """The lease as it lies there."""
         try:
-            other = json.loads(self.read("lease.json"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            lease = json.loads(self.read("lease.json"))
+        except (FileNotFoundError, ValueError):
             return None
-        if time.time() - other["seen"] > LEASE_S:
+        return lease if isinstance(lease, dict) and {"host", "pid", "id", "seen"} <= set(lease) else None
+
+    def _is_mine(self, holder: dict[str, Any]) -> bool:
+        lease = self._lease()
+        return lease is None or lease["id"] == holder["id"]
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the ledger now, if anybody: `host`, `pid`, and when it was `seen`."""
+        other = self._lease()
+        if other is None or time.time() - other["seen"] > LEASE_S:
             return None
-        if other["host"] == socket.gethostname() and not _is_running(other["pid"]):
+        here = (socket.gethostname(), _pid_space())
+        if (other["host"], other.get("pids")) == here and not _is_running(other["pid"]):
             return None
         return other
+
+
+def _public(text: str, storage: str | None = None) -> str:
+    """A storage without its endpoint and keys, or a text that may name one: these get printed."""
+    if storage is not None:
+        return text.replace(storage, _public(storage))
+    scheme, mark, rest = text.split("?")[0].rpartition("://")
+    return f"{scheme}{mark}{rest.rsplit('@', 1)[-1] if mark else rest}"
+
+
+def _pid_space() -> str:
+    """What tells containers of one host name apart: a process number means something in its own only."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _is_running(pid: int) -> bool:

@@ -7,19 +7,21 @@ an image costs the same whatever its neighbours in the batch are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from cellray.errors import ShapeError
 
+Positive = Annotated[float, Field(gt=0)]
+"""What a study may give for this keyword; a plain float may be 0 too."""
 
-def bce_loss(
-    logits: Tensor, target: Tensor, *, cell_weight: float = 1.0, background_weight: float = 1.0
-) -> Tensor:
+
+def bce_loss(logits: Tensor, target: Tensor, *, cell_weight: float = 1.0, background_weight: float = 1.0) -> Tensor:
     """Weighted binary cross-entropy, averaged over all pixels of all images.
 
     A pixel costs ``-(cell_weight * y * log p + background_weight * (1 - y) * log(1 - p))``. The weights are not
@@ -46,7 +48,7 @@ def bce_loss(
     return torch.where(y > 0.5, cell_weight * functional.softplus(-z), cost).mean()
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-6) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, smooth: Positive = 1e-6) -> Tensor:
     """Soft Dice loss of the cell class, averaged over the images of a batch.
 
     Each image costs ``1 - (2 TP + smooth) / (sum y + sum p + smooth)`` with soft pixel counts.
@@ -103,7 +105,7 @@ def focal_loss(
 
 
 def tversky_loss(
-    logits: Tensor, target: Tensor, *, fp_weight: float = 0.5, fn_weight: float = 0.5, smooth: float = 1.0
+    logits: Tensor, target: Tensor, *, fp_weight: float = 0.5, fn_weight: float = 0.5, smooth: Positive = 1.0
 ) -> Tensor:
     """Soft Tversky loss of the cell class, averaged over the images of a batch.
 
@@ -134,8 +136,8 @@ def focal_tversky_loss(
     *,
     fp_weight: float = 0.3,
     fn_weight: float = 0.7,
-    exponent: float = 0.75,
-    smooth: float = 1.0,
+    exponent: Positive = 0.75,
+    smooth: Positive = 1.0,
 ) -> Tensor:
     """Focal Tversky loss of the cell class, averaged over the images of a batch.
 
@@ -165,7 +167,7 @@ def focal_tversky_loss(
 
 
 def combined_loss(
-    logits: Tensor, target: Tensor, terms: list[tuple[float, LossFunction, Mapping[str, Any]]]
+    logits: Tensor, target: Tensor, terms: Sequence[tuple[float, LossFunction, Mapping[str, Any]]]
 ) -> Tensor:
     """Weighted sum of losses: ``sum_i weight_i * loss_i(logits, target, **settings_i)``.
 

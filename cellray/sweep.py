@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import FrameType
 from typing import Any, Protocol
 
-from cellray.device import ALLOCATOR_ENV
+from cellray.device import ALLOCATOR_ENV, release_memory
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
 from cellray.study import DataConfig, Study, Trial
@@ -21,14 +24,23 @@ from cellray.trial import Planned, Row, Sets, record_failure, run_trial
 WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed."""
 
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
+
 _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Somebody who watches a sweep. News of one sweep come one at a time, in the driver's process."""
+    """Somebody who watches a sweep. News of one sweep come one at a time, in the driver's process.
+
+    A method that an observer doesn't have is not called.
+    """
 
     def on_start(self, study: Study, plan: list[Planned]) -> None:
         """The sweep begins; `plan` tells what the ledger has already."""
+
+    def on_trial_start(self, trial: Trial) -> None:
+        """A trial was given its resources; it may be one that goes on after its process died."""
 
     def on_epoch(self, trial: Trial, row: Row) -> None:
         """A running trial ended an epoch."""
@@ -46,37 +58,46 @@ def run_sweep(
     ledger: Ledger,
     *,
     observers: Sequence[Observer] = (),
+    chosen: Collection[tuple[str, int]] | None = None,
     max_concurrent: int | None = None,
     retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every trial the ledger doesn't have, and return the records of the whole plan so far.
 
-    Ray must have been started (`connect`), unless nothing is to do. A record is missing from the answer if the sweep was
-    interrupted.
+    Ray must have been started (`connect`), unless nothing is to do. Ctrl+C (SIGINT) lets the trials that are running
+    come to the end of their epoch, starts no others, and then raises KeyboardInterrupt; a second one doesn't wait. At
+    most the work since a trial's last checkpoint is done again by the next run, which ends in the same records.
 
     Args:
         study: What to run.
         sets: Its data, opened.
         ledger: Where records are and go.
         observers: Told what happens.
+        chosen: Run only these labels and seeds; the plan, and so the report, stays that of the whole study.
         max_concurrent: At most so many trials at once; None: as many as fit.
         retry_failed: Run trials again whose outcome was `failed`.
 
     Raises:
-        LedgerError: If another sweep holds the ledger.
+        DataError: If the data can't be split or cropped as a trial wants it.
+        KeyboardInterrupt: If the sweep was interrupted, after the observers' `on_finish`.
+        LedgerError: If another sweep holds the ledger, or it can't be written.
         StudyError: If no node can hold a trial.
     """
     ledger.prepare()
     with ledger.lease():
         ledger.write("study.yaml", study.dump_yaml().encode())
         plan = sets.plan(study.trials(), ledger)
+        wanted = {p.key for p in plan if chosen is None or (p.label, p.seed) in chosen}
         if retry_failed:
             for planned in plan:
-                if planned.stored is not None and planned.stored["outcome"] == "failed":
+                if planned.key in wanted and planned.stored is not None and planned.stored["outcome"] == "failed":
                     ledger.delete(f"trials/{planned.key}/trial.json")
             plan = sets.plan(study.trials(), ledger)
+        todo = [planned.trial for planned in plan if not planned.done and planned.key in wanted]
+        if todo:
+            check_feasible(study)
+        ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan])
         _tell(observers, "on_start", study, plan)
-        todo = [planned.trial for planned in plan if not planned.done]
         try:
             if todo:
                 _run(todo, study, sets, ledger, observers, max_concurrent or study.resources.max_concurrent)
@@ -87,22 +108,32 @@ def run_sweep(
 
 @contextmanager
 def connect(address: str | None = None) -> Iterator[None]:
-    """Ray for one sweep: a cluster at `address`, or one started here and stopped at the end."""
-    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers.
+    """Ray for one sweep: the cluster at `address`, or a fresh one on this machine that ends with the sweep.
+
+    Raises:
+        StudyError: If there is no cluster at the address, or none can be started.
+    """
+    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    # "local" starts a cluster of our own, whatever RAY_ADDRESS says and whatever else runs on this machine.
+    local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            include_dashboard=False if address is None else None,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {**ALLOCATOR_ENV, "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}},
-        )
+        try:
+            ray.init(
+                **(local if address is None else {"address": address}),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {**ALLOCATOR_ENV, "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}},
+            )
+        except Exception as error:  # Ray raises plain ones, too
+            ray.shutdown()  # what had started already
+            what = "Ray can't be started here" if address is None else f"no Ray cluster can be used at {address!r}"
+            raise StudyError(f"{what}: {_first_line(error)}") from error
     try:
         yield
     finally:
@@ -121,9 +152,13 @@ def check_feasible(study: Study) -> None:
     if any(all(node.get(name, 0.0) >= amount for name, amount in need.items()) for node in nodes):
         return
     best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in need}
-    lacking = [f"{amount:g} {name}s (largest node: {best[name]:g})" for name, amount in need.items() if amount > best[name]]
+    lacking = [
+        f"{amount:g} {name}s (largest node: {best[name]:g})" for name, amount in need.items() if amount > best[name]
+    ]
     what = ", ".join(lacking) or "CPUs and GPUs on one node"
-    raise StudyError(f"resources: no node of the cluster can hold one trial: it needs {what}; lower resources in the study")
+    raise StudyError(
+        f"resources: no node of the cluster can hold one trial: it needs {what}; lower resources in the study"
+    )
 
 
 def _run(
@@ -134,51 +169,127 @@ def _run(
     observers: Sequence[Observer],
     max_concurrent: int | None,
 ) -> None:
-    import ray
     from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    check_feasible(study)
     cpus, gpus = float(study.resources.cpus), float(study.resources.gpus)
 
-    class News(tune.Callback):
-        """Passes what Tune hears from trials on to the observers, and books those that died."""
+    def trial_of(tuned: Any) -> Trial:
+        return todo[tuned.config["index"]]
 
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    class News(TrialProgressCallback):
+        """Passes what Tune hears from trials on to the observers, and books those that died.
+
+        Takes the place of Tune's own progress lines, which it would print whatever its verbosity.
+        """
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            _tell(observers, "on_trial_start", trial_of(trial))
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
             if "row" in result:
-                _tell(observers, "on_epoch", todo[trial.config["index"]], result["row"])
+                _tell(observers, "on_epoch", trial_of(trial), result["row"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            key, _evaluation_key = sets.keys(todo[trial.config["index"]])
+            key, evaluation_key = sets.keys(trial_of(trial))
             record = ledger.record(key)
-            if record is not None:
+            if record is not None and record["evaluation_key"] == evaluation_key:  # else it was interrupted
                 _tell(observers, "on_end", record)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            reason = f"the trial's process died {WORKER_DEATHS + 1} times: {_last_line(trial)}"
-            _tell(observers, "on_end", record_failure(todo[trial.config["index"]], sets, ledger, reason))
+            reason = f"given up after {WORKER_DEATHS + 1} attempts: {_last_line(trial)}"
+            _tell(observers, "on_end", record_failure(trial_of(trial), sets, ledger, reason))
 
-    # Tune insists on a folder for its own state. Nothing is read back from it: resume goes by the ledger.
-    local = "://" not in ledger.storage
-    scratch = tempfile.mkdtemp(prefix="cellray-tune-") if local else f"{ledger.uri}/tune"
+    interrupted = threading.Event()
+
+    class Stoppable(tune.schedulers.FIFOScheduler):
+        """Trials in their order; once interrupted, none is started, and each that runs ends with its epoch."""
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            return tune.schedulers.FIFOScheduler, ()
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            return self.STOP if interrupted.is_set() else self.CONTINUE
+
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            if not interrupted.is_set():
+                return super().choose_trial_to_run(tune_controller)
+            for trial in tune_controller.get_trials():
+                if trial.status == "PENDING":
+                    tune_controller.stop_trial(trial)
+            return None
+
+    # Tune insists on a folder for its own state. Nothing is read back from it, here or on other nodes: resume goes by
+    # the ledger.
+    scratch = tempfile.mkdtemp(prefix="cellray-tune-")
     work = tune.with_parameters(_work, trials=todo, ledger=ledger, gpus=gpus, threads=max(int(cpus), 1))
-    tuner = tune.Tuner(
-        tune.with_resources(work, {"cpu": cpus, "gpu": gpus}),
-        param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=max_concurrent),
-        run_config=tune.RunConfig(
-            name=study.name,
-            storage_path=scratch,
-            verbose=0,
-            callbacks=[News()],
-            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
-        ),
-    )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
-        tuner.fit()
+        with _quiet_tune(), _first_interrupt(interrupted):
+            tune.Tuner(
+                tune.with_resources(work, {"cpu": cpus, "gpu": gpus}),
+                param_space={"index": tune.grid_search(list(range(len(todo))))},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True, max_concurrent_trials=max_concurrent, scheduler=Stoppable()
+                ),
+                run_config=tune.RunConfig(
+                    name=study.name,
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[News()],
+                    failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                ),
+            ).fit()
     finally:
-        if local:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _first_interrupt(interrupted: threading.Event) -> Iterator[None]:
+    """The first SIGINT only sets the event; the next does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune without its banner, tables, tracebacks (a record has its reason) and its SIGINT handler."""
+    switches = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    before = {name: os.environ.get(name) for name in switches}
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("ray.tune", "ray.train", "ray.air")}
+    os.environ.update(switches)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\b")
+            yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work(config: dict[str, Any], trials: list[Trial], ledger: Ledger, gpus: float, threads: int) -> None:
@@ -187,7 +298,10 @@ def _work(config: dict[str, Any], trials: list[Trial], ledger: Ledger, gpus: flo
 
     trial = trials[config["index"]]
     sets = _open_once(trial.data.model_dump_json())
-    run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=lambda row: tune.report({"row": row}))
+    try:
+        run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=lambda row: tune.report({"row": row}))
+    finally:
+        release_memory()
 
 
 @cache
@@ -204,10 +318,15 @@ def _last_line(trial: Any) -> str:
         return "no more is known"
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
 def _tell(observers: Sequence[Observer], what: str, *news: Any) -> None:
     """Tell every observer; one that fails must not cost the sweep anything."""
     for observer in observers:
         try:
-            getattr(observer, what)(*news)
+            if (method := getattr(observer, what, None)) is not None:
+                method(*news)
         except Exception:
             _log.exception("%s.%s failed; the sweep goes on", type(observer).__name__, what)

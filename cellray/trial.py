@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,8 +24,8 @@ from cellray.device import describe, peak_memory_mb, pick_device, prepare
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger
 from cellray.model import build_model
-from cellray.study import SCHEMA_VERSION, DataConfig, Trial
-from cellray.training import Fit, fit
+from cellray.study import SCHEMA_VERSION, DataConfig, DatasetConfig, Trial
+from cellray.training import Fit, check_crop, fit
 
 Row = dict[str, float]
 
@@ -41,16 +41,26 @@ class Sets:
     def open(cls, config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Sets:
         """Open every set of a study, decoding what this machine hasn't decoded yet.
 
+        Args:
+            config: The study's data.
+            progress: Called with a set's name, its images decoded so far and in all.
+
         Raises:
             DataError: Naming the file, if something can't be used.
         """
-        how: dict[str, Any] = {"channels": config.channels, "normalise": config.normalise, "progress": progress}
-        train = open_dataset(config.train, **how)
-        external = {
-            c.name: open_dataset(c, **how, target_diameter_px=train.diameter_px, require_diameter=True)
-            for c in config.external
-        }
-        return cls(train, external)
+
+        def opened(dataset: DatasetConfig, **more: Any) -> Dataset:
+            return open_dataset(
+                dataset,
+                channels=config.channels,
+                normalise=config.normalise,
+                progress=partial(progress, dataset.name) if progress else None,
+                **more,
+            )
+
+        train = opened(config.train)
+        how = {"target_diameter_px": train.diameter_px, "require_diameter": True}
+        return cls(train, {external.name: opened(external, **how) for external in config.external})
 
     def split(self, trial: Trial) -> Split:
         """The training set's parts for one trial."""
@@ -63,9 +73,23 @@ class Sets:
         )
 
     def plan(self, trials: list[Trial], ledger: Ledger) -> list[Planned]:
-        """Every trial with its keys and whether the ledger has it."""
+        """Every trial with its keys and whether the ledger has it.
+
+        Raises:
+            DataError: If the data can't be split or cropped as one of the trials wants it.
+        """
+        self.check(trials)
         stored = {record["key"]: record for record in ledger.records()}
         return [Planned(trial, *keys, stored.get(keys[0])) for trial in trials for keys in [self.keys(trial)]]
+
+    def check(self, trials: list[Trial]) -> None:
+        """Raise `DataError` if a trial would find no images for one of its parts, or none that holds a crop."""
+        seen = set()
+        for trial in trials:
+            case = (trial.seed if trial.data.split_seed is None else trial.data.split_seed, trial.training.crop_px)
+            if case not in seen:
+                seen.add(case)
+                check_crop(self.train, self.split(trial).train, trial.training.crop_px)
 
     def keys(self, trial: Trial) -> tuple[str, str]:
         """A trial's key and evaluation key."""
@@ -137,6 +161,7 @@ def run_trial(
     judged: Evaluation | None = None
     trained_s = 0.0
     files: dict[str, bytes] = {}
+    reason: str | None
     try:
         fitted = fit(
             trial,
@@ -214,14 +239,21 @@ def _identity(trial: Trial, sets: Sets, split: Split) -> dict[str, Any]:
 
 def _judge(trial: Trial, sets: Sets, split: Split, fitted: Fit, device: torch.device) -> Evaluation:
     """Evaluate the best weights on every set."""
-    model = build_model(
-        trial.model.name, base_features=trial.model.base_features, in_channels=trial.data.channels
-    ).to(device, memory_format=torch.channels_last)
+    model = new_network(trial, device)
+    assert fitted.best_state is not None  # a training that didn't diverge ends with a validation
     model.load_state_dict(fitted.best_state)
     parts = {"val": (sets.train, split.val), "test": (sets.train, split.test)}
     external = {name: (dataset, list(range(len(dataset)))) for name, dataset in sets.external.items()}
-    return evaluate(
-        model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision
+    return evaluate(model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision)
+
+
+def new_network(trial: Trial, device: torch.device | str) -> torch.nn.Module:
+    """The network that a trial trains, with fresh weights; on `meta` it takes no memory."""
+    return build_model(
+        trial.model.name,
+        base_features=trial.model.base_features,
+        in_channels=trial.data.channels,
+        device=device,
     )
 
 
@@ -241,13 +273,9 @@ def _data_facts(sets: Sets, split: Split) -> dict[str, Any]:
 
 
 def _training_facts(trial: Trial, fitted: Fit | None) -> dict[str, Any]:
-    with torch.device("meta"):
-        model = build_model(
-            trial.model.name, base_features=trial.model.base_features, in_channels=trial.data.channels
-        )
     run = fitted.run if fitted else None
     return {
-        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_parameters": sum(p.numel() for p in new_network(trial, "meta").parameters()),
         "best_epoch": run.best_epoch if run else None,
         "epochs": len(run.history) if run else 0,
         "steps": run.step if run else 0,

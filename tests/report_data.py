@@ -41,12 +41,20 @@ def scores(f1: float, *, error: float = 2.0, **changed: float) -> dict[str, floa
 
 
 def record(
-    label: str, seed: int, sets: Mapping[str, Mapping[str, float]] | None, *, outcome: str = "finished", **changed: Any
+    label: str,
+    seed: int,
+    sets: Mapping[str, Mapping[str, float]] | None,
+    *,
+    outcome: str = "finished",
+    **changed: Any,
 ) -> dict[str, Any]:
     """A trial.json; `sets` holds each set's metrics at both points (the shared one 0.05 lower)."""
     metrics: dict[str, Any] = {}
     if sets is not None:
-        lower = {n: {k: v - 0.05 if k in METRICS and METRICS[k].higher_is_better else v for k, v in m.items()} for n, m in sets.items()}
+        lower = {
+            n: {k: v - 0.05 if k in METRICS and METRICS[k].higher_is_better else v for k, v in m.items()}
+            for n, m in sets.items()
+        }
         metrics = {"own": {n: dict(m) for n, m in sets.items()}, "shared": lower}
     return {
         "schema": 1, "key": key_of(label, seed), "evaluation_key": "e" * 16, "study": "made_up", "label": label,
@@ -116,7 +124,14 @@ def write_realistic(
                 relative = 100 * (miss / n_true.clip(1)).mean()
                 sets[name] = scores(f1, mae=float(abs(miss).mean()), medae=float(np.median(abs(miss))), mpe=relative)
                 rows += [
-                    {"set": name, "point": p, "image": f"{name}_{k}", "group": "", "n_true": int(t), "n_pred": int(q)}
+                    {
+                        "set": name,
+                        "point": p,
+                        "image": f"{name}_{k}",
+                        "group": "",
+                        "n_true": int(t),
+                        "n_pred": int(q),
+                    }
                     for p in ("own", "shared")
                     for k, (t, q) in enumerate(zip(n_true, n_pred, strict=True))
                 ]
@@ -134,11 +149,13 @@ def write_realistic(
                         )  # fmt: skip
             stored = record(
                 label, seed, None if outcome == "failed" else sets, outcome=outcome, overlays=overlays,
-                lr=float(rng.uniform(0.004, 0.02)), range_test={"lr": lr.tolist(), "loss": curve.tolist()}, epochs=epochs,
+                lr=float(rng.uniform(0.004, 0.02)), range_test={"lr": lr.tolist(), "loss": curve.tolist()},
+                epochs=epochs,
                 seconds={"training": float(rng.uniform(110, 140)), "evaluation": float(rng.uniform(18, 26))},
             )  # fmt: skip
             stored["data"]["sets"] = {
-                name: {"fingerprint": "0123456789abcdef", "n_images": n_images, "diameter_px": 16.6} for name in external
+                name: {"fingerprint": "0123456789abcdef", "n_images": n_images, "diameter_px": 16.6}
+                for name in external
             }
             ledger.write_record(stored, tables, files)
     return plan_for(labels, seeds)
@@ -148,7 +165,9 @@ def overlay_png(picture: np.ndarray, discs: np.ndarray, kind: str, rng: np.rando
     """An overlay in which some of the discs are found, all of them or none."""
     share = {"worst": 0.3, "median": 0.7, "best": 1.0, "crowded": 0.8, "none": 0.0}[kind]
     found = discs * (rng.random(discs.max() + 1) < share)[discs]
-    return encode_png(draw_overlay(picture + (discs > 0)[..., None].astype(np.uint8) * 90, discs, found, max_side_px=320))
+    return encode_png(
+        draw_overlay(picture + (discs > 0)[..., None].astype(np.uint8) * 90, discs, found, max_side_px=320)
+    )
 
 
 def history(rng: np.random.Generator, epochs: int, lost: bool) -> pd.DataFrame:

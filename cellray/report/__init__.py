@@ -7,6 +7,7 @@ from cellray.report.actor import (
     facts_of,
     plan_of,
     start_report_actor,
+    stored_plan,
 )
 from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
@@ -36,5 +37,6 @@ __all__ = [
     "make_tables",
     "plan_of",
     "start_report_actor",
+    "stored_plan",
     "write_answer",
 ]

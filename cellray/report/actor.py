@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cellray.ledger import Ledger
-from cellray.report.build import Store, build_report, nothing_by_set, table_files
 from cellray.report.answer import write_answer
-from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, make_tables, number
+from cellray.report.build import Store, build_report, nothing_by_set, table_files
+from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, make_tables, number, rows_of
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +90,14 @@ class ReportActor:
             "eta_s": self._eta(),
             "table": {"columns": table.columns, "rows": table.rows, "notes": table.notes},
             "troubles": [
-                {"label": row.label, "seed": row.seed, "outcome": row.outcome, "reason": row.reason, "key": row.key}
-                for row in tables.trials.itertuples()
+                {
+                    "label": row.label,
+                    "seed": row.seed,
+                    "outcome": row.outcome,
+                    "reason": row.reason,
+                    "key": row.key,
+                }
+                for row in rows_of(tables.trials)
                 if row.outcome in ("failed", "collapsed")
             ],
         }
@@ -200,6 +206,7 @@ class ReportObserver:
 
     def __init__(self, ledger: Ledger, actor: Any = None) -> None:
         self._ledger, self._actor = ledger, actor
+        self._owns_actor = actor is None
         self._plan: Plan | None = None
         self._facts: dict[str, Any] = {}
         self.paths: list[str] = []
@@ -216,6 +223,12 @@ class ReportObserver:
                 else ReportActor(self._ledger, self._plan, study_facts=self._facts)
             )
 
+    def on_trial_start(self, trial: Any) -> None:
+        """Told on without waiting."""
+        assert self._plan is not None
+        key = next(t.key for t in self._plan.trials if (t.label, t.seed) == (trial.label, trial.seed))
+        self._tell("trial_started", trial.label, trial.seed, key)
+
     def on_epoch(self, trial: Any, row: Mapping[str, Any]) -> None:
         """Told on without waiting."""
         self._tell("epoch", trial.label, trial.seed, dict(row))
@@ -228,11 +241,20 @@ class ReportObserver:
         """Wait for the report; where the actor is lost, build it here, since the ledger has everything."""
         try:
             self.paths = self._tell("finish", wait=True)
+            self._stop()
         except Exception as error:
             if self._plan is None:
                 raise
             _log.warning("the reporting actor is lost (%s); the report is built here", error)
             self.paths = build_report(self._ledger, self._plan, study_facts=self._facts)
+
+    def _stop(self) -> None:
+        """End an actor started here, so that its name is free for the next sweep of the same Ray job."""
+        if self._owns_actor and not isinstance(self._actor, ReportActor):
+            import ray
+
+            ray.kill(self._actor)
+            self._actor = None
 
     def status(self) -> dict[str, Any]:
         """`ReportActor.status`, waited for."""
@@ -266,6 +288,16 @@ def plan_of(study: Any, planned: Iterable[Any]) -> Plan:
         planned: What `Sets.plan` gives: objects with `trial` (label, seed), `key` and `evaluation_key`.
     """
     trials = tuple(PlannedTrial(p.trial.label, p.trial.seed, p.key, p.evaluation_key) for p in planned)
+    return Plan(study.name, study.question, study.evaluation.rank_by, trials, epochs=study.training.epochs)
+
+
+def stored_plan(ledger: Ledger, study: Any) -> Plan:
+    """The plan that the last sweep of a `Study` left in its ledger: a report needs no data to know the keys.
+
+    Raises:
+        LedgerError: If no sweep has been there.
+    """
+    trials = tuple(PlannedTrial(t["label"], t["seed"], t["key"], t["evaluation_key"]) for t in ledger.plan())
     return Plan(study.name, study.question, study.evaluation.rank_by, trials, epochs=study.training.epochs)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.tables import Plan, Tables, format_spread, format_value, metric_title, select
+from cellray.report.tables import Plan, Tables, format_spread, format_value, metric_title, rows_of, select
 
 
 def write_answer(tables: Tables, plan: Plan) -> list[str]:
@@ -90,7 +90,9 @@ def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int
             f"{plural(int(row.n_planned), 'seed')})"
         )
     if missing:
-        parts.append(f"the table is provisional, as {missing} of {int(ranked.n_planned.sum())} planned trials are missing")
+        parts.append(
+            f"the table is provisional, as {missing} of {int(ranked.n_planned.sum())} planned trials are missing"
+        )
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
 
@@ -98,12 +100,12 @@ def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int
 def trouble(ranked: pd.DataFrame) -> str:
     """`3 of 60 trials collapsed (Focal 2, Dice 1)`, for collapses, failures and values that aren't numbers."""
     total = int(ranked.n_planned.sum())
-    parts = []
+    parts: list[str] = []
     for column, verb in (("n_collapsed", "collapsed"), ("n_failed", "failed"), ("n_nan", "gave no number")):
         rows = ranked[ranked[column] > 0].sort_values([column, "label"], ascending=[False, True])
         if rows.empty:
             continue
-        named = [f"{row.label} {getattr(row, column)}" for row in rows.head(4).itertuples()]
+        named = [f"{row.label} {getattr(row, column)}" for row in rows_of(rows.head(4))]
         if len(rows) > 4:
             named.append(f"{len(rows) - 4} more")
         count = f"{int(rows[column].sum())} of {total} trials" if not parts else str(int(rows[column].sum()))

@@ -79,9 +79,7 @@ def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, byte
     }
 
 
-def load_tables(
-    ledger: Store, records: Sequence[Record], plan: Plan, *, external_order: Sequence[str] = ()
-) -> Tables:
+def load_tables(ledger: Store, records: Sequence[Record], plan: Plan, *, external_order: Sequence[str] = ()) -> Tables:
     """Rank a study from its ledger.
 
     Args:
@@ -113,7 +111,7 @@ def nothing_by_set(
             continue
         images = ledger.table(record["key"], "images")
         images = images[images.point == "own"] if "point" in images else images
-        known[split] = {str(name): errors_of_nothing(rows.n_true) for name, rows in images.groupby("set")}
+        known[split] = {str(name): errors_of_nothing(rows.n_true.to_numpy()) for name, rows in images.groupby("set")}
     merged: dict[str, dict[str, float]] = {}
     for sets in known.values():
         for name, errors in sets.items():
@@ -234,5 +232,3 @@ def read_series(
             rows = images[(images.set == "test") & (images.point == "own")]
             counts.setdefault(trial.label, []).append(rows[["n_true", "n_pred"]])
     return histories, {label: pd.concat(parts, ignore_index=True) for label, parts in counts.items()}
-
-

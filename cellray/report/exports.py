@@ -41,7 +41,11 @@ def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
         table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
         parts.append(f"## {set_title(name)}")
         head = "| " + " | ".join(md(column) for column in table.columns) + " |"
-        rule = "|" + "|".join(" --- " if i in (1, len(table.columns) - 1) else " ---: " for i in range(len(table.columns))) + "|"
+        rule = (
+            "|"
+            + "|".join(" --- " if i in (1, len(table.columns) - 1) else " ---: " for i in range(len(table.columns)))
+            + "|"
+        )
         rows = ["| " + " | ".join(md(cell) for cell in row) + " |" for row in table.rows]
         parts.append("\n".join([head, rule, *rows]))
         parts += [md(note) for note in table.notes]

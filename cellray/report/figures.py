@@ -22,16 +22,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.tables import format_value, metric_title, select
+from cellray.report.tables import format_value, metric_title, rows_of, select
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
 BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
 SEED_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SEED_STYLES = ("-", "--", ":", "-.")
-THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
+THEME = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    PAPER: "var(--card)",
+    BLUE: "var(--blue)",
+}
 """Colours of a figure that follow the page's light or dark theme."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -130,7 +136,7 @@ def ranking_dots(scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, 
     gutter, main = make_axes(figure, has_gutter=not lost.empty, left=higher)
     y = {label: i for i, label in enumerate(order.label)}
     low, high = limits(alive.counted)
-    for row in order.itertuples():
+    for row in rows_of(order):
         at = y[row.label]
         seeds = alive[alive.label == row.label].sort_values("seed")
         stopped = seeds.outcome == "stopped"
@@ -138,7 +144,7 @@ def ranking_dots(scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, 
         main.plot(seeds.counted[stopped], [at] * int(stopped.sum()), "o", ms=6, mfc="none", mec=BLUE)
         draw_mean(main, row, at, low, high, metric)
         gone = lost[lost.label == row.label].sort_values("seed")
-        for i, bad in enumerate(gone.itertuples()):
+        for i, bad in enumerate(rows_of(gone)):
             marker = "s" if bad.outcome == "failed" else "x"
             spot = (i - (len(gone) - 1) / 2) * 0.11
             gutter.plot([spot], [at], marker, ms=6, mfc="none", mec=BAD, mew=1.8, clip_on=False)
@@ -151,7 +157,7 @@ def ranking_dots(scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, 
     main.set_xlabel(axis_title(metric, set_name))
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
-    labels.set_yticklabels([f"{plain(r.label)}  {'–' if math.isnan(r.rank) else int(r.rank)}" for r in order.itertuples()])
+    labels.set_yticklabels([f"{plain(r.label)}  {'–' if math.isnan(r.rank) else int(r.rank)}" for r in rows_of(order)])
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -162,7 +168,13 @@ def ranking_dots(scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, 
         gutter.set_xticks([0])
         gutter.set_xticklabels([f"worst\n{format_value(metric, value)}"])
         gutter.grid(axis="x", visible=False)
-    figure.legend(handles=dot_legend(points, order), loc="outside upper right", ncols=5, handletextpad=0.3, columnspacing=1.2)
+    figure.legend(
+        handles=dot_legend(points, order),
+        loc="outside upper right",
+        ncols=5,
+        handletextpad=0.3,
+        columnspacing=1.2,
+    )
     return figure
 
 
@@ -185,7 +197,7 @@ def limits(values: pd.Series) -> tuple[float, float]:
 
 
 def draw_mean(axis: Axes, row: Any, at: int, low: float, high: float, metric: str) -> None:
-    """The ranking mean as a bar (an arrow with its value where it lies beyond the axis), the survivors' as a diamond."""
+    """The ranking mean as a bar (an arrow with its value if it lies beyond the axis), the survivors' as a diamond."""
     if math.isnan(row.mean):
         return
     if low <= row.mean <= high:

@@ -57,12 +57,14 @@ def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, p
     """
     ranked = select(tables.ranking, set_name="test", metric=plan.rank_by)
     chosen = {label: median_trial(str(label), records, tables, plan) for label in ranked.label}
-    wanted = []
-    for label, record in chosen.items():
-        for overlay in (record or {}).get("overlays") or []:
-            if overlay["set"] == "test" or (overlay["role"] == "crowded" and overlay["set"] in tables.sets[1:]):
-                if overlay["set"] != "val":
-                    wanted.append((label, record, overlay))
+    judged = [name for name in tables.sets if name != "val"]
+    wanted = [
+        (str(label), record, overlay)
+        for label, record in chosen.items()
+        if record is not None
+        for overlay in record["overlays"]
+        if overlay["set"] == "test" or (overlay["role"] == "crowded" and overlay["set"] in judged)
+    ]
     gallery = Gallery()
     limit = BUDGET_BYTES // max(len(wanted), 1)
     for label, record, overlay in wanted:

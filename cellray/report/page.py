@@ -24,6 +24,7 @@ from cellray.report.tables import (
     format_spread,
     format_value,
     metric_title,
+    rows_of,
     select,
     table_notes,
 )
@@ -64,7 +65,7 @@ def render_page(
 ) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=PackageLoader("cellray.report"),
+        loader=PackageLoader("cellray.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -74,7 +75,7 @@ def render_page(
     metric = plan.rank_by
     troubles = tables.trials[~tables.trials.outcome.isin(["finished", "missing"])]
     order = list(select(tables.ranking, set_name="test", metric=metric).label)
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         plan=plan,
         answer=answer,
         provisional=bool((tables.trials.outcome == "missing").any()),
@@ -89,7 +90,11 @@ def render_page(
         gallery=gallery,
         gallery_order=[label for label in order if label in gallery.by_configuration],
         roles=ROLES,
-        legend=[("hit", "found"), ("missed", "missed (true outline)"), ("spurious", "spurious (predicted outline)")],
+        legend=[
+            ("hit", "found"),
+            ("missed", "missed (true outline)"),
+            ("spurious", "spurious (predicted outline)"),
+        ],
         colours=OVERLAY_COLOURS,
         troubles=troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
         nan_notes=tables.notes,
@@ -97,6 +102,7 @@ def render_page(
         n_records=tables.n_records,
         n_planned=len(plan.trials),
     )
+    return page.lstrip()
 
 
 def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
@@ -119,7 +125,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
     ]
     low, high = strip_limits(seeds)
     body = []
-    for row in rows.itertuples():
+    for row in rows_of(rows):
         mine = seeds[(seeds.label == row.label) & (seeds.outcome != "missing")]
         at_shared = float(shared.get(row.label, np.nan))
         gain = sign * (row.mean - at_shared)
@@ -145,7 +151,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         )
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
     if len(rows) and rows.order_differs.any():
-        notes.append("The survivors' mean would order the configurations differently where a rank stands below it.")
+        notes.append("Where a rank stands below a survivors' mean, survivors alone would take that place instead.")
     return PageTable(columns, body, notes)
 
 
@@ -198,7 +204,7 @@ def strip(mine: pd.DataFrame, mean: float, low: float, high: float, metric: str)
         return left + (right - left) * min(max((value - low) / (high - low), 0.0), 1.0)
 
     parts, spoken = [], []
-    for row in mine.sort_values("seed").itertuples():
+    for row in rows_of(mine.sort_values("seed")):
         if row.note:
             spoken.append(f"seed {row.seed} {row.outcome if row.note == 'worst' else 'not a number'}")
             continue
@@ -213,5 +219,5 @@ def strip(mine: pd.DataFrame, mean: float, low: float, high: float, metric: str)
     text = Markup.escape("; ".join(spoken) or "no result yet")
     return Markup(
         f'<svg class="strip" viewBox="0 0 {width} 20" width="{width}" height="20" role="img" aria-label="{text}">'
-        f"<title>{text}</title><line x1=\"0\" x2=\"{width}\" y1=\"10\" y2=\"10\"/>{''.join(parts)}</svg>"
+        f'<title>{text}</title><line x1="0" x2="{width}" y1="10" y2="10"/>{"".join(parts)}</svg>'
     )

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from cellray.metrics import METRICS
-from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, select
+from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of, select
 
 COUNTING_WORST = (
     "An unbounded counting error (MAE, MedAE, |MPE|) has no worst value of its own. A failed or collapsed trial counts "
@@ -42,7 +41,7 @@ def protocol_facts(
 ) -> Protocol:
     """Gather what SCIENCE asks a report to state from the records of the planned trials."""
     stored = [records[key] for key in sorted(records)]
-    evaluation = study_facts.get("evaluation") or next(
+    evaluation: Mapping[str, Any] = study_facts.get("evaluation") or next(
         (r["settings"]["evaluation"] for r in stored if (r.get("settings") or {}).get("evaluation")), {}
     )
     return Protocol(
@@ -60,8 +59,14 @@ def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable
     """Protocol, data, splits, versions, hardware."""
     yield "Study", plan.study
     yield "Protocol", distinct(r.get("protocol") for r in stored)
-    yield "Records", f"built from {tables.n_records} records of {len(plan.trials)} planned trials" + (
-        f"; {tables.n_unplanned} further records in the ledger are not part of this plan, or out of date" if tables.n_unplanned else ""
+    yield (
+        "Records",
+        f"built from {tables.n_records} records of {len(plan.trials)} planned trials"
+        + (
+            f"; {tables.n_unplanned} further records in the ledger are not part of this plan, or out of date"
+            if tables.n_unplanned
+            else ""
+        ),
     )
     data = [r.get("data") or {} for r in stored]
     yield "Training data", f"fingerprint {distinct(d.get('fingerprint') for d in data)}"
@@ -80,10 +85,14 @@ def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable
     for r, d in zip(stored, data, strict=True):
         if d.get("split_hash"):
             splits.setdefault(d["split_hash"], set()).add(r["seed"])
-    yield "Splits", "; ".join(
-        f"{digest} (seed {', '.join(map(str, sorted(seeds)))})"
-        for digest, seeds in sorted(splits.items(), key=lambda item: (min(item[1]), item[0]))
-    ) or "none recorded"
+    yield (
+        "Splits",
+        "; ".join(
+            f"{digest} (seed {', '.join(map(str, sorted(seeds)))})"
+            for digest, seeds in sorted(splits.items(), key=lambda item: (min(item[1]), item[0]))
+        )
+        or "none recorded",
+    )
     source = [r.get("provenance") or {} for r in stored]
     for title, key in (("cellray", "cellray"), ("Code version", "code"), ("PyTorch", "torch"), ("Python", "python"),
                        ("Hardware", "device")):  # fmt: skip
@@ -103,7 +112,7 @@ def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> t
         "training s", "evaluation s", "peak memory MB", "parameters", "learning rate",
     ]  # fmt: skip
     rows = []
-    for row in select(tables.ranking, set_name="test", metric=plan.rank_by).itertuples():
+    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
         mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
         seconds = [r.get("seconds") or {} for r in mine]
         rows.append(
@@ -128,7 +137,7 @@ def point_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tu
     """Range of each operating-point setting over a configuration's trials."""
     names = ["threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"]
     rows = []
-    for row in select(tables.ranking, set_name="test", metric=plan.rank_by).itertuples():
+    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
         mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
         points = [r["operating_point"] for r in mine if r.get("operating_point")]
         if points:
@@ -188,15 +197,17 @@ def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
         + ", most pairs first and then the highest total IoU"
         + (f"; by centre distance up to {distance:g} mean cell diameters" if is_finite(distance) else "; by distance")
         + ", most pairs first and then the lowest total distance.",
-        "F1, precision and recall sum their counts over the images of a set; Dice and mIoU sum pixels; counting errors are "
-        "means or medians over images. An image without cells in which none is predicted adds nothing to the sums and is "
-        "a count without error; if that holds for the whole set, the ratios are 1.",
+        "F1, precision and recall sum their counts over the images of a set; Dice and mIoU sum pixels; counting errors "
+        "are means or medians over images. An image without cells in which none is predicted adds nothing to the sums "
+        "and is a count without error; if that holds for the whole set, the ratios are 1.",
         "Own operating point: threshold and post-processing chosen for each trial on its validation images alone, then "
         "frozen for test and external sets. Shared point: the same one for every trial.",
     ]
     shared = evaluation.get("shared_point")
     if isinstance(shared, Mapping):
-        lines.append("Shared point: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items()) + ".")
+        lines.append(
+            "Shared point: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items()) + "."
+        )
     return lines
 
 

@@ -115,7 +115,7 @@ def make_tables(
     scores = score_table(used, plan, sets, worst)
     notes = [
         f"{row.label}, seed {row.seed}: {METRICS[row.metric].title} on {row.set} is not a number; counted as worst"
-        for row in scores[(scores.note == "nan") & (scores.point == "own")].itertuples()
+        for row in rows_of(scores[(scores.note == "nan") & (scores.point == "own")])
     ]
     return Tables(
         scores=scores,
@@ -208,10 +208,8 @@ def score_table(
             for point in POINTS:
                 values = stored.get(point, {}).get(name)
                 for key, metric in METRICS.items():
-                    rows.append(
-                        (name, point, key, trial.label, trial.seed, trial.key)
-                        + score(metric, key, outcome, values, worst[name, key])
-                    )
+                    where = (name, point, key, trial.label, trial.seed, trial.key)
+                    rows.append((*where, *score(metric, key, outcome, values, worst[name, key])))
     columns = ["set", "point", "metric", "label", "seed", "key", "outcome", "value", "counted", "note"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -276,7 +274,7 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     table = table.sort_values(["set", "point", "metric", "rank", "label"], na_position="last", kind="stable")
     for column in ("set", "metric", "point"):
         table[column] = table[column].astype(str)
-    return table[RANK_COLUMNS].reset_index(drop=True)
+    return table.reindex(columns=RANK_COLUMNS).reset_index(drop=True)
 
 
 RANK_COLUMNS = [
@@ -288,9 +286,11 @@ RANK_COLUMNS = [
 
 def spread(frame: pd.DataFrame, group: list[str]) -> pd.DataFrame:
     """n, mean, sd, low and high of `counted`; a NaN among the values makes a NaN of the result."""
-    grouped = frame.groupby(group, sort=False).counted
-    out = grouped.agg(n="size", mean="mean", sd="std", low="min", high="max")
-    holes = grouped.count() < out.n
+    grouped = frame.groupby(group, sort=False)["counted"]
+    out = pd.DataFrame(
+        {"n": grouped.size(), "mean": grouped.mean(), "sd": grouped.std(), "low": grouped.min(), "high": grouped.max()}
+    )
+    holes = grouped.count() < out["n"]
     out.loc[holes, ["mean", "sd", "low", "high"]] = np.nan
     return out
 
@@ -314,7 +314,15 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
             "operating_point_score": number(record.get("operating_point_score")),
         }
         point = record.get("operating_point") or {}
-        for name in ("threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"):
+        for name in (
+            "threshold",
+            "opening",
+            "hole_area",
+            "min_area",
+            "watershed",
+            "smoothing",
+            "peak_distance",
+        ):
             row[f"operating_point.{name}"] = number(point.get(name))
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -325,6 +333,11 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
     # label and seed too: two labels with the same settings share a key
     wide = wide.pivot(index=["label", "seed", "key"], columns="column", values="value")[order]
     return table.merge(wide.reset_index(), on=["label", "seed", "key"], how="left", sort=False)
+
+
+def rows_of(table: pd.DataFrame) -> list[Any]:
+    """The rows of a table, with its columns as attributes."""
+    return list(table.itertuples(index=False))
 
 
 def number(value: object) -> float:
@@ -372,7 +385,12 @@ def format_counts(row: Any) -> str:
 
 
 def format_table(
-    tables: Tables, *, metric: str, set_name: str = "test", extra: Sequence[str] = (), limit: int | None = None
+    tables: Tables,
+    *,
+    metric: str,
+    set_name: str = "test",
+    extra: Sequence[str] = (),
+    limit: int | None = None,
 ) -> TextTable:
     """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
 
@@ -389,7 +407,7 @@ def format_table(
     columns = ["rank", "configuration", metric_title(metric), "survivors", "worst seed", "shared point"]
     columns += [metric_title(key) for key in extra] + ["finished", "else"]
     text = []
-    for row in rows.head(limit or len(rows)).itertuples():
+    for row in rows_of(rows.head(limit or len(rows))):
         survivors = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
         if row.order_differs and np.isfinite(row.survivors_rank):
             survivors += f" [{format_rank(row.survivors_rank)}]"
@@ -415,10 +433,10 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
     if len(rows) and rows.n_missing.sum():
         notes.append(f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing.")
     if len(rows) and (rows.n_collapsed.sum() or rows.n_failed.sum()):
-        notes.append(
-            f"{rows.n_collapsed.sum()} collapsed and {rows.n_failed.sum()} failed trials count as the worst value, "
-            f"{format_value(metric, tables.worst[set_name, metric])}; survivors leave them out."
-        )
+        lost = [(rows.n_collapsed.sum(), "collapsed"), (rows.n_failed.sum(), "failed")]
+        words = " and ".join(f"{n} {word}" for n, word in lost if n)
+        worst = format_value(metric, tables.worst[set_name, metric])
+        notes.append(f"Of the trials, {words}: they count as the worst value, {worst}, and survivors leave them out.")
     if len(rows) and rows.n_nan.sum():
         notes.append(f"{rows.n_nan.sum()} values that are not a number count as the worst value too.")
     if len(rows) and rows.order_differs.any():

@@ -9,7 +9,7 @@ from cellray.study.core import (
     short_hash,
     study_schema,
 )
-from cellray.study.loading import load_study
+from cellray.study.loading import load_study, read_study
 from cellray.study.settings import (
     AugmentConfig,
     ConfigurationConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "Trial",
     "check_loss_settings",
     "load_study",
+    "read_study",
     "short_hash",
     "study_schema",
 ]

@@ -37,13 +37,32 @@ def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: It
     """
     file = Path(path)
     try:
-        values, node = read_tree(_read(file))
+        text = _read(file)
+    except StudyError as error:
+        raise StudyError(f"{file}:{error}") from None
+    study = read_study(text, str(file), folder=file.resolve().parent)
+    return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
+
+
+def read_study(text: str, file: str, *, folder: Path | None = None) -> Study:
+    """`load_study` from a text, such as the resolved copy in a ledger.
+
+    Args:
+        text: The YAML.
+        file: What errors call it.
+        folder: Where relative data paths start; None: they stay as they are.
+
+    Raises:
+        StudyError: As `load_study`.
+    """
+    try:
+        values, node = read_tree(text)
     except StudyError as error:
         raise StudyError(f"{file}:{error}") from None
     if not isinstance(values, dict):
         got = "an empty file" if values is None else shown(values)
         raise StudyError(f"{file}:1: a study must be a mapping of keys such as name, data and seeds, got {got}")
-    problems = _resolve_paths(values, file.resolve().parent)
+    problems = _resolve_paths(values, folder or Path())
     study = None
     try:
         # Through JSON, whose strict mode takes a list for a tuple and 1 for 1.0, but not '5' for 5.
@@ -52,7 +71,7 @@ def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: It
         problems += problems_in(error, Study)
     if problems or study is None:
         raise StudyError(_report(file, [(line_of(node, p.path), p) for p in problems]))
-    return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
+    return study
 
 
 def _read(file: Path) -> str:
@@ -96,7 +115,7 @@ def _datasets(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]
                 yield ("data", "external", i), dataset
 
 
-def _report(file: Path, found: list[tuple[int, Problem]]) -> str:
+def _report(file: str, found: list[tuple[int, Problem]]) -> str:
     """One line a problem, in the order of the file."""
     lines = []
     for line, problem in sorted(found, key=lambda pair: pair[0]):

@@ -378,7 +378,7 @@ class Projection:
 
     def _paths(self, folder: str) -> Iterable[str]:
         """Every file in a folder of the ledger and below."""
-        for name in self._ledger.list(folder):
+        for name in self._ledger.names(folder):
             path = f"{folder}/{name}"
             if self._ledger.exists(path):
                 yield path

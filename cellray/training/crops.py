@@ -14,7 +14,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from cellray.data import Dataset
+from cellray.errors import DataError
 from cellray.study import AugmentConfig
+
+
+def check_crop(dataset: Dataset, indices: list[int], crop_px: int) -> None:
+    """Make sure that some training image holds a whole crop; smaller ones beside it are continued by reflection.
+
+    Raises:
+        DataError: Naming the largest image and the crop.
+    """
+    shapes = {index: dataset.labels(index).shape for index in indices}
+    largest = max(indices, key=lambda index: (min(shapes[index]), max(shapes[index])))
+    height, width = shapes[largest]
+    if min(height, width) < crop_px:
+        raise DataError(
+            f"dataset {dataset.name!r}: training.crop_px is {crop_px}, but no training image is that large; "
+            f"the largest, {dataset.names[largest]!r}, has {width}x{height} px, so crop_px can be at most "
+            f"{min(height, width) // 8 * 8}"
+        )
 
 
 class CropSampler:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cellray.data import Dataset, Split
+from cellray.device import autocast, peak_memory_mb
 from cellray.evaluation import PixelHistogram, predict_logits
 from cellray.losses import LOSSES, combined_loss
 from cellray.model import build_model
 from cellray.study import LossConfig, Trial
 from cellray.training.crops import CropSampler
-from cellray.device import autocast, peak_memory_mb
 from cellray.training.schedule import choose_rate, rate_at
 
 SAVE_EVERY_S = 30.0
@@ -104,8 +104,11 @@ class _Fitter:
         self.loss = loss_function(trial.loss)
         torch.manual_seed(trial.seed)
         self.model = build_model(
-            trial.model.name, base_features=trial.model.base_features, in_channels=trial.data.channels
-        ).to(device, memory_format=torch.channels_last)
+            trial.model.name,
+            base_features=trial.model.base_features,
+            in_channels=trial.data.channels,
+            device=device,
+        )
         self.sampler = CropSampler(
             dataset,
             split.train,
@@ -122,9 +125,7 @@ class _Fitter:
         self.best: bytes | None = None
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.model.parameters(), lr=1.0, weight_decay=self.settings.weight_decay, fused=True
-        )
+        return torch.optim.Adam(self.model.parameters(), lr=1.0, weight_decay=self.settings.weight_decay, fused=True)
 
     def fit(self) -> Fit:
         if not self._resume():
@@ -189,6 +190,9 @@ class _Fitter:
         due = epoch % self.settings.validate_every == 0 or run.step >= self.steps
         if due and run.diverged is None:
             row |= self._validate()
+            if math.isnan(row["val_dice"]):
+                # The loss is taken before the step: the epoch's last step can ruin the weights unseen.
+                run.diverged = f"the logits were no numbers after step {run.step} of {self.steps} (epoch {epoch})"
             if row["val_dice"] > run.best_dice:
                 run.best_dice, run.best_epoch = row["val_dice"], epoch
                 self.best = _to_bytes({"model": self.model.state_dict()})
@@ -214,13 +218,15 @@ class _Fitter:
 
     @torch.inference_mode()
     def _validate(self) -> Row:
-        """Validation loss (mean over images), and Dice at the threshold where it is highest."""
+        """Validation loss (mean over images), and Dice at the threshold where it is highest; NaN if a logit is."""
         self._estimate_batch_norm()
         histogram, losses = PixelHistogram(), []
         predictions = predict_logits(
             self.model, self.dataset, self.split.val, device=self.device, precision=self.settings.precision
         )
         for index, logits in predictions:
+            if torch.isnan(logits).any():
+                return {"val_loss": math.nan, "val_dice": math.nan, "val_threshold": math.nan}
             target = torch.from_numpy((self.dataset.labels(index) > 0).astype("float32"))
             losses.append(self.loss(logits[None, None], target[None, None]).item())
             histogram.add(logits.sigmoid().numpy(), target.numpy() > 0)

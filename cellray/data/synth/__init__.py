@@ -124,9 +124,7 @@ def synthesise(
     written = 0
     try:
         for number, (split, count) in enumerate(zip(SPLITS, (n_trainval, n_test), strict=True)):
-            folders = [
-                aside / split / sub for sub in ("images", "ground_truths/masks", "ground_truths/labels")
-            ]
+            folders = [aside / split / sub for sub in ("images", "ground_truths/masks", "ground_truths/labels")]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):

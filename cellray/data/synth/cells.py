@@ -56,9 +56,7 @@ def add_cell(
         dots.add(points[:, 0], points[:, 1], peak, points[:, 2] / 2.6, step=step)
 
 
-def _granules(
-    rng: np.random.Generator, dots: Dots, cell: Cell, distance: Floats, scale: float, budget: float
-) -> float:
+def _granules(rng: np.random.Generator, dots: Dots, cell: Cell, distance: Floats, scale: float, budget: float) -> float:
     """Strew granules over a cell; returns the mean light they add to it."""
     depth = np.maximum(-distance, 0)
     gather = np.exp(0.9 * smooth_noise(rng, depth.shape, 3.5 * scale))

@@ -60,7 +60,7 @@ def add_filaments(rng: np.random.Generator, dots: Dots, layout: Layout, scale: f
         beads = np.exp(beads + ndimage.gaussian_filter1d(rng.normal(0, 3.0, n), 12))
         ends = np.sin(np.linspace(0.15, np.pi - 0.05, n)) ** 0.5
         peak = rng.uniform(4, 16) * np.minimum(beads, 5) * ends
-        dots.add(ys, xs, peak, rng.uniform(1.0, 2.4) * scale, step=step)
+        dots.add(ys, xs, peak, rng.uniform(0.9, 1.9) * scale, step=step)
         dots.add(ys, xs, peak.mean() * 0.15 * ends, 3.5 * scale, step=step)
         for _ in range(rng.poisson(n / 45)):
             k = rng.integers(n)
@@ -72,7 +72,7 @@ def add_neuropil(rng: np.random.Generator, dots: Dots, layout: Layout, scale: fl
     share = layout.labels.size / scale**2 / NATIVE_AREA
     richness = rng.gamma(3, 1 / 3)
     for _ in range(rng.poisson(130 * share * richness)):
-        y, x = draw_place(rng, layout.hotspots, layout.labels.shape, clustered=0.5)
+        y, x = draw_place(rng, layout.hotspots, layout.labels.shape, clustered=0.35)
         n = int(rng.uniform(15, 90))
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.09, n))
         ys, xs = y + np.cumsum(np.sin(heading)) * scale, x + np.cumsum(np.cos(heading)) * scale
@@ -82,7 +82,7 @@ def add_neuropil(rng: np.random.Generator, dots: Dots, layout: Layout, scale: fl
         dots.add(ys, xs, peak * (not in_void(layout.void, y, x)), rng.uniform(0.9, 2.4) * scale, step=scale)
     n = rng.poisson(700 * share * richness)
     for _ in range(n):
-        y, x = draw_place(rng, layout.hotspots, layout.labels.shape, clustered=0.55)
+        y, x = draw_place(rng, layout.hotspots, layout.labels.shape, clustered=0.4)
         peak = float(np.clip(rng.lognormal(1.9, 0.75), 1, 70))
         if not in_void(layout.void, y, x):
             dots.add(y, x, peak, rng.uniform(0.8, 1.6) * scale)

@@ -35,9 +35,7 @@ def upsample(grid: Floats, shape: tuple[int, int], ratio: float) -> Floats:
     return grid
 
 
-def octave_texture(
-    rng: np.random.Generator, shape: tuple[int, int], octaves: list[tuple[float, float]]
-) -> Floats:
+def octave_texture(rng: np.random.Generator, shape: tuple[int, int], octaves: list[tuple[float, float]]) -> Floats:
     """Sum of smooth noises, each (grid step in pixels, s.d.), coarse ones first."""
     field: Floats | None = None
     before = 0.0

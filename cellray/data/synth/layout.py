@@ -85,11 +85,7 @@ def draw_layout(rng: np.random.Generator, *, width_px: int, height_px: int, scal
     image_area = np.exp(np.interp(np.log(max(count, 1)), np.log(centres[:, 0]), np.log(centres[:, 1])))
     image_area *= np.exp(rng.normal(0, AREA_SIGMA_IMAGES))
     cells: list[Cell] = []
-    areas = (
-        image_area
-        * np.exp(rng.normal(0, AREA_SIGMA_CELLS, count))
-        * np.where(rng.random(count) < SLIVERS, 0.3, 1)
-    )
+    areas = image_area * np.exp(rng.normal(0, AREA_SIGMA_CELLS, count)) * np.where(rng.random(count) < SLIVERS, 0.3, 1)
     for area in np.clip(areas, 140, 9360):
         cell = _place(rng, labels, cells, hotspots, void, area, scale)
         if cell is not None:

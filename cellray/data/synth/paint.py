@@ -14,17 +14,15 @@ DOT_SIGMAS = (0.75, 1.15, 1.7, 2.8, 4.5)  # native pixels
 COARSE = 8  # masks of void and vessels are drawn on a grid this many native pixels wide
 
 
-def paint(
-    rng: np.random.Generator, layout: Layout, scale: float
-) -> tuple[Floats, tuple[float, float, float]]:
+def paint(rng: np.random.Generator, layout: Layout, scale: float) -> tuple[Floats, tuple[float, float, float]]:
     """The light of one image (before the camera) and its hue."""
     shape = layout.labels.shape
-    brown = rng.random() < 0.34
+    brown = rng.random() < 0.31
     if brown:
-        level = float(np.clip(rng.lognormal(np.log(18), 0.5), 9, 60))
+        level = float(np.clip(rng.lognormal(np.log(17), 0.5), 9, 60))
         hue = (rng.uniform(0.28, 0.42) + 0.002 * level, rng.uniform(0.0017, 0.0023), 2.1)
     else:
-        level = float(np.clip(rng.lognormal(1.8, 0.4), 1, 10))
+        level = float(np.clip(rng.lognormal(1.6, 0.4), 1, 8))
         hue = (rng.normal(0.55, 0.03), rng.uniform(0.0012, 0.0017), 1.5)
     light = _tissue(rng, layout, level, scale)
     dots = Dots(shape, tuple(max(s * scale, 0.45) for s in DOT_SIGMAS))
@@ -44,15 +42,15 @@ def paint(
 def _tissue(rng: np.random.Generator, layout: Layout, level: float, scale: float) -> Floats:
     """Background: a level, shading that fades to one side, texture in all octaves, vessels and void."""
     shape = layout.labels.shape
-    strength = (level / 7) ** 0.6
-    sds = ((256, 2.0), (128, 1.3), (64, 0.9), (32, 0.8), (16, 0.6), (8, 0.5), (4, 0.65))
+    strength = (level / 7) ** 0.5
+    sds = ((256, 2.0), (128, 1.3), (64, 0.8), (32, 0.65), (16, 0.55), (8, 0.5), (4, 0.65))
     octaves = [(step * scale, sd * strength) for step, sd in sds if step * scale >= 2]
     light = octave_texture(rng, shape, octaves)
     grid = tuple(int(np.ceil(size / (COARSE * scale))) + 4 for size in shape)
     y = np.linspace(-1, 1, grid[0], dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, grid[1], dtype=np.float32)[None, :]
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.75)
-    shading = 1.12 + slope * (np.sin(angle) * y + np.cos(angle) * x) - rng.uniform(0, 0.25) * (x**2 + y**2)
+    shading = 1.08 + slope * (np.sin(angle) * y + np.cos(angle) * x) - rng.uniform(0, 0.25) * (x**2 + y**2)
     shading = np.maximum(shading, 0.03) * _shadows(rng, layout, grid, scale)
     shading = upsample(shading.astype(np.float32), shape, COARSE * scale)
     light += np.float32(level)
@@ -66,9 +64,11 @@ def _haze(layout: Layout, grid: tuple[int, ...], scale: float) -> Floats:
     haze = np.zeros((grid[0], grid[1]), np.float32)
     for cell in layout.cells:
         y, x = (int(c / (COARSE * scale)) + 1 for c in cell.centre)
-        haze[y, x] += 2.2 * (cell.radius / (19 * scale)) ** 1.5
-    sigma = 50 / COARSE
-    return ndimage.gaussian_filter(haze, sigma) * np.float32(2 * np.pi * sigma**2)
+        haze[y, x] += 3.2 * (cell.radius / (19 * scale)) ** 1.5
+    sigma = 36 / COARSE
+    haze = ndimage.gaussian_filter(haze, sigma) * np.float32(2 * np.pi * sigma**2)
+    # small fields are drawn denser than real ones, which mustn't brighten their tissue
+    return haze * np.float32(min(1.0, 2.0 / max(float(haze.mean()), 1e-6)))
 
 
 def _shadows(rng: np.random.Generator, layout: Layout, grid: tuple[int, ...], scale: float) -> Floats:
@@ -102,15 +102,13 @@ def _stripe(rng: np.random.Generator, light: Floats, scale: float) -> None:
     size = np.sqrt(2 * rng.uniform(0.015, 0.045) * light.size * np.sin(angle) * np.cos(angle))
     outer = size - rng.uniform(70, 140) * scale
     glow = special.expit((size - inner) / (7 * scale)).astype(np.float32) * rng.uniform(165, 215)
-    glow *= 1 + octave_texture(
-        rng, light.shape, [(64 * scale, 0.08), (8 * scale, 0.07), (max(4 * scale, 1), 0.06)]
-    )
+    glow *= 1 + octave_texture(rng, light.shape, [(64 * scale, 0.08), (8 * scale, 0.07), (max(4 * scale, 1), 0.06)])
     light += glow
     light *= special.expit((inner - outer) / (1.2 * scale))
 
 
 def _saturate(light: Floats) -> None:
     """Bend the brightest light towards the top of the scale, since exposures left hardly any pixel full."""
-    knee, room = 172.0, 70.0
+    knee, room = 172.0, 76.0
     at = np.nonzero(light > knee)
     light[at] = knee + room * (1 - np.exp((knee - light[at]) / room))

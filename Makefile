@@ -1,0 +1,69 @@
+# `make` alone lists what there is. Nothing here asks a question.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN_STAMP := $(VENV)/.cellray-run
+TEST_STAMP := $(VENV)/.cellray-test
+BENCHMARKS := $(filter-out benchmarks/gauge.py,$(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install install-test test check format lint types layers bench constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(RUN_STAMP) ## environment, install, quickstart study, ranked table, path of the report
+	$(BIN)/cellray sweep search_spaces/quickstart.yaml
+
+install: $(RUN_STAMP) ## .venv with cellray at the versions of constraints.txt
+
+install-test: $(TEST_STAMP) ## the same with the tools of `make check` and `make test`
+
+test: $(TEST_STAMP) ## every test
+	$(BIN)/python -m pytest -q --durations=10 -o faulthandler_timeout=600
+
+check: format lint types layers ## format, lint, types, import direction; each also by itself
+
+format: $(TEST_STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+
+types: $(TEST_STAMP)
+	$(BIN)/mypy
+
+layers: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: $(TEST_STAMP) ## every benchmark, one after the other
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+
+constraints: $(TEST_STAMP) ## rewrite constraints.txt from what .venv holds now
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+	@git --no-pager diff --stat constraints.txt 2>/dev/null || true
+
+clean: ## remove caches and build leftovers; .venv and studies/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find cellray tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are older than pyproject.toml or constraints.txt when something is to be installed again. They lie in
+# .venv, so that they go when it goes.
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing cellray into $(VENV): some minutes the first time; torch is most of it."
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing cellray and the test tools into $(VENV): some minutes the first time; torch is most of it."
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@ $(RUN_STAMP)
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "cellray needs Python 3.11 or newer, but there is no '$(PYTHON)': install one, or name it as in: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cellray needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1): name another as in: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' can't make virtual environments (no module venv or ensurepip): install it, on Debian and Ubuntu with: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,321 @@
+"""How fast trainings run, as ratios of processes that take turns within one run.
+
+    python benchmarks/training.py [--quick]
+
+Three questions: what real data costs beside the bare training step; how much faster that is than a plain PyTorch
+loop (a DataLoader that decodes a PNG for each item, SciPy augmentation, float32, contiguous, plain Adam, the same
+network and loss); and whether two trials with one thread each get more done together than one trial with two threads.
+The images are real where the shared data is at hand ($CELLRAY_SHARED, or `shared` beside the project), else drawn. Each
+contender is a process of its own with the environment it would have, waits for its turn, trains a few steps and says
+how long they took; a ratio is the median over the rounds. Exit code 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gauge import gauge
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from cellray.data import Dataset, Split, open_dataset
+from cellray.device import ALLOCATOR_ENV, autocast
+from cellray.study import DataConfig, DatasetConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig, Trial
+
+BASE_FEATURES = 16
+CHANNELS = 3
+SHAPES = {"4x512": (4, 512), "8x128": (8, 128)}
+"""Batch size and crop side of each kind of batch."""
+LEAST_OF_BARE, LEAST_OF_PLAIN, LEAST_TOGETHER = 0.92, {"4x512": 4.0, "8x128": 2.5}, 1.05
+
+
+def prepare_images(folder: Path) -> str:
+    """Write images/ and labels/ of PNGs that hold a crop of 512 px; returns where they come from."""
+    shared = Path(os.environ.get("CELLRAY_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    pack = shared / "data" / "dsb2018_fluo.zip"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    pictures = _real_images(pack, folder / "cache") if pack.exists() else _drawn_images()
+    for k, (image, labels) in enumerate(pictures):
+        Image.fromarray(image).save(folder / "images" / f"{k:02d}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{k:02d}.png")
+    return pack.name if pack.exists() else "drawn"
+
+
+def _real_images(pack: Path, cache: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.integer]]]:
+    where: dict[str, tuple[str, ...]] = {"size_class": ("696x520", "640x512", "1272x603")}
+    config = DatasetConfig(name="dsb2018", path=str(pack), where=where, diameter_px=16.6)
+    dataset = open_dataset(config, channels=CHANNELS, normalise="percentile", cache_dir=cache)
+    for k in range(len(dataset)):
+        yield dataset.image(k), dataset.labels(k)
+
+
+def _drawn_images() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.integer]]]:
+    rng, (y, x) = np.random.default_rng(0), np.indices((520, 696))
+    for _ in range(32):
+        labels = np.zeros((520, 696), np.uint16)
+        for number in range(1, 80):
+            cy, cx, radius = rng.uniform(0, 520), rng.uniform(0, 696), rng.uniform(6, 11)
+            labels[(y - cy) ** 2 + (x - cx) ** 2 <= radius**2] = number
+        gray = ndimage.gaussian_filter(150.0 * (labels > 0), 1) + rng.normal(40, 8, labels.shape)
+        yield np.repeat(np.clip(gray, 0, 255).astype(np.uint8)[..., None], CHANNELS, axis=2), labels
+
+
+def a_trial(shape: str) -> Trial:
+    """A training that never ends by itself, in the shape of the given batches."""
+    batch_size, crop_px = SHAPES[shape]
+    return Trial(
+        study="benchmark",
+        label="dice",
+        seed=0,
+        protocol="strict",
+        data=DataConfig(train=DatasetConfig(name="images", path="images")),
+        model=ModelConfig(base_features=BASE_FEATURES),
+        loss=LossConfig(name="dice"),
+        training=TrainingConfig(
+            epochs=10**6, validate_every=10**6, batch_size=batch_size, crop_px=crop_px, lr=1e-3, schedule="constant"
+        ),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def work(kind: str, folder: Path, shape: str, steps: int, threads: int) -> None:
+    """A contender's process: for each line that comes in, train `steps` steps and answer with the seconds."""
+    import torch
+
+    from cellray.device import prepare
+
+    prepare(torch.device("cpu"), threads)
+    {"cellray": _train_cellray, "bare": _train_bare}.get(kind, _train_plain)(kind, folder, shape, steps)
+
+
+def _answer(seconds: float) -> None:
+    print(json.dumps(seconds), flush=True)
+    if not sys.stdin.readline():
+        raise SystemExit
+
+
+def _train_cellray(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """The real loop: `fit`, with as many images as make an epoch of `steps`."""
+    import torch
+
+    from cellray.training import fit
+
+    config = DatasetConfig(name="images", path=str(folder), diameter_px=16.6)
+    dataset: Dataset = open_dataset(config, channels=CHANNELS, normalise="none", cache_dir=folder / "cache")
+    images = [k % len(dataset) for k in range(steps * SHAPES[shape][0])]
+    fit(
+        a_trial(shape),
+        dataset,
+        Split(images, [0], [0], ""),
+        device=torch.device("cpu"),
+        load=lambda name: None,
+        save=lambda name, data: None,
+        on_epoch=lambda row: _answer(len(images) / row["images_per_s"]),
+    )
+
+
+def _train_bare(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """The same loop on one batch that is there already."""
+    import torch
+
+    from cellray.training.crops import CropSampler
+
+    batch_size, crop_px = SHAPES[shape]
+    images = torch.rand(batch_size, CHANNELS, crop_px, crop_px).contiguous(memory_format=torch.channels_last)
+    targets = (torch.rand(batch_size, 1, crop_px, crop_px) < 0.1).float()
+    CropSampler.batch = lambda self, step, purpose=0: (images, targets)  # type: ignore[method-assign]
+    _train_cellray(kind, folder, shape, steps)
+
+
+class PlainDataset:
+    """What a first PyTorch loop has: decode, cut a crop, change it, make tensors, item by item."""
+
+    def __init__(self, folder: Path, crop_px: int) -> None:
+        self.folder, self.crop_px = folder, crop_px
+        self.names = sorted(path.name for path in (folder / "images").glob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, k: int) -> tuple[Any, Any]:
+        import torch
+
+        rng, side = np.random.default_rng(), self.crop_px
+        image = np.asarray(Image.open(self.folder / "images" / self.names[k]).convert("RGB"))
+        mask = np.asarray(Image.open(self.folder / "labels" / self.names[k])) > 0
+        top, left = rng.integers(0, image.shape[0] - side + 1), rng.integers(0, image.shape[1] - side + 1)
+        image = image[top : top + side, left : left + side].astype(np.float32) / 255
+        mask = mask[top : top + side, left : left + side].astype(np.float32)
+        angle, scale = np.radians(rng.uniform(-15, 15)), rng.uniform(0.9, 1.1)
+        flips = rng.choice([-1.0, 1.0], 2)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * flips / scale
+        middle = np.full(2, (side - 1) / 2)
+        how: dict[str, Any] = {"matrix": turn, "offset": middle - turn @ middle, "mode": "reflect"}
+        image = np.stack([ndimage.affine_transform(c, order=1, **how) for c in np.moveaxis(image, 2, 0)])
+        mask = ndimage.affine_transform(mask, order=0, **how)
+        image = (image - image.mean()) * rng.uniform(0.9, 1.1) + image.mean() * rng.uniform(0.9, 1.1)
+        return torch.from_numpy(np.clip(image, 0, 1).astype(np.float32)), torch.from_numpy(mask)[None]
+
+
+def _train_plain(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """The plain loop, with as many loading processes as `kind` ends in."""
+    import torch
+    from torch.utils.data import DataLoader, RandomSampler
+
+    from cellray.losses import dice_loss
+    from cellray.model import CResUnet
+
+    batch_size, crop_px = SHAPES[shape]
+    data: Any = PlainDataset(folder, crop_px)
+    model = CResUnet(BASE_FEATURES, CHANNELS).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    endless = RandomSampler(data, replacement=True, num_samples=10**7)
+    batches = DataLoader(data, batch_size, sampler=endless, num_workers=int(kind[-1]))
+    started = time.perf_counter()
+    for done, (images, target) in enumerate(batches, start=1):
+        loss = dice_loss(model(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        if done % steps == 0:
+            _answer(time.perf_counter() - started)
+            started = time.perf_counter()
+
+
+class Contender:
+    """A process that trains when it is told to."""
+
+    def __init__(self, kind: str, folder: Path, shape: str, *, steps: int, threads: int = 1) -> None:
+        # A sweep's workers have the allocator's settings; who starts a plain script doesn't.
+        extra = {} if kind.startswith("plain") else ALLOCATOR_ENV
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--work", kind, str(folder), shape, str(steps), str(threads)],
+            env={**os.environ, **extra, "OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def go(self) -> None:
+        """Start a turn."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def seconds(self) -> float:
+        """Wait for the turn's end: how long it took."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contender's process ended with {self.process.wait()}; see its message above")
+        return float(json.loads(line))
+
+    def turn(self) -> float:
+        """One turn, alone."""
+        self.go()
+        return self.seconds()
+
+
+def race(contenders: dict[str, Contender], rounds: int) -> list[dict[str, float]]:
+    """Seconds of each contender in each round; the first turn, when a process starts, warms it up."""
+    for contender in contenders.values():
+        contender.seconds()
+    return [{name: contender.turn() for name, contender in contenders.items()} for _ in range(rounds)]
+
+
+def compare_loops(folder: Path, shape: str, steps: int, rounds: int) -> list[tuple[str, float, float]]:
+    """Real data against the bare step, and against the better of two plain loops."""
+    with ExitStack() as open_processes:
+        contenders = {
+            kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps))
+            for kind in ("bare", "cellray", "plain0", "plain1")
+        }
+        took = race(contenders, rounds)
+    images = steps * SHAPES[shape][0]
+    rates = {kind: images / statistics.median(turn[kind] for turn in took) for kind in contenders}
+    print(f"{shape}: images/s " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in rates.items()), flush=True)
+    of_bare = statistics.median(turn["bare"] / turn["cellray"] for turn in took)
+    of_plain = statistics.median(min(turn["plain0"], turn["plain1"]) / turn["cellray"] for turn in took)
+    return [
+        (f"{shape}: real data / bare step", of_bare, LEAST_OF_BARE),
+        (f"{shape}: cellray / plain loop", of_plain, LEAST_OF_PLAIN[shape]),
+    ]
+
+
+def compare_sharing(folder: Path, shape: str, steps: int, rounds: int) -> list[tuple[str, float, float]]:
+    """Two trials with a thread each, together, against one trial with both threads."""
+    with ExitStack() as open_processes:
+        a, b, wide = (
+            open_processes.enter_context(Contender("cellray", folder, shape, steps=steps, threads=threads))
+            for threads in (1, 1, 2)
+        )
+        for contender in (a, b, wide):
+            contender.seconds()
+        ratios = []
+        for _ in range(rounds):
+            alone = wide.turn()
+            a.go()
+            b.go()
+            together = max(a.seconds(), b.seconds())  # for twice the images
+            ratios.append(2 * alone / together)
+    return [(f"{shape}: two 1-thread trials / one of 2", statistics.median(ratios), LEAST_TOGETHER)]
+
+
+def main() -> int:
+    """Run the races one after the other, print the table, say whether the bars hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few steps and rounds: a rough figure")
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        kind, folder, shape, steps, threads = given.work
+        work(kind, Path(folder), shape, int(steps), int(threads))
+        return 0
+    rounds = 2 if given.quick else 7
+    print(gauge())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = prepare_images(folder)
+        print(f"images: {source}; n = {BASE_FEATURES}, {os.cpu_count()} cores, {platform.machine()}, {precision()}")
+        results = compare_loops(folder, "8x128", 3 if given.quick else 8, rounds)
+        results += compare_loops(folder, "4x512", 1 if given.quick else 2, rounds)
+        results += compare_sharing(folder, "8x128", 3 if given.quick else 8, rounds)
+    for what, ratio, bar in results:
+        print(f"{what:<40} {ratio:6.2f}   bar {bar:.2f}   {'reached' if ratio >= bar else 'MISSED'}")
+    return 0 if all(ratio >= bar for _, ratio, bar in results) else 1
+
+
+def precision() -> str:
+    """What `precision: auto` means here."""
+    import torch
+
+    with autocast(torch.device("cpu"), "auto"):
+        return "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

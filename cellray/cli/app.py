@@ -1,0 +1,61 @@
+"""The ``cellray`` command. Exit codes: 0 done, 2 bad input, 3 some trials failed, 130 interrupted."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+import cellray
+from cellray.cli import data, models, studies
+from cellray.cli.common import err, out
+from cellray.errors import CellrayError
+
+app = typer.Typer(
+    name="cellray",
+    help="Which loss segments, detects and counts cells best on your images: one YAML file in, a ranked answer out.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 2 bad input, 3 some trials failed, 130 interrupted (the same command goes on).",
+)
+track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
+for command in (
+    studies.sweep,
+    studies.plan,
+    studies.status,
+    studies.report,
+    studies.ui,
+    studies.schema,
+    models.train,
+    models.evaluate,
+    models.predict,
+):
+    app.command()(command)
+track_app.command("sync")(studies.track_sync)
+app.add_typer(data.app, name="data")
+app.add_typer(track_app, name="track")
+
+
+def main() -> None:
+    """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
+    try:
+        app()
+    except CellrayError as error:
+        err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"cellray {cellray.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Nothing of its own: every option belongs to a command."""

@@ -1,0 +1,116 @@
+"""What the commands share: their options, the terminal, and finding a study and its ledger."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from cellray.errors import StudyError, one_of
+
+FAILED, INTERRUPTED = 3, 130
+
+out, err = Console(), Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or a study's name in the storage.", show_default=False)
+]
+Storage = Annotated[str, typer.Option(metavar="DIR|s3://…", help="Where ledgers lie.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(metavar="URI", help="MLflow store; default: SQLite beside the ledger.")
+]
+Seeds = Annotated[str | None, typer.Option(metavar="0,5", help="Run only these of the study's seeds.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Run only this configuration (repeatable).")]
+MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="At most so many trials at once.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Config = Annotated[str, typer.Option(metavar="LABEL", help="A configuration of the study.")]
+Seed = Annotated[int | None, typer.Option(help="Its seed; default: the one with the best validation score.")]
+Diameter = Annotated[float | None, typer.Option(min=0.1, help="Mean cell diameter on these images, in pixels.")]
+MaxValue = Annotated[float | None, typer.Option(min=1, help="Full-scale intensity (4095 for a 12-bit camera).")]
+
+
+def with_allocator() -> None:
+    """Start this command over with the allocator settings that a sweep gives its workers: they can't be set later."""
+    from cellray.device import ALLOCATOR_ENV
+
+    missing = {name: value for name, value in ALLOCATOR_ENV.items() if name not in os.environ}
+    if missing and sys.platform == "linux":
+        os.execve(sys.executable, [sys.executable, "-m", "cellray", *sys.argv[1:]], {**os.environ, **missing})
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C in here ends the command with the words that continue it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["cellray", *sys.argv[1:]])
+        err.print(f"Interrupted; nothing is lost. To go on: [bold]{escape(command)}[/bold]", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]]:
+    """The (label, seed) pairs that `--seeds` and `--only` leave; the study's plan stays whole."""
+    labels = [c.label for c in study.configurations]
+    for label in only or []:
+        one_of("configuration", label, labels)
+    wanted = list(study.seeds)
+    if seeds is not None:
+        try:
+            wanted = [int(seed) for seed in seeds.split(",")]
+        except ValueError:
+            raise StudyError(f"--seeds: expected whole numbers with commas between, got {seeds!r}") from None
+        for seed in wanted:
+            if seed not in study.seeds:
+                known = ", ".join(map(str, study.seeds))
+                raise StudyError(f"--seeds: seed {seed} is not in the study (it has {known}); add it to the file")
+    return {(label, seed) for label in (only or labels) for seed in wanted}
+
+
+def open_sets(study: Any, quiet: bool) -> Any:
+    """Open a study's data, showing progress where something has to be decoded first."""
+    from cellray.trial import Sets
+
+    if quiet:
+        return Sets.open(study.data)
+    with out.status("opening the data") as shown:
+        sets = Sets.open(
+            study.data, progress=lambda name, done, total: shown.update(f"decoding {escape(name)}: {done}/{total}")
+        )
+    for dataset in (sets.train, *sets.external.values()):
+        for note in dataset.notes:
+            err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    return sets
+
+
+def find(study_name: str, storage: str) -> tuple[Any, Any]:
+    """The ledger and the study of a study file, or of a name in the storage."""
+    from cellray.ledger import Ledger
+    from cellray.study import load_study, read_study
+
+    path = Path(study_name)
+    if path.suffix in (".yaml", ".yml"):
+        study = load_study(path)
+        ledger = Ledger(storage, study.name)
+    else:
+        ledger = Ledger(storage, study_name)
+        if not ledger.exists("study.yaml"):
+            raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
+        study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
+    return ledger, study
+
+
+def name_of(path: Path) -> str:
+    """A dataset name from a path: letters, digits, dots, dashes."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in path.resolve().stem)
+    return name.lstrip("._-") or "images"

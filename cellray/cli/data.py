@@ -1,0 +1,89 @@
+"""``cellray data``: is this a usable dataset? show me; make one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from cellray.cli.common import Json, name_of, out
+from cellray.cli.show import print_dataset
+from cellray.errors import StudyError
+
+app = typer.Typer(help="Look at datasets: check, preview, synth.", no_args_is_help=True)
+
+
+@app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="Folder, zip pack, manifest CSV, or a study file.")],
+    as_json: Json = False,
+) -> None:
+    """Is this a usable dataset? Every problem with its file, and what the images are like."""
+    from cellray.data import check_dataset
+
+    reports = [check_dataset(config) for config in _dataset_configs(path)]
+    if as_json:
+        print(json.dumps([{**asdict(r), "is_usable": r.is_usable} for r in reports]))
+    else:
+        for found in reports:
+            print_dataset(found)
+    if not all(found.is_usable for found in reports):
+        raise typer.Exit(2)
+
+
+@app.command("preview")
+def data_preview(
+    path: Annotated[Path, typer.Argument(help="Folder, zip pack, manifest CSV, or a study file.")],
+    output: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("preview.png"),
+    n: Annotated[int, typer.Option(min=1, max=48, help="Images to show.")] = 12,
+) -> None:
+    """Draw a contact sheet of images with their true contours."""
+    from cellray.data import open_dataset, preview_dataset
+    from cellray.overlay import encode_png
+
+    config = _dataset_configs(path)[0]
+    dataset = open_dataset(config, channels=3, normalise="none")
+    output.write_bytes(encode_png(preview_dataset(dataset, n)))
+    out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(str(path))}", highlight=False)
+
+
+@app.command("synth")
+def data_synth(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    n_trainval: Annotated[int, typer.Option(min=1)] = 24,
+    n_test: Annotated[int, typer.Option(min=1)] = 8,
+    width_px: Annotated[int, typer.Option(min=64)] = 1600,
+    height_px: Annotated[int, typer.Option(min=64)] = 1200,
+    scale: Annotated[float, typer.Option(min=0.05, help="Size of a cell relative to FNC's 37 px.")] = 1.0,
+    seed: int = 0,
+) -> None:
+    """Draw a dataset in the likeness of Fluorescent Neuronal Cells yellow, in its folder layout."""
+    from cellray.data.synth import synthesise
+
+    if output.exists() and any(output.iterdir()):
+        raise StudyError(f"{output} is not empty; name a new folder")
+    with out.status(f"drawing {n_trainval + n_test} images"):
+        synthesise(
+            output,
+            n_trainval=n_trainval,
+            n_test=n_test,
+            width_px=width_px,
+            height_px=height_px,
+            scale=scale,
+            seed=seed,
+        )
+    out.print(f"{output}: {n_trainval} training and {n_test} test images", highlight=False)
+
+
+def _dataset_configs(path: Path) -> list[Any]:
+    """The datasets of a study file, or the one that a path names."""
+    from cellray.study import DatasetConfig, load_study
+
+    if path.suffix in (".yaml", ".yml"):
+        study = load_study(path)
+        return [study.data.train, *study.data.external]
+    return [DatasetConfig(name=name_of(path), path=str(path))]

@@ -1,0 +1,190 @@
+"""Commands on one trial: train it, judge its model on other images, count cells with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from cellray.cli.common import (
+    FAILED,
+    Config,
+    Diameter,
+    Json,
+    MaxValue,
+    Quiet,
+    Seed,
+    Storage,
+    StudyFile,
+    StudyName,
+    choose,
+    find,
+    interruptible,
+    name_of,
+    open_sets,
+    out,
+    with_allocator,
+)
+from cellray.cli.show import print_metrics
+from cellray.errors import StudyError
+
+
+def train(
+    study_file: StudyFile,
+    config: Config,
+    seed: Annotated[int, typer.Option(help="One of the study's seeds.")],
+    storage: Storage = "studies",
+    as_json: Json = False,
+) -> None:
+    """Run one trial alone, without Ray: the same code, the same record.
+
+    Example: [bold]cellray train search_spaces/quickstart.yaml --config Dice --seed 0[/bold]
+    """
+    from cellray.cli.progress import ProgressObserver
+    from cellray.ledger import Ledger
+    from cellray.study import load_study
+    from cellray.trial import run_trial
+
+    with_allocator()
+    study = load_study(study_file)
+    chosen = choose(study, str(seed), [config])
+    ledger = Ledger(storage, study.name)
+    ledger.prepare()
+    sets = open_sets(study, as_json)
+    planned = [p for p in sets.plan(study.trials(), ledger) if (p.label, p.seed) in chosen]
+    if not ledger.exists("study.yaml"):
+        ledger.write("study.yaml", study.dump_yaml().encode())
+    observer = None if as_json else ProgressObserver(out)
+    resources = study.resources
+    with interruptible(), ledger.lease():
+        if observer:
+            observer.on_start(study, planned)
+        try:
+            record = run_trial(
+                planned[0].trial,
+                sets,
+                ledger,
+                gpus=resources.gpus,
+                threads=max(int(resources.cpus), 1),
+                on_epoch=lambda row: observer.on_epoch(planned[0].trial, row) if observer else None,
+            )
+            if observer and not planned[0].done:
+                observer.on_end(record)
+        finally:
+            if observer:
+                observer.on_finish()
+    if as_json:
+        print(json.dumps(record))
+    else:
+        print_metrics(record["metrics"].get("own", {}))
+        out.print(f"record: {ledger.uri}/trials/{record['key']}", highlight=False, soft_wrap=True)
+    if record["outcome"] == "failed":
+        raise typer.Exit(FAILED)
+
+
+def evaluate(
+    study_name: StudyName,
+    path: Annotated[Path, typer.Argument(help="A dataset with ground truth: folder, zip pack or manifest CSV.")],
+    config: Config,
+    seed: Seed = None,
+    diameter_px: Diameter = None,
+    max_value: MaxValue = None,
+    rescale: Annotated[bool, typer.Option("--rescale", help="Resample to the training set's cell diameter.")] = False,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these manifest rows.")] = None,
+    storage: Storage = "studies",
+    output: Annotated[Path | None, typer.Option("--out", help="Write scores.json and images.csv there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
+
+    Example: [bold]cellray evaluate quickstart my_images --config Dice --diameter-px 30[/bold]
+    """
+    from cellray.data import open_dataset
+    from cellray.inference import TrainedModel
+    from cellray.study import DatasetConfig
+
+    ledger, _study = find(study_name, storage)
+    model = TrainedModel.load(ledger, config, seed)
+    dataset = open_dataset(
+        DatasetConfig(
+            name=name_of(path),
+            path=str(path),
+            diameter_px=diameter_px,
+            max_value=max_value,
+            rescale=rescale,
+            where=_where(where),
+        ),
+        channels=model.channels,
+        normalise=model.normalise,
+        target_diameter_px=model.diameter_px,
+        require_diameter=True,
+    )
+    scores, rows = model.evaluate(dataset, os.cpu_count() or 1)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "scores.json").write_text(json.dumps(scores, indent=1))
+        rows.to_csv(output / "images.csv", index=False)
+    if as_json:
+        print(json.dumps({"study": model.record["study"], "label": config, "seed": model.record["seed"], **scores}))
+        return
+    out.print(f"{escape(config)}, seed {model.record['seed']}, on {len(dataset)} images", highlight=False)
+    print_metrics({dataset.name: scores})
+    if output:
+        out.print(f"written: {output}/scores.json, images.csv", highlight=False, soft_wrap=True)
+
+
+def predict(
+    study_name: StudyName,
+    path: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
+    output: Annotated[Path, typer.Option("--out", help="Write counts.csv, labels/ and overlays/ there.")],
+    config: Config,
+    seed: Seed = None,
+    diameter_px: Diameter = None,
+    max_value: MaxValue = None,
+    storage: Storage = "studies",
+    quiet: Quiet = False,
+) -> None:
+    """Find and count cells on images without ground truth: a table of counts, label images, overlays.
+
+    Example: [bold]cellray predict quickstart new_images --config Dice --out counted[/bold]
+    """
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    from cellray.inference import TrainedModel
+    from cellray.overlay import encode_png
+
+    ledger, _study = find(study_name, storage)
+    model = TrainedModel.load(ledger, config, seed)
+    for folder in ("labels", "overlays"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    rows = []
+    predictions = model.predict(path, diameter_px=diameter_px, max_value=max_value, threads=os.cpu_count() or 1)
+    for file, labels, overlay in predictions:
+        kind = np.uint16 if labels.max() < 2**16 else np.int32
+        Image.fromarray(labels.astype(kind)).save(output / "labels" / f"{file.stem}.png")
+        (output / "overlays" / f"{file.stem}.png").write_bytes(encode_png(overlay))
+        areas = np.bincount(labels.ravel())[1:]
+        median = float(np.median(areas)) if areas.size else float("nan")
+        rows.append({"image": file.name, "n_cells": int(labels.max()), "median_area_px": median})
+        if not quiet:
+            out.print(f"{escape(file.name)}: {labels.max()} cells", highlight=False)
+    pd.DataFrame(rows).to_csv(output / "counts.csv", index=False)
+    if not quiet:
+        out.print(f"written: {output}/counts.csv, labels/, overlays/", highlight=False, soft_wrap=True)
+
+
+def _where(pairs: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """`--where lab=mue --where lab=inns1` as a filter."""
+    chosen: dict[str, tuple[str, ...]] = {}
+    for pair in pairs or []:
+        column, equals, value = pair.partition("=")
+        if not (column and equals):
+            raise StudyError(f"--where: expected COLUMN=VALUE, got {pair!r}")
+        chosen[column] = (*chosen.get(column, ()), value)
+    return chosen

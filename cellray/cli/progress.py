@@ -1,0 +1,94 @@
+"""What a sweep shows while it runs: a bar for the study, one for each running trial, a line for each that ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cellray.metrics import METRICS
+from cellray.study import Study, Trial
+from cellray.trial import Planned, Row
+
+STYLES = {"finished": "green", "collapsed": "yellow", "failed": "red", "stopped": "cyan"}
+
+
+class ProgressObserver:
+    """Shows a sweep on a terminal; elsewhere (a file, CI) only the line of each trial that ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._whole: TaskID | None = None
+        self._running: dict[tuple[str, int], TaskID] = {}
+        self._share: dict[tuple[str, int], float] = {}
+        self._study: Study | None = None
+        self._n_done = self._n_planned = 0
+
+    def on_start(self, study: Study, plan: list[Planned]) -> None:
+        self._study, self._n_planned = study, len(plan)
+        self._n_done = sum(planned.done for planned in plan)
+        todo = self._n_planned - self._n_done
+        self._console.print(
+            f"[bold]{study.name}[/bold]: {self._n_planned} trials planned, {self._n_done} in the ledger, {todo} to do",
+            highlight=False,
+        )
+        if todo:
+            self._bars.start()
+            self._whole = self._bars.add_task("study", total=todo, state=f"0/{todo} trials")
+
+    def on_epoch(self, trial: Trial, row: Row) -> None:
+        who = (trial.label, trial.seed)
+        settings = trial.training
+        total, done = (settings.steps, row["step"]) if settings.steps else (settings.epochs, row["epoch"])
+        assert total is not None
+        if who not in self._running:
+            self._running[who] = self._bars.add_task(f"{trial.label}, seed {trial.seed}", total=total, state="")
+        state = f"epoch {row['epoch']:.0f}, loss {row['train_loss']:.3f}"
+        if row["val_dice"] == row["val_dice"]:  # not NaN
+            state += f", val Dice {row['val_dice']:.3f}"
+        self._bars.update(self._running[who], completed=done, state=state)
+        self._share[who] = 0.95 * done / total  # the rest is its evaluation
+        self._show_whole()
+
+    def on_end(self, record: dict[str, Any]) -> None:
+        who = (record["label"], record["seed"])
+        if who in self._running:
+            self._bars.remove_task(self._running.pop(who))
+        self._share[who] = 1.0
+        self._n_done += 1
+        self._show_whole()
+        self._console.print(self._line(record), highlight=False)
+
+    def on_finish(self) -> None:
+        self._bars.stop()
+
+    def _show_whole(self) -> None:
+        if self._whole is not None:
+            ended = sum(share == 1.0 for share in self._share.values())
+            total = self._bars.tasks[0].total or 0
+            self._bars.update(self._whole, completed=sum(self._share.values()), state=f"{ended}/{total:.0f} trials")
+
+    def _line(self, record: dict[str, Any]) -> str:
+        assert self._study is not None
+        metric = self._study.evaluation.rank_by
+        value = record["metrics"].get("own", {}).get("test", {}).get(metric)
+        score = f", {METRICS[metric].title} {value:.3f}" if value is not None else ""
+        reason = f": {record['reason']}" if record["reason"] else ""
+        style = STYLES[record["outcome"]]
+        seconds = sum(record["seconds"].values())
+        head = f"[{self._n_done:>{len(str(self._n_planned))}}/{self._n_planned}]".replace("[", r"\[")
+        return (
+            f"{head} {record['label']}, seed {record['seed']}: "
+            f"[{style}]{record['outcome']}[/{style}]{reason}{score} ({seconds:.0f} s)"
+        )

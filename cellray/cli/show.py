@@ -1,0 +1,68 @@
+"""Results as text on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cellray.cli.common import out
+
+
+def print_table(columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    for note in notes:
+        out.print(escape(note), highlight=False)
+
+
+def print_metrics(by_set: dict[str, dict[str, float]]) -> None:
+    from cellray.metrics import METRICS
+
+    if not by_set:
+        return
+    table = Table(
+        "set", "images", "cells", "found", *(m.title for m in METRICS.values()), box=None, header_style="bold"
+    )
+    for name, scores in by_set.items():
+        counts = [f"{scores[key]:.0f}" for key in ("n_images", "n_true", "n_pred")]
+        table.add_row(escape(name), *counts, *(f"{scores[key]:.3f}" for key in METRICS))
+    out.print(table)
+
+
+def print_dataset(found: Any) -> None:
+    verdict = "[green]usable[/green]" if found.is_usable else "[bold red]not usable[/bold red]"
+    out.print(f"[bold]{escape(found.path)}[/bold]: {verdict}", highlight=False, soft_wrap=True)
+    if found.n_images:
+        sizes = ", ".join(f"{size} ({n})" for size, n in found.sizes.items())
+        splits = ", ".join(f"{name or 'no split'} {n}" for name, n in found.splits.items())
+        out.print(f"  {found.n_images} images: {sizes}; {', '.join(found.dtypes)}; {splits}", highlight=False)
+    if found.objects_per_image and found.foreground_percent:
+        low, mid, high = found.objects_per_image
+        mean, median = found.foreground_percent
+        out.print(
+            f"  {found.n_objects} cells, {low:g} / {mid:g} / {high:g} an image (min / median / max); "
+            f"signal {mean:.2f} % of pixels (median {median:.2f} %)",
+            highlight=False,
+        )
+    if found.diameter_px:
+        p5, p50, p95 = found.diameter_px
+        out.print(f"  cell diameter {p5:.1f} / {p50:.1f} / {p95:.1f} px (p5 / median / p95)", highlight=False)
+    if found.study_split:
+        train, val, test = found.study_split
+        out.print(f"  a study would train on {train}, validate on {val}, test on {test}", highlight=False)
+    for problem in found.problems:
+        out.print(f"  [red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    for note in found.notes:
+        out.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,253 @@
+"""Commands on a whole study: run it, forecast it, follow it, report on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cellray.cli.common import (
+    FAILED,
+    Json,
+    MaxConcurrent,
+    Only,
+    Quiet,
+    Seeds,
+    Storage,
+    StudyFile,
+    StudyName,
+    TrackingUri,
+    choose,
+    err,
+    find,
+    interruptible,
+    open_sets,
+    out,
+)
+from cellray.cli.show import duration, print_table
+
+
+def sweep(
+    study_file: StudyFile,
+    storage: Storage = "studies",
+    tracking_uri: TrackingUri = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    max_concurrent: MaxConcurrent = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run every trial of a study that its ledger doesn't have yet, and rank what is there.
+
+    Running it again trains nothing; after a kill or Ctrl-C the same command goes on where it stopped.
+
+    Example: [bold]cellray sweep search_spaces/quickstart.yaml[/bold]
+    """
+    from cellray.cli.progress import ProgressObserver
+    from cellray.ledger import Ledger
+    from cellray.report import ReportObserver
+    from cellray.study import load_study
+    from cellray.sweep import connect, run_sweep
+    from cellray.tracking import MLflowTracker, check_store, default_store
+
+    study = load_study(study_file)
+    chosen = choose(study, seeds, only)
+    ledger = Ledger(storage, study.name)
+    ledger.prepare()
+    uri = tracking_uri or default_store(storage)
+    check_store(uri)
+    sets = open_sets(study, quiet or as_json)
+    report = ReportObserver(ledger)
+    tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, highlight=False))
+    observers: list[Any] = [report, tracker]
+    if not (quiet or as_json):
+        observers.append(ProgressObserver(out))
+    plan = sets.plan(study.trials(), ledger)
+    todo = [p for p in plan if not p.done and (p.label, p.seed) in chosen]
+    needs_ray = todo or (retry_failed and any(p.stored and p.stored["outcome"] == "failed" for p in plan))
+    try:
+        with interruptible(), connect(address) if needs_ray else nullcontext():
+            records = run_sweep(
+                study,
+                sets,
+                ledger,
+                observers=observers,
+                chosen=chosen,
+                max_concurrent=max_concurrent,
+                retry_failed=retry_failed,
+            )
+    finally:
+        with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
+            tracker.close()
+    _finish(ledger, study, quiet=quiet, as_json=as_json)
+    lost = chosen - {(record["label"], record["seed"]) for record in records}
+    if lost:
+        err.print(f"{len(lost)} trials ended without a record: Ray could not run them. The same command tries again.")
+        raise typer.Exit(FAILED)
+
+
+def plan(
+    study_file: StudyFile,
+    storage: Storage = "studies",
+    seeds: Seeds = None,
+    only: Only = None,
+    max_concurrent: MaxConcurrent = None,
+    as_json: Json = False,
+) -> None:
+    """Show a study's trials, what is done of them, and what the rest will cost. Trains nothing."""
+    from cellray.forecast import forecast
+    from cellray.ledger import Ledger
+    from cellray.study import load_study
+
+    study = load_study(study_file)
+    chosen = choose(study, seeds, only)
+    sets = open_sets(study, as_json)
+    planned = [p for p in sets.plan(study.trials(), Ledger(storage, study.name)) if (p.label, p.seed) in chosen]
+    cost = forecast(study, sets, planned, cpus=os.cpu_count() or 1, gpus=_gpus(), limit=max_concurrent)
+    if as_json:
+        trials = [{"label": p.label, "seed": p.seed, "key": p.key, "done": p.done} for p in planned]
+        print(json.dumps({"study": study.name, "trials": trials, **asdict(cost), "total_s": cost.total_s}))
+        return
+    out.print(f"[bold]{escape(study.name)}[/bold]: {escape(study.question)}", highlight=False)
+    table = Table("configuration", "loss", *(f"seed {seed}" for seed in study.seeds), box=None, header_style="bold")
+    configurations = {p.label: p.trial for p in planned}
+    for label, trial in configurations.items():
+        states = {p.seed: _state(p) for p in planned if p.label == label}
+        table.add_row(escape(label), escape(trial.loss.describe()), *(states.get(seed, "") for seed in study.seeds))
+    out.print(table)
+    for role in ("compared", "tuned"):
+        names = ", ".join(r.parameter for r in study.roles() if r.role == role)
+        out.print(f"{role}: {escape(names) or 'nothing'}", highlight=False)
+    split = sets.split(planned[0].trial)
+    out.print(
+        f"data: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        + "".join(f", {len(d)} {escape(name)}" for name, d in sets.external.items()),
+        highlight=False,
+    )
+    resources = f"{study.resources.cpus:g} CPU" + (f", {study.resources.gpus:g} GPU" if study.resources.gpus else "")
+    out.print(f"each trial: {resources}; {cost.concurrent} at once on this machine", highlight=False)
+    done = len(planned) - cost.n_todo
+    out.print(f"{len(planned)} trials, {done} done, {cost.n_todo} to do", highlight=False)
+    if cost.n_todo:
+        out.print(
+            f"about {duration(cost.total_s)} ({cost.trial_s:.0f} s a trial, {cost.source}), "
+            f"{cost.disk_mb:.0f} MB of storage",
+            highlight=False,
+        )
+
+
+def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = False) -> None:
+    """Show how far a sweep is, from any machine that sees the storage."""
+    ledger, study = find(study_name, storage)
+    if ledger.exists("report/status.json"):
+        state = json.loads(ledger.read("report/status.json"))
+    else:
+        from cellray.report import ReportActor, facts_of, stored_plan
+
+        state = ReportActor(ledger, stored_plan(ledger, study), study_facts=facts_of(study)).status()
+    state["held_by"] = ledger.holder()
+    if as_json:
+        print(json.dumps(state))
+        return
+    done = ", ".join(f"{n} {outcome}" for outcome, n in state["done"].items()) or "none done"
+    held = state["held_by"]
+    who = f"running (process {held['pid']} on {held['host']})" if held else "no sweep is running"
+    out.print(f"[bold]{escape(study.name)}[/bold]: {state['planned']} trials planned, {done}; {who}", highlight=False)
+    for row in state["running"] if held else []:
+        of = f"/{row['epochs']}" if row["epochs"] else ""
+        dice = f", val Dice {row['val_dice']:.3f}" if row["val_dice"] is not None else ""
+        out.print(f"  {escape(row['label'])}, seed {row['seed']}: epoch {row['epoch']}{of}{dice}", highlight=False)
+    if held and state["eta_s"]:
+        out.print(f"about {duration(state['eta_s'])} left", highlight=False)
+    print_table(state["table"]["columns"], state["table"]["rows"], state["table"]["notes"])
+    for trouble in state["troubles"]:
+        who = f"{trouble['label']}, seed {trouble['seed']}"
+        out.print(escape(f"{who}: {trouble['outcome']}: {trouble['reason']}"), highlight=False)
+
+
+def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
+    """Build a study's report anew from its ledger alone, finished or not, without data or training."""
+    from cellray.report import build_report, facts_of, stored_plan
+
+    ledger, study = find(study_name, storage)
+    build_report(ledger, stored_plan(ledger, study), study_facts=facts_of(study))
+    _finish(ledger, study, quiet=quiet, as_json=as_json)
+
+
+def ui(
+    storage: Storage = "studies",
+    tracking_uri: TrackingUri = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only (127.0.0.1).")] = 5000,
+) -> None:
+    """Open MLflow's web page on the studies' store. Ctrl-C ends it."""
+    from cellray.tracking import artifact_root, check_store, default_store
+
+    uri = tracking_uri or default_store(storage)
+    check_store(uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    root = artifact_root(uri)
+    command += ["--port", str(port), *(["--default-artifact-root", root] if root else [])]
+    out.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors."""
+    from cellray.study import study_schema
+
+    print(json.dumps(study_schema(), indent=1))
+
+
+def track_sync(
+    study_name: StudyName, storage: Storage = "studies", tracking_uri: TrackingUri = None, quiet: Quiet = False
+) -> None:
+    """Bring the MLflow store up to date from the ledger alone."""
+    from cellray.tracking import check_store, default_store, public_uri, sync
+
+    ledger, study = find(study_name, storage)
+    uri = tracking_uri or default_store(storage)
+    check_store(uri)
+    done = sync(ledger, study, uri)
+    if not quiet:
+        out.print(f"{public_uri(uri)}: {done.n_records} records, {done.n_written} of them new", highlight=False)
+
+
+def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
+    """Print the ranked table and the report's path; exit 3 if trials failed."""
+    from cellray.report import facts_of, format_table, load_tables, stored_plan
+
+    planned = stored_plan(ledger, study)
+    tables = load_tables(ledger, ledger.records(), planned, external_order=facts_of(study)["sets"])
+    outcomes = {str(k): int(v) for k, v in tables.trials.outcome.value_counts().items()}
+    page = f"{ledger.uri}/report/index.html"
+    table = format_table(tables, metric=study.evaluation.rank_by)
+    if as_json:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        print(json.dumps({"study": study.name, "outcomes": outcomes, "table": rows, "report": page}))
+    elif not quiet:
+        print_table(table.columns, table.rows, table.notes)
+        out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if outcomes.get("failed"):
+        raise typer.Exit(FAILED)
+
+
+def _state(planned: Any) -> str:
+    if planned.done:
+        return {"finished": "[green]done[/green]"}.get(planned.stored["outcome"], planned.stored["outcome"])
+    return "judge" if planned.stored is not None else "·"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

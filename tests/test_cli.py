@@ -1,0 +1,282 @@
+"""The commands, run as a user runs them: in a process of their own, judged by exit code, output and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+STUDY = """
+name: tiny
+question: Does the command line work?
+data:
+  train:
+    name: drawn
+    synthetic: {n_trainval: 6, n_test: 3, width_px: 96, height_px: 96, scale: 0.4, seed: 1}
+model: {base_features: 2}
+training: {steps: 4, batch_size: 2, crop_px: 32, lr: 0.01, batch_norm_batches: 2}
+configurations:
+  - {label: Dice, loss: {name: dice}}
+  - {label: BCE, loss: {name: bce}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study, one cache for all commands, and a dataset to predict on."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(STUDY)
+    return folder
+
+
+def cellray(place: Path, *words: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in `place`; fail with its output unless it ends with `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cellray", *words],
+        cwd=place,
+        env={**os.environ, "CELLRAY_CACHE": str(place / "cache"), "COLUMNS": "200", "NO_COLOR": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path) -> subprocess.CompletedProcess[str]:
+    """The study's sweep, for the tests that look at what it left."""
+    return cellray(place, "sweep", "tiny.yaml")
+
+
+@pytest.mark.slow
+class TestOneStudy:
+    def test_a_sweep_ends_with_the_ranked_table_and_the_reports_path(self, place, swept):
+        page = place / "studies" / "tiny" / "report" / "index.html"
+        assert swept.stdout.strip().splitlines()[-1] == f"report: {page}"
+        assert "rank" in swept.stdout
+        assert "tiny: 4 trials planned, 0 in the ledger, 4 to do" in swept.stdout
+        assert swept.stderr == ""
+        assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]
+
+    def test_the_same_sweep_again_trains_nothing(self, place, swept):
+        records = sorted((place / "studies/tiny/trials").glob("*/trial.json"))
+        before = [path.stat().st_mtime_ns for path in records]
+        again = cellray(place, "sweep", "tiny.yaml")
+        assert len(records) == 4
+        assert [path.stat().st_mtime_ns for path in records] == before
+        assert "4 in the ledger, 0 to do" in again.stdout
+        assert again.stdout.splitlines()[1:] == swept.stdout.splitlines()[-len(again.stdout.splitlines()) + 1 :]
+
+    def test_json_is_one_object_with_the_ranking(self, place, swept):
+        answer = json.loads(cellray(place, "sweep", "tiny.yaml", "--json").stdout)
+        assert answer["study"] == "tiny"
+        assert sum(answer["outcomes"].values()) == 4
+        assert {row["configuration"] for row in answer["table"]} == {"Dice", "BCE"}
+
+    def test_train_gives_the_record_of_the_sweep(self, place, swept):
+        alone = json.loads(
+            cellray(
+                place, "train", "tiny.yaml", "--config", "Dice", "--seed", "1", "--storage", "alone", "--json"
+            ).stdout
+        )
+        stored = json.loads((place / f"studies/tiny/trials/{alone['key']}/trial.json").read_text())
+        for name in ("label", "seed", "outcome", "operating_point", "metrics", "lr", "data"):
+            assert alone[name] == stored[name], name
+
+    def test_plan_says_what_is_done_and_what_is_left(self, place, swept):
+        (place / "more.yaml").write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
+        answer = json.loads(cellray(place, "plan", "more.yaml", "--json").stdout)
+        assert [(t["label"], t["seed"]) for t in answer["trials"] if not t["done"]] == [("Dice", 2), ("BCE", 2)]
+        assert answer["n_todo"] == 2
+        assert answer["total_s"] > 0
+        assert answer["disk_mb"] > 0
+        assert "6 trials, 4 done, 2 to do" in cellray(place, "plan", "more.yaml").stdout
+
+    def test_status_and_report_need_no_data(self, place, swept, tmp_path):
+        elsewhere = tmp_path / "studies"
+        shutil.copytree(place / "studies" / "tiny", elsewhere / "tiny")
+        shutil.rmtree(elsewhere / "tiny" / "report")
+        again = cellray(place, "report", "tiny", "--storage", str(elsewhere), CELLRAY_CACHE=str(tmp_path / "none"))
+        assert (elsewhere / "tiny/report/index.html").read_bytes() == (
+            place / "studies/tiny/report/index.html"
+        ).read_bytes()
+        assert f"report: {elsewhere}/tiny/report/index.html" in again.stdout
+        status = cellray(place, "status", "tiny", "--storage", str(elsewhere))
+        assert "4 trials planned" in status.stdout
+        assert "no sweep is running" in status.stdout
+
+    def test_evaluate_scores_a_dataset_as_the_study_scored_its_own(self, place, swept):
+        cellray(
+            place, "data", "synth", "images", "--n-trainval", "1", "--n-test", "2", "--width-px", "96", "--height-px",
+            "96", "--scale", "0.4",
+        )  # fmt: skip
+        told = cellray(
+            place, "evaluate", "tiny", "images", "--config", "Dice", "--diameter-px", "15", "--out", "scores"
+        )
+        assert "on 3 images" in told.stdout
+        rows = pd.read_csv(place / "scores/images.csv")
+        scores = json.loads((place / "scores/scores.json").read_text())
+        assert len(rows) == scores["n_images"] == 3
+        assert rows.n_true.sum() == scores["n_true"]
+
+    def test_predict_writes_counts_labels_and_overlays(self, place, swept):
+        folder = place / "new"
+        folder.mkdir(exist_ok=True)
+        rng = np.random.default_rng(0)
+        for name, shape in (("a", (50, 70)), ("b", (61, 97))):
+            Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        cellray(place, "predict", "tiny", "new", "--config", "BCE", "--seed", "0", "--out", "counted")
+        counts = pd.read_csv(place / "counted/counts.csv")
+        assert list(counts.image) == ["a.png", "b.png"]
+        for row in counts.itertuples():
+            labels = np.asarray(Image.open(place / "counted/labels" / row.image))
+            assert labels.max() == row.n_cells
+            assert (place / "counted/overlays" / row.image).stat().st_size > 0
+        assert labels.shape == (61, 97)
+
+    def test_a_second_sweep_on_the_same_ledger_is_told_who_holds_it(self, place, swept):
+        lease = place / "studies/tiny/lease.json"
+        lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "id": "x", "seen": time.time()}))
+        try:
+            told = cellray(place, "sweep", "tiny.yaml", code=2)
+        finally:
+            lease.unlink()
+        assert "held by another sweep (process 7 on elsewhere" in told.stderr
+
+    def test_only_some_trials_leave_the_others_planned(self, place):
+        told = cellray(
+            place, "sweep", "tiny.yaml", "--storage", "some", "--only", "Dice", "--seeds", "1", "--max-concurrent", "1"
+        )
+        assert "Provisional: 3 of 4 planned trials are missing" in told.stdout
+        assert len(list((place / "some/tiny/trials").glob("*/trial.json"))) == 1
+
+    def test_the_store_is_repaired_from_the_ledger(self, place, swept):
+        told = cellray(place, "track", "sync", "tiny", "--tracking-uri", f"sqlite:///{place}/again.db")
+        assert "4 records, 4 of them new" in told.stdout
+
+
+class TestBadInput:
+    """One clear error, exit code 2, no traceback, nothing started."""
+
+    def told(self, place: Path, *words: str, **env: str) -> str:
+        done = cellray(place, *words, code=2, **env)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("Error: ")
+        return done.stderr
+
+    def test_no_such_study_file(self, place):
+        assert "tiny.yml: no such study file (did you mean 'tiny.yaml'?)" in self.told(place, "sweep", "tiny.yml")
+
+    def test_an_unknown_word_is_named_with_line_and_nearest(self, place):
+        (place / "typo.yaml").write_text(STUDY.replace("name: dice", "name: dise"))
+        told = self.told(place, "sweep", "typo.yaml")
+        assert "typo.yaml:11: configurations[0].loss.name" in told
+        assert "did you mean 'dice'?" in told
+
+    def test_an_unknown_configuration_or_seed(self, place):
+        assert "did you mean 'Dice'?" in self.told(place, "sweep", "tiny.yaml", "--only", "dice")
+        assert "seed 9 is not in the study (it has 0, 1)" in self.told(place, "sweep", "tiny.yaml", "--seeds", "9")
+
+    def test_a_storage_that_cannot_be_written(self, place):
+        (place / "file").write_text("")
+        assert "'file' is not writable" in self.told(place, "sweep", "tiny.yaml", "--storage", "file")
+
+    def test_an_mlflow_store_that_does_not_answer(self, place):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        told = self.told(place, "sweep", "tiny.yaml", "--tracking-uri", f"http://user:secret@127.0.0.1:{port}")
+        assert f"127.0.0.1:{port}" in told
+        assert "secret" not in told
+
+    def test_a_gpu_that_is_absent(self, place):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        (place / "gpu.yaml").write_text(STUDY + "resources: {gpus: 1}\n")
+        assert "GPU" in self.told(place, "sweep", "gpu.yaml", "--storage", "gpu")
+        assert not list((place / "gpu").rglob("trial.json"))
+
+    def test_a_crop_larger_than_every_image(self, place):
+        (place / "crop.yaml").write_text(STUDY.replace("crop_px: 32", "crop_px: 512"))
+        told = self.told(place, "sweep", "crop.yaml", "--storage", "crop")
+        assert "512" in told
+        assert "96" in told
+
+    def test_a_folder_that_is_no_dataset(self, place):
+        (place / "empty").mkdir(exist_ok=True)
+        done = cellray(place, "data", "check", "empty", code=2)
+        assert "not usable" in done.stdout
+
+    def test_a_study_that_was_never_swept(self, place):
+        assert "no study 'never' in studies" in self.told(place, "status", "never")
+
+
+@pytest.mark.slow
+def test_the_reference_layout_is_trained_and_judged_on_its_real_images(place, shared, tmp_path):
+    """Four real 1600x1200 images in the folders of FNC v2: the study file of the ablation, shortened."""
+    with zipfile.ZipFile(shared / "data/fnc_real_samples.zip") as pack:
+        pack.extractall(tmp_path / "pack")
+    manifest = pd.read_csv(tmp_path / "pack/manifest.csv")
+    for row in manifest[manifest.collection == "yellow"].itertuples():
+        for kind, folder in (("images", "images"), ("masks", "ground_truths/masks")):
+            target = tmp_path / "FNC/yellow" / row.v1_split / folder / row.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "pack/yellow" / kind / row.file, target)
+    ablation = (Path(__file__).parents[1] / "search_spaces/ablation.yaml").read_text()
+    short = ablation
+    for old, new in (
+        ("epochs: 200", "epochs: 3"),
+        ("batch_size: 32", "batch_size: 2"),
+        ("crop_px: 512", "crop_px: 256"),
+        ("lr: range_test", "lr: 0.01"),
+        ("base_features: 16", "base_features: 2"),
+        ("gpus: 1", "gpus: 0"),
+    ):
+        assert old in short, old
+        short = short.replace(old, new)
+    (place / "fnc.yaml").write_text(short)
+    env = {"FNC_ROOT": str(tmp_path / "FNC")}
+    told = cellray(place, "train", "fnc.yaml", "--config", "Dice", "--seed", "0", "--storage", "fnc", "--json", **env)
+    record = json.loads(told.stdout)
+    assert record["outcome"] in ("finished", "collapsed")
+    assert record["epochs"] == 3
+    assert record["data"] | {"n_train": 1, "n_val": 1, "n_test": 2} == record["data"]
+    assert record["metrics"]["own"]["test"]["n_true"] == 35  # counted by the pack's manifest: 35 and 0
+    if record["outcome"] == "finished":
+        again = cellray(
+            place, "evaluate", "ablation", str(tmp_path / "FNC/yellow"), "--config", "Dice", "--diameter-px", "40",
+            "--storage", "fnc", "--json", **env,
+        )  # fmt: skip
+        assert json.loads(again.stdout)["n_images"] == 4
+
+
+def test_data_check_and_preview_of_a_usable_dataset(place):
+    cellray(place, "data", "synth", "set", "--n-trainval", "4", "--n-test", "2", "--width-px", "128", "--height-px",
+            "96", "--scale", "0.4")  # fmt: skip
+    checked = json.loads(cellray(place, "data", "check", "set", "--json").stdout)[0]
+    assert checked["is_usable"]
+    assert checked["n_images"] == 6
+    assert checked["splits"] == {"trainval": 4, "test": 2}
+    cellray(place, "data", "preview", "set", "--out", "sheet.png")
+    assert np.asarray(Image.open(place / "sheet.png")).std() > 0
+
+
+def test_schema_describes_the_shipped_studies(place):
+    schema = json.loads(cellray(place, "schema").stdout)
+    assert {"data", "training", "configurations", "seeds"} <= set(schema["properties"])

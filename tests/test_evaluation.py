@@ -1,0 +1,302 @@
+"""Prediction in tiles, the pixel histogram, the operating point, and what an evaluation holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import Pictures, cells, disks
+from torch import nn
+
+from cellray import evaluation
+from cellray.evaluation import THRESHOLDS, PixelHistogram, choose_point, evaluate, predict_image, predict_logits
+from cellray.metrics import METRICS, OBJECT_COLUMNS, image_row
+from cellray.model import CResUnet
+from cellray.postprocess import PUBLISHED_POINT, OperatingPoint, postprocess
+from cellray.study import EvaluationConfig
+
+CPU = torch.device("cpu")
+
+
+class ByBrightness(nn.Module):
+    """Logits that grow with brightness: a pixel of `level` has logit 0, 10 levels are one unit."""
+
+    def __init__(self, level: float = 120.0) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[:, :1] * 255 - self.level) / 10
+
+
+class Constant(nn.Module):
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(images[:, :1], self.logit)
+
+
+def noise(*shapes: tuple[int, int], channels: int = 1) -> Pictures:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*shape, channels), dtype=np.uint8) for shape in shapes]
+    return Pictures(images, [np.zeros(shape, np.uint16) for shape in shapes])
+
+
+def predicted(
+    model: nn.Module, dataset: Pictures, indices: list[int] | None = None, **how: Any
+) -> dict[int, np.ndarray]:
+    indices = list(range(len(dataset))) if indices is None else indices
+    found = predict_logits(model, dataset, indices, device=CPU, precision="float32", **how)
+    return {index: logits.numpy() for index, logits in found}
+
+
+class TestPrediction:
+    @pytest.mark.parametrize("shape", [(16, 24), (17, 23), (9, 40), (8, 1), (3, 5)])
+    def test_any_size_equals_the_network_on_the_continued_image(self, shape):
+        torch.manual_seed(0)
+        model, dataset = CResUnet(2, 1), noise(shape)
+        down, right = -shape[0] % 8, -shape[1] % 8
+        mode = "reflect" if down < shape[0] and right < shape[1] else "edge"
+        whole = np.pad(dataset.images[0][..., 0], ((0, down), (0, right)), mode=mode)
+        with torch.inference_mode():
+            expected = model.eval()(torch.from_numpy(whole).float()[None, None] / 255)
+        logits = predicted(model, dataset)[0]
+        assert logits.shape == shape
+        np.testing.assert_allclose(logits, expected[0, 0, : shape[0], : shape[1]], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(64, 200), (200, 64), (136, 208), (65, 70)])
+    @pytest.mark.parametrize("tile_px", [64, 128])
+    def test_tiles_agree_with_the_whole_where_the_network_sees_little(self, shape, tile_px):
+        torch.manual_seed(0)
+        model, dataset = nn.Conv2d(1, 1, 3, padding=1), noise(shape)
+        whole = predicted(model, dataset, tile_px=1024)[0]
+        tiled = predicted(model, dataset, tile_px=tile_px)[0]
+        # A whole image is continued to a multiple of 8 and a tile isn't: the last row and column may differ.
+        np.testing.assert_allclose(tiled[:-1, :-1], whole[:-1, :-1], rtol=1e-5, atol=1e-6)
+        assert np.isfinite(tiled).all()
+
+    @pytest.mark.parametrize("tile_px", [64, 256, 264, 1024])
+    @pytest.mark.parametrize("length", [1, 64, 65, 100, 264, 300, 1024, 1025, 2000, 5001])
+    def test_tiles_use_every_pixel_once_and_away_from_inner_edges(self, length, tile_px):
+        uses = np.zeros(length, int)
+        for start, end, first, last in evaluation._tiles(length, tile_px):
+            assert 0 <= start <= first < last <= end <= length
+            assert end - start <= tile_px
+            margin = 16 if length > tile_px else 0
+            assert start == 0 or first - start >= margin
+            assert end == length or end - last >= margin
+            uses[first:last] += 1
+        assert (uses == 1).all()
+
+    def test_images_of_several_shapes_come_back_under_their_own_index(self):
+        dataset = noise((20, 30), (16, 16), (20, 30), (16, 16), (8, 8))
+        found = predicted(ByBrightness(), dataset, [4, 2, 1, 0])
+        assert set(found) == {0, 1, 2, 4}
+        for index, logits in found.items():
+            np.testing.assert_allclose(logits, (dataset.images[index][..., 0] - 120.0) / 10, atol=1e-4)
+
+    def test_one_image_gives_the_probabilities_that_its_dataset_gives(self):
+        torch.manual_seed(0)
+        model, dataset = CResUnet(2, 1), noise((20, 90), (16, 16))
+        logits = predicted(model, dataset, tile_px=64)
+        for index, image in enumerate(dataset.images):
+            probs = predict_image(model.train(), image, device=CPU, precision="float32", tile_px=64)
+            assert probs.dtype == np.float32
+            np.testing.assert_allclose(probs, 1 / (1 + np.exp(-logits[index])), rtol=1e-5, atol=1e-6)
+
+    def test_dropped_halfway_it_leaves_torch_as_it_was(self):
+        halfway = predict_logits(ByBrightness(), noise((8, 8), (16, 8)), [0, 1], device=CPU, precision="float32")
+        next(halfway)
+        assert not torch.is_inference_mode_enabled()
+
+
+class TestPixelHistogram:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_best_dice_against_every_threshold_tried(self, seed):
+        rng = np.random.default_rng(seed)
+        histogram, all_probs, all_targets = PixelHistogram(), [], []
+        for _ in range(3):
+            target = rng.random((20, 30)) < 0.2
+            probs = np.clip(rng.normal(0.3 + 0.3 * target, 0.2), 0, 1).astype(np.float32)
+            histogram.add(probs, target)
+            all_probs.append(probs)
+            all_targets.append(target)
+        p, y = np.concatenate(all_probs), np.concatenate(all_targets)
+        dice = [2 * (y & (p >= k / 256)).sum() / ((p >= k / 256).sum() + y.sum()) for k in range(256)]
+        best, threshold = histogram.best_dice()
+        assert best == pytest.approx(max(dice))
+        assert threshold == int(np.argmax(dice)) / 256
+
+    def test_certain_pixels(self):
+        histogram = PixelHistogram()
+        histogram.add(np.array([0.0, 1.0, 1.0], np.float32), np.array([False, True, True]))
+        dice, threshold = histogram.best_dice()
+        assert dice == 1
+        assert threshold > 0
+
+    def test_without_cells_nothing_predicted_is_right(self):
+        histogram = PixelHistogram()
+        histogram.add(np.array([0.2, 0.7], np.float32), np.array([False, False]))
+        assert histogram.best_dice()[0] == 1
+
+
+def soft_cells(truth: np.ndarray, inside: float, outside: float) -> np.ndarray:
+    return np.where(truth > 0, inside, outside).astype(np.float32)
+
+
+class TestChoosePoint:
+    TRUTH = disks(np.random.default_rng(0), 60, 60)
+
+    def choose(self, inside: float, outside: float, **settings: Any) -> tuple[OperatingPoint, float]:
+        probs = {0: soft_cells(self.TRUTH, inside, outside)}
+        return choose_point(probs, {0: self.TRUTH}, 10.0, EvaluationConfig(**settings))
+
+    def test_it_finds_the_threshold_that_parts_cells_from_ground(self):
+        assert self.TRUTH.max() == 4
+        point, score = self.choose(inside=0.25, outside=0.15)
+        assert point.threshold == 0.2
+        assert score == 1
+
+    def test_among_equal_thresholds_the_middle_one(self):
+        point, _ = self.choose(inside=0.65, outside=0.05 - 1e-6)
+        assert [t for t in THRESHOLDS if t <= 0.65] == [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+        assert point.threshold == 0.3
+
+    def test_the_score_is_that_of_the_point_on_these_images(self):
+        rng = np.random.default_rng(1)
+        probs = np.clip(soft_cells(self.TRUTH, 0.6, 0.3) + rng.normal(0, 0.2, (60, 60)), 0, 1).astype(np.float32)
+        point, score = choose_point({0: probs}, {0: self.TRUTH}, 10.0, EvaluationConfig())
+        row = image_row(
+            self.TRUTH, postprocess(probs, point, diameter_px=10.0), iou_threshold=0.4, max_distance_px=10.0
+        )
+        assert score == 2 * row["tp_iou"] / (2 * row["tp_iou"] + row["fp_iou"] + row["fn_iou"])
+
+    def test_a_metric_where_less_is_better_is_made_small(self):
+        point, score = self.choose(inside=0.25, outside=0.15, rank_by="mae")
+        assert point.threshold == 0.2
+        assert score == 0
+
+    def test_a_given_point_is_taken_and_scored(self):
+        given = OperatingPoint(threshold=0.9)
+        point, score = self.choose(inside=0.25, outside=0.15, operating_point=given)
+        assert point == given
+        assert score == 0
+
+    def test_post_processing_outside_the_search_stays_as_published(self):
+        point, _ = self.choose(inside=0.9, outside=0.1)
+        assert (point.opening, point.hole_area) == (PUBLISHED_POINT.opening, PUBLISHED_POINT.hole_area)
+
+
+def judged(model: nn.Module, sets: dict[str, tuple[Pictures, list[int]]], **settings: Any) -> evaluation.Evaluation:
+    return evaluate(model, sets, EvaluationConfig(**settings), device=CPU, precision="float32")
+
+
+def three_sets() -> dict[str, tuple[Pictures, list[int]]]:
+    own, other = cells(n=8, height=64, width=64), cells(n=3, height=80, width=70, channels=1, seed=9)
+    other.names = [f"other{k}" for k in range(3)]
+    return {"val": (own, [0, 1, 2]), "test": (own, [3, 4, 5, 6]), "elsewhere": (other, [0, 1, 2])}
+
+
+@pytest.fixture(scope="module")
+def result() -> evaluation.Evaluation:
+    return judged(ByBrightness(), three_sets())
+
+
+class TestEvaluate:
+    def test_images_of_every_set_are_scored_at_both_points(self, result):
+        counts = result.images.groupby(["set", "point"]).size().to_dict()
+        assert counts == {
+            (name, point): len(indices) for name, (_, indices) in three_sets().items() for point in ("own", "shared")
+        }
+        assert not result.images.duplicated(["set", "point", "image"]).any()
+        assert set(result.images.query("set == 'test'")["image"]) == {"im03", "im04", "im05", "im06"}
+
+    def test_metrics_are_those_of_the_rows(self, result):
+        for point in ("own", "shared"):
+            assert set(result.metrics[point]) == {"val", "test", "elsewhere"}
+            for name, values in result.metrics[point].items():
+                rows = result.images[(result.images["set"] == name) & (result.images["point"] == point)]
+                tp, fp, fn = (rows[f"{kind}_iou"].sum() for kind in ("tp", "fp", "fn"))
+                assert values["f1_iou"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+                assert values["n_images"] == len(rows)
+                assert values.keys() >= METRICS.keys()
+
+    def test_bright_disks_are_found(self, result):
+        assert result.metrics["own"]["test"]["f1_iou"] > 0.95
+        assert result.point_score == result.metrics["own"]["val"]["f1_iou"]
+        assert result.collapsed is None
+
+    def test_objects_are_listed_for_every_set(self, result):
+        assert list(result.objects.columns) == ["set", "image", "group", *OBJECT_COLUMNS]
+        own = result.images[result.images["point"] == "own"]
+        for name, rows in own.groupby("set"):
+            objects = result.objects[result.objects["set"] == name]
+            assert (objects["true_id"] > 0).sum() == rows["n_true"].sum()
+            assert (objects["pred_id"] > 0).sum() >= rows["tp_iou"].sum()
+
+    def test_overlays_show_four_images_of_each_judged_set(self, result):
+        assert [(o["set"], o["role"]) for o in result.overlays] == [
+            (name, role) for name in ("test", "elsewhere") for role in ("worst", "median", "best", "crowded")
+        ]
+        assert set(result.files) == {o["file"] for o in result.overlays}
+        assert all(png.startswith(b"\x89PNG") for png in result.files.values())
+        for name in ("test", "elsewhere"):
+            by_role = {o["role"]: o for o in result.overlays if o["set"] == name}
+            assert by_role["worst"]["f1_iou"] <= by_role["median"]["f1_iou"] <= by_role["best"]["f1_iou"]
+            rows = result.images[(result.images["set"] == name) & (result.images["point"] == "own")]
+            assert by_role["crowded"]["n_true"] == rows["n_true"].max()
+
+    def test_only_validation_images_are_seen_before_the_point_is_chosen(self, monkeypatch):
+        sets, seen = three_sets(), []
+
+        def choose(*given: Any) -> tuple[OperatingPoint, float]:
+            seen.append((set(sets["val"][0].seen), set(sets["elsewhere"][0].seen)))
+            return choose_point(*given)
+
+        monkeypatch.setattr(evaluation, "choose_point", choose)
+        judged(ByBrightness(), sets)
+        assert seen == [({0, 1, 2}, set())]
+        assert set(sets["val"][0].seen) == set(range(7))
+
+    def test_other_truth_on_test_images_moves_no_point(self, result):
+        sets = three_sets()
+        own = sets["test"][0]
+        for index in sets["test"][1]:
+            own.truth[index] = np.zeros_like(own.truth[index])
+        other = judged(ByBrightness(), sets)
+        assert (other.point, other.point_score) == (result.point, result.point_score)
+        assert other.metrics["own"]["test"]["f1_iou"] == 0
+
+    def test_sizes_follow_each_sets_own_diameter(self):
+        sets = three_sets()
+        far = sets["elsewhere"][0]
+        far.diameter_px = 60.0  # its disks of 10 px are specks now, below the smallest cell
+        result = judged(ByBrightness(), sets)
+        assert result.metrics["own"]["elsewhere"]["n_pred"] == 0
+        assert result.metrics["own"]["test"]["n_pred"] > 0
+
+
+class TestCollapse:
+    def test_nothing_predicted(self):
+        result = judged(Constant(-20.0), three_sets())
+        assert result.collapsed == "predicts no cell on any validation image"
+        assert result.metrics["own"]["test"]["f1_iou"] == 0
+        assert result.metrics["own"]["test"]["n_images"] == 4
+        assert list(result.objects["kind"].unique()) == ["missed"]
+
+    def test_everything_predicted(self):
+        result = judged(Constant(20.0), three_sets())
+        assert result.collapsed == "predicts everything as cell on the validation images"
+
+    def test_nothing_predicted_where_nothing_is_is_no_collapse(self):
+        empty = noise((32, 32), (32, 32))
+        result = judged(Constant(-20.0), {"val": (empty, [0]), "test": (empty, [1])})
+        assert result.collapsed is None
+        assert result.metrics["own"]["test"]["f1_iou"] == 1
+        assert result.objects.empty
+        assert list(result.objects.columns) == ["set", "image", "group", *OBJECT_COLUMNS]
+        assert len(result.overlays) == 4

@@ -1,0 +1,132 @@
+"""Imports only point down the ladder, and importing a module does nothing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cellray"
+
+LADDER = (
+    ("errors",),
+    ("postprocess", "metrics", "losses", "device"),
+    ("overlay",),
+    ("model", "data"),
+    ("study",),
+    ("evaluation", "ledger"),
+    ("training", "inference"),
+    ("trial",),
+    ("sweep", "forecast"),
+    ("tracking", "report"),
+    ("cli",),
+    ("__main__",),
+)
+"""Lowest rung first. Whoever adds a module or a folder places it here."""
+
+RUNG = {name: height for height, rung in enumerate(LADDER) for name in rung}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def part_of(module: str) -> str:
+    """`cellray.data.cache` -> `data`; '' for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imports(module: str) -> set[str]:
+    """Full names of everything a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} line {node.lineno}: imports are absolute"
+            assert node.module
+            # `from cellray import data` may name a module too.
+            whole = node.module == "cellray"
+            found |= {f"cellray.{alias.name}" for alias in node.names} if whole else {node.module}
+    return found
+
+
+def test_every_module_has_its_rung():
+    parts = {part_of(module) for module in MODULES} - {""}
+    assert parts <= RUNG.keys(), f"place {sorted(parts - RUNG.keys())} on the ladder in this file"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part_of(m)])
+def test_imports_point_down(module):
+    here = part_of(module)
+    own = {part_of(name) for name in imports(module) if name.split(".")[0] == "cellray"} - {"", here, "__version__"}
+    wrong = {there for there in own if RUNG[there] >= RUNG[here]}
+    assert not wrong, f"{module} ({LADDER[RUNG[here]]}) imports {sorted(wrong)}, which isn't below it"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if RUNG.get(part_of(m), 0) < RUNG["sweep"]])
+def test_ray_and_mlflow_stay_above_the_trial(module):
+    assert not {name.split(".")[0] for name in imports(module)} & {"ray", "mlflow"}
+
+
+def test_the_walk_sees_imports_inside_functions():
+    assert "ray" in imports("cellray.sweep")
+
+
+SIDE_EFFECTS = """
+import importlib, json, os, sys, threading
+import numpy, torch
+numpy.random.seed(5); torch.manual_seed(5)
+low, high = (part.split() for part in sys.argv[1:])
+
+def state():
+    return {
+        "threads": torch.get_num_threads(),
+        "numpy": numpy.random.get_state()[1][:3].tolist(),
+        "torch": torch.get_rng_state()[:64].tolist(),
+        "device": str(torch.get_default_device()),
+        "cuda": torch.cuda.is_initialized(),
+        "argv": sys.argv,
+        "folder": os.getcwd(),
+        "files": sorted(os.listdir()),
+        "home": sorted(n for n in os.listdir(os.path.expanduser("~")) if "cellray" in n),
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("CELLRAY", "OMP", "MALLOC", "MLFLOW"))},
+        "live threads": sorted(t.name for t in threading.enumerate()),
+    }
+
+before = json.loads(json.dumps(state()))
+for name in low + high:
+    if name == high[0]:
+        early = sorted({m.split(".")[0] for m in sys.modules} & {"ray", "mlflow"})
+        assert not early, f"{early} came with the lower modules"
+    importlib.import_module(name)
+    after = json.loads(json.dumps(state()))
+    changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert not changed, (name, changed)
+    before = after
+"""
+
+
+@pytest.mark.slow
+def test_importing_does_nothing_and_up_to_the_trial_loads_neither_ray_nor_mlflow(tmp_path):
+    names = [m for m in MODULES if part_of(m) != "__main__"]
+    low = [m for m in names if RUNG.get(part_of(m), 0) < RUNG["sweep"]]
+    high = [m for m in names if m not in low]
+    home, work = tmp_path / "home", tmp_path / "work"  # libraries may write to the former (matplotlib's fonts)
+    home.mkdir()
+    work.mkdir()
+    mine = {"HOME": str(home), "PYTHONPATH": str(PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", SIDE_EFFECTS, " ".join(low), " ".join(high)],
+        cwd=work,
+        env={**os.environ, **mine},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == ""

