@@ -39,12 +39,15 @@ class Ledger:
     """
 
     def __init__(self, storage: str, study: str) -> None:
+        if "://" not in storage:
+            # Absolute, since a worker that is sent this ledger has another working directory.
+            storage = os.path.abspath(os.path.expanduser(storage))
         self.storage, self.study = storage, study
         try:
             if "://" in storage:
                 self._fs, root = fs.FileSystem.from_uri(storage)
             else:
-                self._fs, root = fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(storage))
+                self._fs, root = fs.LocalFileSystem(), storage
         except (OSError, ValueError) as error:
             raise LedgerError(
                 f"storage {_public(storage)!r} can't be opened: {_public(str(error), storage)}"

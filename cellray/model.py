@@ -98,6 +98,10 @@ MODELS: dict[str, ModelFactory] = {"c_resunet": CResUnet}
 
 
 def build_model(name: str, *, base_features: int, in_channels: int, device: torch.device | str = "cpu") -> nn.Module:
-    """A fresh network on a device, channels last, initialised on the CPU from torch's global random state."""
-    model = MODELS[name](base_features=base_features, in_channels=in_channels)
+    """A fresh network on a device, channels last, initialised on the CPU from torch's global random state.
+
+    On the device `meta` it has no weights, and nothing random is drawn.
+    """
+    with torch.device("meta" if str(device) == "meta" else "cpu"):
+        model = MODELS[name](base_features=base_features, in_channels=in_channels)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

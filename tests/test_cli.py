@@ -193,7 +193,7 @@ class TestBadInput:
 
     def test_a_storage_that_cannot_be_written(self, place):
         (place / "file").write_text("")
-        assert "'file' is not writable" in self.told(place, "sweep", "tiny.yaml", "--storage", "file")
+        assert "/file' is not writable" in self.told(place, "sweep", "tiny.yaml", "--storage", "file")
 
     def test_an_mlflow_store_that_does_not_answer(self, place):
         with socket.socket() as free:

@@ -20,7 +20,7 @@ except ImportError:  # no file locks there: two processes may decode the same tw
 
 def default_cache_dir() -> Path:
     """``$CELLRAY_CACHE``, else ``~/.cache/cellray``."""
-    return Path(os.environ.get("CELLRAY_CACHE") or Path.home() / ".cache" / "cellray")
+    return Path(os.environ.get("CELLRAY_CACHE") or Path.home() / ".cache" / "cellray").absolute()
 
 
 @contextmanager

@@ -70,11 +70,11 @@ class ModelSaver:
             from cellray.model import build_model
 
             # On meta and then filled: initial weights would draw from the random state of whoever trains here.
-            with torch.device("meta"):
-                network = build_model(name, base_features=base_features, in_channels=in_channels)
+            network = build_model(name, base_features=base_features, in_channels=in_channels, device="meta")
             if dict(network.named_buffers()).keys() - network.state_dict().keys():
                 raise ValueError(f"{name!r} has buffers that its checkpoints lack")
             network.to_empty(device="cpu").load_state_dict(weights)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # what the format stores
             network.eval()
             folder = Path(self._folder.name) / "-".join(map(str, architecture))
             shutil.rmtree(folder, ignore_errors=True)
