@@ -305,7 +305,8 @@ def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store
         network.load_state_dict(weights["model"])
         for uri in (f"models:/{model.model_id}", f"runs:/{model.source_run_id}/best"):
             logits = mlflow.pytorch.load_model(uri)(images)
-            assert torch.equal(logits, network.eval()(images))
+            # another memory layout: the same sums in another order
+            torch.testing.assert_close(logits, network.eval()(images), rtol=1e-3, atol=1e-3)
     signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature
     assert signature.inputs.inputs[0].shape == (-1, 3, -1, -1)
     assert signature.outputs.inputs[0].shape == (-1, 1, -1, -1)
