@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import platform
 import resource
 from pathlib import Path
@@ -77,7 +76,6 @@ def describe(device: torch.device, threads: int) -> str:
 
 def release_memory() -> None:
     """Give back what a trial has freed, so that a process that runs many does not grow with them."""
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc's

@@ -18,7 +18,9 @@ from cellray.errors import StudyError, one_of
 
 FAILED, INTERRUPTED = 3, 130
 
-out, err = Console(), Console(stderr=True)
+# A file has no width: wide enough there for a whole table.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+err = Console(stderr=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
 StudyName = Annotated[

@@ -9,12 +9,30 @@ from rich.table import Table
 
 from cellray.cli.common import out
 
+DROPPABLE = ("shared point", "worst seed", "survivors")
+"""Columns that a narrow terminal leaves out, in this order; the report has them all."""
+
 
 def print_table(columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
-    table = Table(*columns, box=None, header_style="bold")
+    """A ranked table in one line a row, without the columns for which the terminal is too narrow."""
+    shown = list(range(len(columns)))
+
+    def width() -> int:
+        return sum(max(len(line[k]) for line in [columns, *rows]) + 2 for k in shown)
+
+    left_out = []
+    for name in DROPPABLE:
+        if width() > out.width and name in columns:
+            shown.remove(columns.index(name))
+            left_out.append(name)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for k in shown:
+        table.add_column(columns[k], no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(row[k]) for k in shown))
     out.print(table)
+    if left_out:
+        out.print(f"A wider terminal also shows: {', '.join(left_out)}.", highlight=False)
     for note in notes:
         out.print(escape(note), highlight=False)
 
