@@ -96,6 +96,9 @@ class TestOneStudy:
         stored = json.loads((place / f"studies/tiny/trials/{alone['key']}/trial.json").read_text())
         for name in ("label", "seed", "outcome", "operating_point", "metrics", "lr", "data"):
             assert alone[name] == stored[name], name
+        assert "Provisional: 3 of 4 planned trials are missing" in cellray(
+            place, "report", "tiny", "--storage", "alone"
+        ).stdout  # fmt: skip
 
     def test_plan_says_what_is_done_and_what_is_left(self, place, swept):
         (place / "more.yaml").write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))

@@ -55,9 +55,11 @@ def train(
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     sets = open_sets(study, as_json)
-    planned = [p for p in sets.plan(study.trials(), ledger) if (p.label, p.seed) in chosen]
-    if not ledger.exists("study.yaml"):
+    plan = sets.plan(study.trials(), ledger)
+    if not ledger.exists("plan.json"):
         ledger.write("study.yaml", study.dump_yaml().encode())
+        ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan])
+    planned = [p for p in plan if (p.label, p.seed) in chosen]
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources
     with interruptible(), ledger.lease():

@@ -67,9 +67,8 @@ def sweep(
     uri = tracking_uri or default_store(storage)
     check_store(uri)
     sets = open_sets(study, quiet or as_json)
-    report = ReportObserver(ledger)
     tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, highlight=False))
-    observers: list[Any] = [report, tracker]
+    observers: list[Any] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
         observers.append(ProgressObserver(out))
     plan = sets.plan(study.trials(), ledger)
