@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.device import autocast
-from cellray.metrics import METRICS, OBJECT_COLUMNS, image_row, object_rows, summarise
+from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise
+from cellray.operating_point import Choice, choose_point
 from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
 from cellray.study import EvaluationConfig
@@ -23,13 +24,6 @@ from cellray.study import EvaluationConfig
 STRIDE = 8  # the networks halve an image three times
 TILE_OVERLAP_PX = 64
 BATCH_PX = 2**21  # pixels predicted at once
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-MIN_AREAS = (0.08, 0.159)
-WATERSHEDS: tuple[dict[str, float], ...] = (
-    {"watershed": False},
-    {"watershed": True, "smoothing": 0.75, "peak_distance": 1.0},
-    {"watershed": True, "smoothing": 0.35, "peak_distance": 0.6},
-)
 
 
 def predict_logits(
@@ -143,9 +137,8 @@ class PixelHistogram:
 class Evaluation:
     """A trained model's scores on every set."""
 
-    point: OperatingPoint
-    point_score: float
-    """Its score on validation, in the study's ranking metric."""
+    choice: Choice
+    """The operating point, and how it does on validation."""
     metrics: dict[str, dict[str, dict[str, float]]]
     """By point (own, shared), set and metric."""
     images: pd.DataFrame
@@ -185,8 +178,8 @@ def evaluate(
 
     validation, indices = sets["val"]
     val_probs = dict(predict("val"))
-    truth = {index: validation.labels(index) for index in indices}
-    point, score = choose_point(val_probs, truth, validation.diameter_px, settings)
+    truth: dict[int, np.ndarray] = {index: validation.labels(index) for index in indices}
+    choice = choose_point(val_probs, truth, validation.diameter_px, settings)
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     overlays: list[dict[str, Any]] = []
@@ -197,7 +190,7 @@ def evaluate(
         drawn: list[dict[str, Any]] = []
         for index, probs in probs_of:
             about = {"set": name, "image": dataset.names[index], "group": dataset.groups[index]}
-            own, row = _judge(probs, dataset, index, point, settings)
+            own, row = _judge(probs, dataset, index, choice.point, settings)
             _, shared_row = _judge(probs, dataset, index, settings.shared_point, settings)
             packed[index] = zlib.compress(own.astype(np.int32).tobytes(), level=1)
             drawn.append({**about, "point": "own", **row})
@@ -211,13 +204,14 @@ def evaluate(
     images = pd.DataFrame(rows)
     metrics = {
         point_name: {
-            name: summarise(images[(images["set"] == name) & (images["point"] == point_name)]) for name in sets
+            name: as_judged(images[(images["set"] == name) & (images["point"] == point_name)], settings)
+            for name in sets
         }
         for point_name in ("own", "shared")
     }
     on_val = images[(images["set"] == "val") & (images["point"] == "own")]
     table = pd.DataFrame(objects, columns=["set", "image", "group", *OBJECT_COLUMNS])
-    return Evaluation(point, score, metrics, images, table, overlays, files, _collapse(on_val))
+    return Evaluation(choice, metrics, images, table, overlays, files, _collapse(on_val))
 
 
 def evaluate_set(
@@ -238,12 +232,25 @@ def evaluate_set(
         for i, logits in predicted
     ]
     table = pd.DataFrame(rows).sort_values("image", ignore_index=True)
-    return summarise(table), table
+    return as_judged(table, settings), table
+
+
+def as_judged(rows: pd.DataFrame, settings: EvaluationConfig) -> dict[str, float]:
+    """The metrics of one set's rows, by the matching and the counting formula that the study asks for."""
+    quirks = [
+        name
+        for name, wanted in (
+            ("many_to_one", settings.matching == "many_to_one"),
+            ("released_counts", settings.counts == "released"),
+        )
+        if wanted
+    ]
+    return summarise(quirk_rows(rows, quirks))
 
 
 def _judge(
     probs: np.ndarray, dataset: Dataset, index: int, point: OperatingPoint, settings: EvaluationConfig
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> tuple[np.ndarray, dict[str, float]]:
     """Predicted labels of one image at an operating point, and its row of counts."""
     labels = postprocess(probs, point, diameter_px=dataset.diameter_px)
     row = image_row(
@@ -251,52 +258,10 @@ def _judge(
         labels,
         iou_threshold=settings.iou_threshold,
         max_distance_px=settings.max_distance * dataset.diameter_px,
+        diameter_px=dataset.diameter_px,
+        probs=probs,
     )
     return labels, row
-
-
-def choose_point(
-    probs: dict[int, np.ndarray], truth: dict[int, np.ndarray], diameter_px: float, settings: EvaluationConfig
-) -> tuple[OperatingPoint, float]:
-    """The operating point that scores best on the given (validation) images, and its score.
-
-    First the threshold at the published post-processing, then minimum size and watershed at that threshold; among
-    equal scores the middle one is taken.
-
-    Args:
-        probs: Probabilities (H, W) of each image.
-        truth: True labels of the same images.
-        diameter_px: Mean cell diameter there.
-        settings: The metric to maximise, matching limits, and a fixed point that replaces the search.
-    """
-    metric = METRICS[settings.rank_by]
-
-    def score(point: OperatingPoint) -> float:
-        rows = [
-            image_row(
-                truth[index],
-                postprocess(probs[index], point, diameter_px=diameter_px),
-                iou_threshold=settings.iou_threshold,
-                max_distance_px=settings.max_distance * diameter_px,
-            )
-            for index in sorted(probs)
-        ]
-        return summarise(pd.DataFrame(rows))[settings.rank_by]
-
-    def best_of(points: list[OperatingPoint]) -> tuple[OperatingPoint, float]:
-        scores = [score(point) for point in points]
-        shortfalls = [metric.shortfall(s) for s in scores]
-        ties = [k for k, shortfall in enumerate(shortfalls) if shortfall == min(shortfalls)]
-        middle = ties[(len(ties) - 1) // 2]
-        return points[middle], scores[middle]
-
-    if isinstance(settings.operating_point, OperatingPoint):
-        return settings.operating_point, score(settings.operating_point)
-    base = settings.shared_point
-    point, _ = best_of([base.model_copy(update={"threshold": t}) for t in THRESHOLDS])
-    return best_of(
-        [point.model_copy(update={"min_area": area, **watershed}) for watershed in WATERSHEDS for area in MIN_AREAS]
-    )
 
 
 def _collapse(rows: pd.DataFrame) -> str | None:

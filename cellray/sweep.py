@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -107,8 +108,12 @@ def run_sweep(
 
 
 @contextmanager
-def connect(address: str | None = None) -> Iterator[None]:
+def connect(address: str | None = None, code_folder: Path | None = None) -> Iterator[None]:
     """Ray for one sweep: the cluster at `address`, or a fresh one on this machine that ends with the sweep.
+
+    Args:
+        address: Of a running cluster.
+        code_folder: Where workers, too, look for losses of the user's own.
 
     Raises:
         StudyError: If there is no cluster at the address, or none can be started.
@@ -121,6 +126,9 @@ def connect(address: str | None = None) -> Iterator[None]:
 
     # "local" starts a cluster of our own, whatever RAY_ADDRESS says and whatever else runs on this machine.
     local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    env = {**ALLOCATOR_ENV, "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
+    if code_folder is not None:
+        env["PYTHONPATH"] = os.pathsep.join([str(code_folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -128,7 +136,7 @@ def connect(address: str | None = None) -> Iterator[None]:
                 **(local if address is None else {"address": address}),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": {**ALLOCATOR_ENV, "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}},
+                runtime_env={"env_vars": env},
             )
         except Exception as error:  # Ray raises plain ones, too
             ray.shutdown()  # what had started already

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 import cellray
-from cellray.data import Dataset, Split, open_dataset, split_dataset
+from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
 from cellray.device import describe, peak_memory_mb, pick_device, prepare
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger
@@ -61,6 +61,11 @@ class Sets:
         train = opened(config.train)
         how = {"target_diameter_px": train.diameter_px, "require_diameter": True}
         return cls(train, {external.name: opened(external, **how) for external in config.external})
+
+    def add_maps(self, trials: list[Trial], progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compute the maps of true cells that the trials' losses need and this machine doesn't have yet."""
+        names = {name for loss in {t.label: t.loss for t in trials}.values() for name in loss.build().maps}
+        add_maps(self.train, names, partial(progress, f"{self.train.name}: maps of cells") if progress else None)
 
     def split(self, trial: Trial) -> Split:
         """The training set's parts for one trial."""
@@ -232,6 +237,7 @@ def _identity(trial: Trial, sets: Sets, split: Split) -> dict[str, Any]:
         "label": trial.label,
         "seed": trial.seed,
         "protocol": trial.protocol,
+        "quirks": list(trial.quirks),
         "settings": trial.model_dump(mode="json", include={"model", "loss", "training", "evaluation", "data"}),
         "data": _data_facts(sets, split),
     }
@@ -281,13 +287,16 @@ def _training_facts(trial: Trial, fitted: Fit | None) -> dict[str, Any]:
         "steps": run.step if run else 0,
         "lr": run.lr if run else None,
         "range_test": run.range_test if run else None,
+        "term_scales": run.term_scales if run else None,
     }
 
 
 def _evaluation_facts(judged: Evaluation | None) -> dict[str, Any]:
     return {
-        "operating_point": judged.point.model_dump() if judged else None,
-        "operating_point_score": judged.point_score if judged else None,
+        "operating_point": judged.choice.point.model_dump() if judged else None,
+        "operating_point_score": judged.choice.score if judged else None,
+        "operating_point_gain": judged.choice.gain if judged else None,
+        "operating_point_candidates": judged.choice.n_candidates if judged else None,
         "metrics": judged.metrics if judged else {},
         "overlays": judged.overlays if judged else [],
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -18,6 +19,14 @@ def skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def oracle(module: str) -> Any:
+    """Another package's module to compare with, from the extra `test`."""
+    try:
+        return import_module(module)
+    except ImportError:
+        skip_or_fail(f"{module} is not installed; make install-test installs it.")
 
 
 @pytest.fixture(scope="session")

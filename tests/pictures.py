@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellray.data import Split
+from cellray.losses.maps import STORED
 from cellray.study import DataConfig, DatasetConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig, Trial
 
 
@@ -32,6 +34,12 @@ class Pictures:
     def labels(self, i: int) -> np.ndarray:
         self.seen.append(i)
         return self.truth[i]
+
+    def map(self, name: str, i: int) -> np.ndarray:
+        return STORED[name](self.truth[i])
+
+    def map_folder(self, name: str) -> Path:
+        return Path()  # is there: nothing to store for arrays
 
 
 def disks(rng: np.random.Generator, height: int, width: int, *, n: int = 4, radius: float = 5.0) -> np.ndarray:

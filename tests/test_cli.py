@@ -283,3 +283,57 @@ def test_data_check_and_preview_of_a_usable_dataset(place):
 def test_schema_describes_the_shipped_studies(place):
     schema = json.loads(cellray(place, "schema").stdout)
     assert {"data", "training", "configurations", "seeds"} <= set(schema["properties"])
+
+
+OWN_LOSS = """
+import torch
+
+def between_cells(logits, target, two_nearest, *, sigma: float = 4.0):
+    cost = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return ((1 + torch.exp(-two_nearest / sigma)) * cost).mean()
+"""
+
+
+@pytest.mark.slow
+class TestLossesInAStudy:
+    def test_a_loss_of_ones_own_is_trained_by_ray_with_its_map(self, place):
+        # Not in the current folder: workers have to be told where it is.
+        (place / "lab").mkdir()
+        (place / "lab" / "my_losses.py").write_text(OWN_LOSS)
+        text = STUDY.replace("name: tiny", "name: own").replace("{name: dice}", "{name: 'my_losses:between_cells'}")
+        (place / "lab" / "own.yaml").write_text(text)
+        refused = cellray(place, "sweep", "lab/own.yaml", code=2)
+        assert "configurations[0].loss.name: 'my_losses:between_cells' is code outside cellray; --allow-code" in (
+            refused.stderr
+        )
+        assert not (place / "studies" / "own").exists()
+        swept = cellray(place, "sweep", "lab/own.yaml", "--allow-code", "--seeds", "0", "--json")
+        assert json.loads(swept.stdout)["outcomes"] == {"finished": 2, "missing": 2}
+        records = [json.loads(p.read_text()) for p in (place / "studies/own/trials").glob("*/trial.json")]
+        loss = next(r["settings"]["loss"] for r in records if r["label"] == "Dice")
+        assert (loss["name"], loss["settings"], len(loss["code"])) == ("my_losses:between_cells", {"sigma": 4.0}, 16)
+        assert "between_cells" in (place / "studies/own/report/index.html").read_text()
+
+    def test_an_unsound_loss_stops_the_sweep_before_anything_is_made(self, place):
+        text = STUDY.replace("name: tiny", "name: faulty").replace("{name: dice}", "{name: released_bce}")
+        (place / "faulty.yaml").write_text(text)
+        refused = cellray(place, "sweep", "faulty.yaml", code=2)
+        assert "`allow: [double_activation, floor]` in it would run it all the same" in refused.stderr
+        assert "'Dice': loss check double_activation: " in refused.stderr
+        assert not (place / "studies" / "faulty").exists()
+
+    def test_the_reference_protocol_runs_and_says_what_it_is(self, place):
+        text = STUDY.replace("name: tiny", "name: quirky\nprotocol: fluocells-2023").replace(
+            "{name: dice}", "{name: focal_tversky@code}"
+        )
+        (place / "quirky.yaml").write_text(text)
+        swept = cellray(place, "sweep", "quirky.yaml", "--seeds", "0")
+        assert "quirk double_activation of Dice, BCE: " in swept.stderr
+        page = (place / "studies/quirky/report/index.html").read_text()
+        assert "Quirk flattened_tversky of every configuration" in page
+        assert "Failed and collapsed trials are left out of means and ranks" in page
+        record = json.loads(next((place / "studies/quirky/trials").glob("*/trial.json")).read_text())
+        assert (record["protocol"], len(record["quirks"]), record["lr"]) == ("fluocells-2023", 7, 0.001)
+        assert record["metrics"]["own"] == record["metrics"]["shared"]
+        refused = cellray(place, "audit", "quirks", "quirky", code=2)
+        assert "runs with double_activation" in refused.stderr

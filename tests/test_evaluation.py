@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import Pictures, cells, disks
+from pictures import Pictures, cells
 from torch import nn
 
 from cellray import evaluation
-from cellray.evaluation import THRESHOLDS, PixelHistogram, choose_point, evaluate, predict_image, predict_logits
-from cellray.metrics import METRICS, OBJECT_COLUMNS, image_row
+from cellray.evaluation import PixelHistogram, evaluate, predict_image, predict_logits
+from cellray.metrics import METRICS, OBJECT_COLUMNS
 from cellray.model import CResUnet
-from cellray.postprocess import PUBLISHED_POINT, OperatingPoint, postprocess
+from cellray.operating_point import Choice, choose_point
 from cellray.study import EvaluationConfig
 
 CPU = torch.device("cpu")
@@ -144,53 +144,6 @@ class TestPixelHistogram:
         assert histogram.best_dice()[0] == 1
 
 
-def soft_cells(truth: np.ndarray, inside: float, outside: float) -> np.ndarray:
-    return np.where(truth > 0, inside, outside).astype(np.float32)
-
-
-class TestChoosePoint:
-    TRUTH = disks(np.random.default_rng(0), 60, 60)
-
-    def choose(self, inside: float, outside: float, **settings: Any) -> tuple[OperatingPoint, float]:
-        probs = {0: soft_cells(self.TRUTH, inside, outside)}
-        return choose_point(probs, {0: self.TRUTH}, 10.0, EvaluationConfig(**settings))
-
-    def test_it_finds_the_threshold_that_parts_cells_from_ground(self):
-        assert self.TRUTH.max() == 4
-        point, score = self.choose(inside=0.25, outside=0.15)
-        assert point.threshold == 0.2
-        assert score == 1
-
-    def test_among_equal_thresholds_the_middle_one(self):
-        point, _ = self.choose(inside=0.65, outside=0.05 - 1e-6)
-        assert [t for t in THRESHOLDS if t <= 0.65] == [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-        assert point.threshold == 0.3
-
-    def test_the_score_is_that_of_the_point_on_these_images(self):
-        rng = np.random.default_rng(1)
-        probs = np.clip(soft_cells(self.TRUTH, 0.6, 0.3) + rng.normal(0, 0.2, (60, 60)), 0, 1).astype(np.float32)
-        point, score = choose_point({0: probs}, {0: self.TRUTH}, 10.0, EvaluationConfig())
-        row = image_row(
-            self.TRUTH, postprocess(probs, point, diameter_px=10.0), iou_threshold=0.4, max_distance_px=10.0
-        )
-        assert score == 2 * row["tp_iou"] / (2 * row["tp_iou"] + row["fp_iou"] + row["fn_iou"])
-
-    def test_a_metric_where_less_is_better_is_made_small(self):
-        point, score = self.choose(inside=0.25, outside=0.15, rank_by="mae")
-        assert point.threshold == 0.2
-        assert score == 0
-
-    def test_a_given_point_is_taken_and_scored(self):
-        given = OperatingPoint(threshold=0.9)
-        point, score = self.choose(inside=0.25, outside=0.15, operating_point=given)
-        assert point == given
-        assert score == 0
-
-    def test_post_processing_outside_the_search_stays_as_published(self):
-        point, _ = self.choose(inside=0.9, outside=0.1)
-        assert (point.opening, point.hole_area) == (PUBLISHED_POINT.opening, PUBLISHED_POINT.hole_area)
-
-
 def judged(model: nn.Module, sets: dict[str, tuple[Pictures, list[int]]], **settings: Any) -> evaluation.Evaluation:
     return evaluate(model, sets, EvaluationConfig(**settings), device=CPU, precision="float32")
 
@@ -227,7 +180,8 @@ class TestEvaluate:
 
     def test_bright_disks_are_found(self, result):
         assert result.metrics["own"]["test"]["f1_iou"] > 0.95
-        assert result.point_score == result.metrics["own"]["val"]["f1_iou"]
+        assert result.choice.score == result.metrics["own"]["val"]["f1_iou"]
+        assert result.choice.shared_score == result.metrics["shared"]["val"]["f1_iou"]
         assert result.collapsed is None
 
     def test_objects_are_listed_for_every_set(self, result):
@@ -253,7 +207,7 @@ class TestEvaluate:
     def test_only_validation_images_are_seen_before_the_point_is_chosen(self, monkeypatch):
         sets, seen = three_sets(), []
 
-        def choose(*given: Any) -> tuple[OperatingPoint, float]:
+        def choose(*given: Any) -> Choice:
             seen.append((set(sets["val"][0].seen), set(sets["elsewhere"][0].seen)))
             return choose_point(*given)
 
@@ -268,7 +222,7 @@ class TestEvaluate:
         for index in sets["test"][1]:
             own.truth[index] = np.zeros_like(own.truth[index])
         other = judged(ByBrightness(), sets)
-        assert (other.point, other.point_score) == (result.point, result.point_score)
+        assert other.choice == result.choice
         assert other.metrics["own"]["test"]["f1_iou"] == 0
 
     def test_sizes_follow_each_sets_own_diameter(self):
@@ -278,6 +232,32 @@ class TestEvaluate:
         result = judged(ByBrightness(), sets)
         assert result.metrics["own"]["elsewhere"]["n_pred"] == 0
         assert result.metrics["own"]["test"]["n_pred"] > 0
+
+
+class TestQuirks:
+    """The rows hold both rules; the metrics follow the one that the study asks for."""
+
+    def merging(self) -> dict[str, tuple[Pictures, list[int]]]:
+        # two cells side by side, shown as one bright blob: one hit one-to-one, two many-to-one at a low threshold
+        truth = np.zeros((40, 48), np.uint16)
+        truth[14:26, 12:23], truth[14:26, 23:36] = 1, 2
+        image = np.where(truth > 0, 200, 40).astype(np.uint8)[..., None]
+        pictures = Pictures([image] * 2, [truth] * 2, diameter_px=14.0)
+        return {"val": (pictures, [0]), "test": (pictures, [1])}
+
+    def test_many_to_one_counts_a_blob_twice(self):
+        whole = {"operating_point": {"threshold": 0.5, "watershed": False}}
+        strict = judged(ByBrightness(), self.merging(), **whole).metrics["own"]["test"]
+        quirky = judged(ByBrightness(), self.merging(), **whole, matching="many_to_one").metrics["own"]["test"]
+        assert (strict["f1_iou"], quirky["f1_iou"]) == (pytest.approx(2 / 3), 1)
+        assert strict["mae"] == quirky["mae"] == 1
+
+    def test_released_counts_forgive_it(self):
+        whole = {"operating_point": {"threshold": 0.5, "watershed": False}}
+        result = judged(ByBrightness(), self.merging(), **whole, counts="released")
+        assert result.metrics["own"]["test"]["mae"] == 0
+        assert result.metrics["own"]["test"]["mae_released"] == 0
+        assert result.images["n_pred"].eq(1).all() and result.images["n_true"].eq(2).all()
 
 
 class TestCollapse:

@@ -18,6 +18,7 @@ LADDER = (
     ("overlay",),
     ("model", "data"),
     ("study",),
+    ("operating_point", "published"),
     ("evaluation", "ledger"),
     ("training", "inference"),
     ("trial",),

@@ -8,16 +8,22 @@ from pydantic import ValidationError
 from scipy import ndimage
 from skimage.morphology import disk
 from skimage.segmentation import watershed
+from whole_image import whole_image_postprocess
 
+from cellray.data.synth import draw_labels
 from cellray.errors import CellrayError, ShapeError
 from cellray.postprocess import (
     PUBLISHED_POINT,
     OperatingPoint,
     close_mask,
+    components,
     fill_holes,
+    find_components,
     open_mask,
     postprocess,
+    split,
 )
+from cellray.postprocess.sheet import cut_out, lay_out
 
 TOUCHING = np.ones((3, 3), dtype=bool)
 PLAIN = OperatingPoint(opening=0, hole_area=0, min_area=0, watershed=False)
@@ -75,6 +81,69 @@ def discs(shape: tuple[int, int], radius: float, *centres: tuple[float, float]) 
     return np.any([(y - cy) ** 2 + (x - cx) ** 2 <= radius**2 for cy, cx in centres], axis=0).astype(np.float32)
 
 
+def rings(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Rings within rings, discs in their holes, some beyond the border, and specks."""
+    y, x = np.indices(shape)
+    mask = rng.random(shape) < 0.002
+    for _ in range(rng.integers(1, 8)):
+        distance = np.hypot(y - rng.uniform(-10, shape[0] + 10), x - rng.uniform(-10, shape[1] + 10))
+        radius = rng.uniform(2, 60)
+        mask |= (distance < radius) & (distance > radius - rng.uniform(1, 15))
+    return mask.astype(float)
+
+
+def touching_boxes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    probs = (rng.random(shape) < rng.choice([0, 0.01, 0.1])).astype(float)
+    for _ in range(rng.integers(1, 12)):
+        y, x, height, width = rng.integers(0, [*shape, 25, 25])
+        probs[y : y + height, x : x + width] = 1
+    return probs
+
+
+def blobs(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    probs = ndimage.gaussian_filter(rng.random(shape), rng.uniform(0, 5))
+    return ((probs - probs.min()) / (np.ptp(probs) + 1e-9)) ** rng.choice([1, 3])
+
+
+def few_blobs_and_nan(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    probs = ndimage.gaussian_filter((rng.random(shape) > 0.995).astype(float), rng.uniform(1, 6))
+    return np.where(rng.random(shape) < 0.01, np.nan, probs / (probs.max() + 1e-9))
+
+
+def noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return (rng.random(shape) > rng.choice([0.5, 0.9, 0.99, 0.999])).astype(float)
+
+
+def one_value(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return np.full(shape, rng.choice([0, 1, np.nan]))
+
+
+MASKS = (rings, touching_boxes, blobs, few_blobs_and_nan, noise, one_value)
+
+
+def odd_case(seed: int) -> tuple[np.ndarray, OperatingPoint, float]:
+    """A map of any kind in `MASKS` and size up to 260 px, with settings up to extremes."""
+    rng = np.random.default_rng(seed)
+    probs = MASKS[seed % len(MASKS)](rng, tuple(rng.integers(1, rng.choice([12, 80, 260]), 2)))
+    point = OperatingPoint(
+        threshold=rng.choice([0, 0.3, 0.5, 0.6, 0.8, 1]),
+        opening=rng.choice([0, 0.075, 0.2, 0.5]),
+        hole_area=rng.choice([0, 0.04, 0.5, 5]),
+        min_area=rng.choice([0, 0.02, 0.159]),
+        watershed=rng.random() < 0.8,
+        smoothing=rng.uniform(0, 1),
+        peak_distance=rng.uniform(0, 1),
+    )
+    return probs.astype(np.float32), point, float(rng.choice([3, 8, 20, 40]))
+
+
+def fnc_like(seed: int, *, width: int = 1600, height: int = 1200, noise: float = 0.05) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    cells = draw_labels(rng, width_px=width, height_px=height) > 0
+    blurred = ndimage.gaussian_filter(cells.astype(np.float32), 2)
+    return np.clip(blurred + rng.normal(0, noise, blurred.shape), 0, 1).astype(np.float32)
+
+
 def test_published_point_has_the_published_pixel_sizes():
     assert PUBLISHED_POINT.threshold == 0.875
     assert PUBLISHED_POINT.in_pixels(40) == (3, 50, 200, 30, 40)
@@ -96,6 +165,74 @@ def test_equals_the_obvious_version_on_touching_cells(seed):
     np.testing.assert_array_equal(
         postprocess(cells, PUBLISHED_POINT, diameter_px=20), slow_postprocess(cells, PUBLISHED_POINT, 20)
     )
+
+
+@pytest.mark.parametrize("chunk", [*range(6), *(pytest.param(k, marks=pytest.mark.slow) for k in range(6, 40))])
+@pytest.mark.parametrize("in_boxes", [True, False], ids=["always in boxes", "as it pays"])
+def test_boxes_change_nothing(chunk, in_boxes, monkeypatch):
+    if in_boxes:
+        monkeypatch.setattr(components, "lay_out", cut_out)
+    for seed in range(60 * chunk, 60 * chunk + 60):
+        probs, point, diameter_px = odd_case(seed)
+        expected = whole_image_postprocess(probs, point, diameter_px=diameter_px)
+        np.testing.assert_array_equal(postprocess(probs, point, diameter_px=diameter_px), expected, str(seed))
+
+
+@pytest.mark.parametrize("threshold", [0.12, 0.5, 0.875])
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_change_nothing_on_images_like_fnc(seed, threshold):
+    probs, point = fnc_like(seed), OperatingPoint(threshold=threshold)
+    assert lay_out(probs >= threshold, 3).mask.size < probs.size / 2
+    expected = whole_image_postprocess(probs, point, diameter_px=40)
+    np.testing.assert_array_equal(postprocess(probs, point, diameter_px=40), expected)
+
+
+def test_the_sheet_holds_what_a_disk_fits_into_and_leaves_out_the_rest():
+    mask = discs((600, 800), 20, (100, 100), (400, 700), (300, 0)) > 0
+    cells = mask.copy()
+    # at the border a speck may be what is left of a disk
+    mask[24:-24, 24:-24] |= np.random.default_rng(0).random((552, 752)) < 0.001
+    sheet = lay_out(mask, 3)
+    back = sheet.to_image(sheet.mask.astype(np.int32)) > 0
+    assert (back & ~mask).sum() == 0
+    assert (cells & ~back).sum() == 0
+    assert len(sheet.slots) == 3
+    assert sheet.mask.size < mask.size / 10
+
+
+def test_a_small_or_full_image_is_its_own_sheet():
+    for mask in (np.eye(100) > 0, np.random.default_rng(0).random((500, 500)) < 0.3, np.ones((500, 500), bool)):
+        sheet = lay_out(mask, 3)
+        assert sheet.mask is mask
+        assert sheet.inside is None
+
+
+def test_a_ring_and_what_lies_in_it_share_a_box():
+    y, x = np.indices((400, 500))
+    distance = np.hypot(y - 200, x - 250)
+    mask = ((distance > 90) & (distance < 100)) | (distance < 10)
+    (slot,) = cut_out(mask, 3).slots
+    assert (slot.height, slot.width) >= (200, 200)
+
+
+def test_stages_called_apart_give_what_the_chain_gives():
+    probs = fnc_like(7, width=640, height=480)
+    point = OperatingPoint(threshold=0.6)
+    sizes = point.in_pixels(40)
+    windows = [(sizes.smoothing, sizes.peak_window), (14, 24), (1, 3)]
+    found = find_components(probs, point.threshold, sizes)
+    for min_area in (0, 200, 800, 10**6):
+        kept = found.at_least(min_area)
+        assert (kept.areas >= min_area).all()
+        for (smoothing, peak_window), pieces in zip(windows, split(kept, windows), strict=True):
+            changed = {"min_area": min_area / (np.pi / 4 * 40**2), "smoothing": smoothing / 40}
+            same = point.model_copy(update={**changed, "peak_distance": peak_window / 40})
+            labels = kept.sheet.to_image(pieces.labels)
+            np.testing.assert_array_equal(labels, whole_image_postprocess(probs, same, diameter_px=40))
+            whole = kept.sheet.to_image(kept.labels)
+            for piece, owner in enumerate(pieces.owners, start=1):
+                assert (whole[labels == piece] == owner).all()
+            assert len(pieces.owners) == labels.max()
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -91,7 +91,10 @@ def test_not_a_number_counts_as_worst_and_is_mentioned():
 @pytest.mark.parametrize("metric", ["mae", "medae", "mpe"])
 def test_a_collapse_is_never_a_perfect_count(metric):
     nothing = errors_of_nothing([0, 3, 9])
-    assert nothing == {"mae": 4.0, "medae": 3.0, "mpe": pytest.approx(200 / 3)}
+    assert nothing == {
+        "mae": 4.0, "medae": 3.0, "mpe": pytest.approx(200 / 3), "count_bias": 4.0,
+        "count_low": pytest.approx(1.96 * 21**0.5 - 4), "count_high": pytest.approx(1.96 * 21**0.5 + 4),
+    }  # fmt: skip
     plan = plan_for(["A", "B"], seeds=(0,), rank_by=metric)
     records = [
         record("A", 0, {"test": scores(0.0, error=0.0)}, outcome="collapsed"),  # as the released code scored it

@@ -17,9 +17,9 @@ from cellray.data import open_dataset, split_dataset
 from cellray.device import pick_device
 from cellray.errors import DataError, StudyError
 from cellray.evaluation import PixelHistogram, predict_logits
-from cellray.losses import LOSSES, dice_loss
+from cellray.losses import LOSSES, bce_loss, dice_loss
 from cellray.model import build_model
-from cellray.study import AugmentConfig, DatasetConfig
+from cellray.study import AugmentConfig, DatasetConfig, LossConfig, TermConfig
 from cellray.training import check_crop, fit
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import SCHEDULES, choose_rate, constant, one_cycle, rate_at, triangular
@@ -64,7 +64,7 @@ def in_levels(images: torch.Tensor) -> np.ndarray:
 
 class TestCrops:
     def test_a_batch_has_its_shapes_and_ranges(self):
-        images, targets = sampler(cells(channels=3), AugmentConfig()).batch(0)
+        images, targets, _ = sampler(cells(channels=3), AugmentConfig()).batch(0)
         assert images.shape == (4, 3, 32, 32)
         assert targets.shape == (4, 1, 32, 32)
         assert images.dtype == targets.dtype == torch.float32
@@ -78,7 +78,7 @@ class TestCrops:
         dataset = Pictures([(200 * (t > 0)).astype(np.uint8)[..., None] for t in truth], truth)
         drawn = sampler(dataset, augment)
         for step in range(5):
-            images, targets = drawn.batch(step)
+            images, targets, _ = drawn.batch(step)
             # Image and mask are resampled alike, so they pass half height at the same pixels.
             agree = (in_levels(images) > 100) == (targets.numpy() == 1)
             assert agree.mean() > 0.999
@@ -121,7 +121,7 @@ class TestCrops:
         first = sampler(dataset, AugmentConfig())
         first.batch(7)
         again = sampler(dataset, AugmentConfig())
-        for a, b in zip(first.batch(3), again.batch(3), strict=True):
+        for a, b in zip(first.batch(3)[:2], again.batch(3)[:2], strict=True):
             assert torch.equal(a, b)
         images = again.batch(3)[0]
         assert not torch.equal(images, again.batch(4)[0])
@@ -149,7 +149,7 @@ class TestCrops:
     def test_no_crop_shows_anything_but_the_image(self, shape, augment):
         full = Pictures([np.full((*shape, 1), 200, np.uint8)] * 4, [np.ones(shape, np.uint16)] * 4)
         for step in range(4):
-            images, targets = sampler(full, augment).batch(step)
+            images, targets, _ = sampler(full, augment).batch(step)
             np.testing.assert_allclose(in_levels(images), 200, atol=1e-2)
             assert (targets == 1).all()
 
@@ -340,6 +340,45 @@ class TestFit:
         assert same_weights(one.best_state, again.best_state)
         assert untimed(one.run.history) == untimed(again.run.history)
         assert not same_weights(one.best_state, other.best_state)
+
+    def test_balanced_terms_start_with_gradients_of_one_length(self):
+        loss = LossConfig(
+            terms=(TermConfig(name="bce", weight=0.3, settings={"cell_weight": 50}), TermConfig(name="dice", weight=2)),
+            balance="gradient",
+        )
+        trial, dataset = tiny_trial(loss=loss, epochs=1), cells()
+        scales = train(trial, dataset=dataset).run.term_scales
+        torch.manual_seed(trial.seed)
+        model = build_model("c_resunet", base_features=2, in_channels=1).train()
+        drawn = CropSampler(
+            dataset, thirds(dataset).train, crop_px=32, batch_size=4, augment=AugmentConfig(), seed=0, device=CPU
+        )
+        for scale, function in zip(scales, (lambda z, y: bce_loss(z, y, cell_weight=50.0), dice_loss), strict=True):
+            model.zero_grad()
+            for step in range(8):
+                images, target, _ = drawn.batch(step, purpose=3)
+                function(model(images), target).backward()
+            length = math.sqrt(sum((p.grad / 8).square().sum().item() for p in model.parameters()))
+            assert scale * length == pytest.approx(1, rel=1e-3)
+
+    @pytest.mark.parametrize("balance", ["none", "gradient"])
+    def test_a_loss_with_maps_trains_and_repeats_after_a_kill(self, balance):
+        terms = (TermConfig(name="soft_panoptic"), TermConfig(name="boundary"), TermConfig(name="dice"))
+        trial = tiny_trial(loss=LossConfig(terms=terms, balance=balance), epochs=4, validate_every=2)
+        undisturbed = train(trial)
+        assert all(math.isfinite(row["train_loss"]) for row in undisturbed.run.history)
+        assert math.isfinite(undisturbed.run.history[-1]["val_loss"])
+        store = Store()
+
+        def die(row: dict[str, float]) -> None:
+            if row["epoch"] == 3:
+                raise WorkerKilledError
+
+        with pytest.raises(WorkerKilledError):
+            train(trial, store, on_epoch=die)
+        resumed = train(trial, store)
+        assert same_weights(resumed.best_state, undisturbed.best_state)
+        assert resumed.run.term_scales == undisturbed.run.term_scales
 
     def test_test_images_are_never_looked_at(self):
         dataset = cells()

@@ -1,4 +1,4 @@
-"""The ``cellray`` command. Exit codes: 0 done, 2 bad input, 3 some trials failed, 130 interrupted."""
+"""The ``cellray`` command. Exit codes: 0 done, 1 unsound loss, 2 bad input, 3 some trials failed, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import data, models, studies
+from cellray.cli import audit, data, losses, models, studies
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -19,7 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 bad input, 3 some trials failed, 130 interrupted (the same command goes on).",
+    epilog="Exit codes: 0 done, 1 an unsound loss (losses check), 2 bad input, 3 some trials failed, "
+    "130 interrupted (the same command goes on).",
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
@@ -35,7 +36,9 @@ for command in (
 ):
     app.command()(command)
 track_app.command("sync")(studies.track_sync)
+app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
+app.add_typer(losses.app, name="losses")
 app.add_typer(track_app, name="track")
 
 

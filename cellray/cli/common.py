@@ -33,6 +33,9 @@ TrackingUri = Annotated[
 Seeds = Annotated[str | None, typer.Option(metavar="0,5", help="Run only these of the study's seeds.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Run only this configuration (repeatable).")]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="At most so many trials at once.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let the study import losses outside cellray (package.module:function).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Config = Annotated[str, typer.Option(metavar="LABEL", help="A configuration of the study.")]
@@ -79,16 +82,29 @@ def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[s
     return {(label, seed) for label in (only or labels) for seed in wanted}
 
 
+def check_study_losses(study: Any) -> None:
+    """Stop at a loss that isn't what it says, before any data is opened; say what the study lets through."""
+    from cellray.study import check_losses
+
+    for sentence in check_losses(study):
+        err.print(f"[yellow]Note:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+
+
 def open_sets(study: Any, quiet: bool) -> Any:
     """Open a study's data, showing progress where something has to be decoded first."""
     from cellray.trial import Sets
 
     if quiet:
-        return Sets.open(study.data)
+        sets = Sets.open(study.data)
+        sets.add_maps(study.trials())
+        return sets
     with out.status("opening the data") as shown:
-        sets = Sets.open(
-            study.data, progress=lambda name, done, total: shown.update(f"decoding {escape(name)}: {done}/{total}")
-        )
+
+        def progress(name: str, done: int, total: int) -> None:
+            shown.update(f"preparing {escape(name)}: {done}/{total}")
+
+        sets = Sets.open(study.data, progress=progress)
+        sets.add_maps(study.trials(), progress)
     for dataset in (sets.train, *sets.external.values()):
         for note in dataset.notes:
             err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from cellray.cli.common import (
     FAILED,
+    AllowCode,
     Config,
     Diameter,
     Json,
@@ -21,6 +22,7 @@ from cellray.cli.common import (
     Storage,
     StudyFile,
     StudyName,
+    check_study_losses,
     choose,
     find,
     interruptible,
@@ -38,6 +40,7 @@ def train(
     config: Config,
     seed: Annotated[int, typer.Option(help="One of the study's seeds.")],
     storage: Storage = "studies",
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Run one trial alone, without Ray: the same code, the same record.
@@ -50,8 +53,9 @@ def train(
     from cellray.trial import run_trial
 
     with_allocator()
-    study = load_study(study_file)
+    study = load_study(study_file, allow_code=allow_code)
     chosen = choose(study, str(seed), [config])
+    check_study_losses(study)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     sets = open_sets(study, as_json)

@@ -38,16 +38,17 @@ def print_table(columns: list[str], rows: list[list[str]], notes: list[str]) -> 
 
 
 def print_metrics(by_set: dict[str, dict[str, float]]) -> None:
+    """Every metric of each set: one row a metric, one column a set."""
     from cellray.metrics import METRICS
 
     if not by_set:
         return
-    table = Table(
-        "set", "images", "cells", "found", *(m.title for m in METRICS.values()), box=None, header_style="bold"
-    )
-    for name, scores in by_set.items():
-        counts = [f"{scores[key]:.0f}" for key in ("n_images", "n_true", "n_pred")]
-        table.add_row(escape(name), *counts, *(f"{scores[key]:.3f}" for key in METRICS))
+    table = Table("", *(escape(name) for name in by_set), box=None, header_style="bold")
+    for title, key in (("images", "n_images"), ("true cells", "n_true"), ("predicted cells", "n_pred")):
+        table.add_row(title, *(f"{scores[key]:.0f}" for scores in by_set.values()))
+    for key, metric in METRICS.items():
+        unit = f" [{metric.unit}]" if metric.unit else ""
+        table.add_row(escape(metric.title + unit), *(f"{scores[key]:.3f}" for scores in by_set.values()))
     out.print(table)
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cellray.cli.common import (
     FAILED,
+    AllowCode,
     Json,
     MaxConcurrent,
     Only,
@@ -25,6 +26,7 @@ from cellray.cli.common import (
     StudyFile,
     StudyName,
     TrackingUri,
+    check_study_losses,
     choose,
     err,
     find,
@@ -44,6 +46,7 @@ def sweep(
     only: Only = None,
     max_concurrent: MaxConcurrent = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -60,8 +63,9 @@ def sweep(
     from cellray.sweep import connect, run_sweep
     from cellray.tracking import MLflowTracker, check_store, default_store
 
-    study = load_study(study_file)
+    study = load_study(study_file, allow_code=allow_code)
     chosen = choose(study, seeds, only)
+    check_study_losses(study)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     uri = tracking_uri or default_store(storage)
@@ -75,7 +79,10 @@ def sweep(
     todo = [p for p in plan if not p.done and (p.label, p.seed) in chosen]
     needs_ray = todo or (retry_failed and any(p.stored and p.stored["outcome"] == "failed" for p in plan))
     try:
-        with interruptible(), connect(address) if needs_ray else nullcontext():
+        with (
+            interruptible(),
+            connect(address, study_file.parent if allow_code else None) if needs_ray else nullcontext(),
+        ):
             records = run_sweep(
                 study,
                 sets,
@@ -101,6 +108,7 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     max_concurrent: MaxConcurrent = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Show a study's trials, what is done of them, and what the rest will cost. Trains nothing."""
@@ -108,7 +116,7 @@ def plan(
     from cellray.ledger import Ledger
     from cellray.study import load_study
 
-    study = load_study(study_file)
+    study = load_study(study_file, allow_code=allow_code)
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
     planned = [p for p in sets.plan(study.trials(), Ledger(storage, study.name)) if (p.label, p.seed) in chosen]

@@ -5,6 +5,7 @@ from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
 from cellray.data.folder import list_images, read_image
 from cellray.data.listing import DatasetSettings, Item
+from cellray.data.maps import add_maps
 from cellray.data.opening import open_dataset
 from cellray.data.splits import Split, split_dataset
 
@@ -14,6 +15,7 @@ __all__ = [
     "DatasetSettings",
     "Item",
     "Split",
+    "add_maps",
     "check_dataset",
     "default_cache_dir",
     "list_images",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.errors import DataError
+from cellray.losses.maps import MAPS_VERSION
 
 CACHE_VERSION = 1
 """Raised when decoding or converting changes what comes out; it is part of every fingerprint."""
@@ -44,6 +45,7 @@ class Dataset:
         self._starts = np.concatenate([[0], np.cumsum([h * w for h, w in self.shapes])]).tolist()
         self._images = np.memmap(folder / "images.u8", np.uint8, "r")
         self._labels = np.memmap(folder / index["labels"], np.dtype(index["labels_dtype"]), "r")
+        self._maps: dict[str, np.memmap[Any, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +60,18 @@ class Dataset:
         """Labels of image i, shape (H, W), 0 background and 1..n, a read-only view of the map."""
         start, stop = self._span(i)
         return np.asarray(self._labels[start:stop]).reshape(self.shapes[i])
+
+    def map(self, name: str, i: int) -> NDArray[Any]:
+        """A stored map of image i's true cells (`cellray.losses.maps.STORED`), shape (H, W); `add_maps` makes it."""
+        if name not in self._maps:
+            kind = self._labels.dtype if name == "voronoi" else np.dtype(np.float16)
+            self._maps[name] = np.memmap(self.map_folder(name) / "values", kind, "r")
+        start, stop = self._span(i)
+        return np.asarray(self._maps[name][start:stop]).reshape(self.shapes[i])
+
+    def map_folder(self, name: str) -> Path:
+        """Where the cache keeps a map of this dataset's images."""
+        return self.folder.parent.parent / "maps" / f"{self.fingerprint}-{MAPS_VERSION}" / name
 
     def _span(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

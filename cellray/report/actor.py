@@ -17,6 +17,7 @@ from cellray.ledger import Ledger
 from cellray.report.answer import write_answer
 from cellray.report.build import Store, build_report, nothing_by_set, table_files
 from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, make_tables, number, rows_of
+from cellray.study import QUIRKS
 
 _log = logging.getLogger(__name__)
 
@@ -287,8 +288,7 @@ def plan_of(study: Any, planned: Iterable[Any]) -> Plan:
         study: A `Study`.
         planned: What `Sets.plan` gives: objects with `trial` (label, seed), `key` and `evaluation_key`.
     """
-    trials = tuple(PlannedTrial(p.trial.label, p.trial.seed, p.key, p.evaluation_key) for p in planned)
-    return Plan(study.name, study.question, study.evaluation.rank_by, trials, epochs=study.training.epochs)
+    return _plan(study, (PlannedTrial(p.trial.label, p.trial.seed, p.key, p.evaluation_key) for p in planned))
 
 
 def stored_plan(ledger: Ledger, study: Any) -> Plan:
@@ -297,15 +297,35 @@ def stored_plan(ledger: Ledger, study: Any) -> Plan:
     Raises:
         LedgerError: If no sweep has been there.
     """
-    trials = tuple(PlannedTrial(t["label"], t["seed"], t["key"], t["evaluation_key"]) for t in ledger.plan())
-    return Plan(study.name, study.question, study.evaluation.rank_by, trials, epochs=study.training.epochs)
+    return _plan(study, (PlannedTrial(t["label"], t["seed"], t["key"], t["evaluation_key"]) for t in ledger.plan()))
+
+
+def _plan(study: Any, trials: Iterable[PlannedTrial]) -> Plan:
+    return Plan(
+        study.name,
+        study.question,
+        study.evaluation.rank_by,
+        tuple(trials),
+        skip_collapsed="skip_collapsed" in study.all_quirks,
+        epochs=study.training.epochs,
+    )
 
 
 def facts_of(study: Any) -> dict[str, Any]:
     """What a report states about a `Study` besides its records, as plain data that Ray can send."""
     return {
         "roles": [{"parameter": r.parameter, "role": r.role, "value": r.value} for r in study.roles()],
-        "evaluation": study.evaluation.model_dump(mode="json"),
+        "evaluation": study.judged_by.model_dump(mode="json"),
+        "notes": list(_quirk_notes(study)),
         "sets": [external.name for external in study.data.external],
         "study_yaml": study.dump_yaml(),
     }
+
+
+def _quirk_notes(study: Any) -> Iterable[str]:
+    """A sentence for each quirk that a configuration has."""
+    labels = [c.label for c in study.configurations]
+    for name, quirk in QUIRKS.items():
+        who = [c.label for c in study.configurations if name in study.quirks_of(c)]
+        if who:
+            yield f"Quirk {name} of {'every configuration' if who == labels else ', '.join(who)}: {quirk.description}."

@@ -26,7 +26,7 @@ def write_answer(tables: Tables, plan: Plan) -> list[str]:
     sentences = [lead(known, metric, missing)]
     if len(known) > 1:
         sentences.append(separation(known, scores, metric))
-    last = caveats(known, ranked, metric, missing)
+    last = caveats(known, ranked, metric, missing, plan.skip_collapsed)
     return sentences + ([last] if last else [])
 
 
@@ -75,12 +75,16 @@ def separation(known: pd.DataFrame, scores: pd.DataFrame, metric: str) -> str:
     )
 
 
-def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int) -> str:
+def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int, skipped: bool) -> str:
     """Collapses, failures, another leader among the survivors, missing trials: one sentence, or none."""
     parts = []
     words = trouble(ranked)
     if words:
-        parts.append(f"{words} and count as the worst value")
+        parts.append(
+            f"{words} and are left out of the ranking, as the quirk skip_collapsed has it"
+            if skipped
+            else f"{words} and count as the worst value"
+        )
     favoured = known[(known.survivors_rank == 1) & (known["rank"] > 1)]
     if len(favoured) and words:
         row = favoured.iloc[0]

@@ -29,6 +29,12 @@ from cellray.report.tables import (
     table_notes,
 )
 
+SHOWN = (
+    "f1_iou", "precision_iou", "recall_iou", "f1_distance", "precision_distance", "recall_distance", "miou", "dice",
+    "pq", "ap_50_90", "aji", "mae", "medae", "mpe",
+)  # fmt: skip
+"""The metrics that the page's tables show; the exports have all of them."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -156,10 +162,11 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
 
 
 def metrics_table(tables: Tables, metric: str, set_name: str) -> PageTable:
-    """Every metric of one set, default rule, in the order of the ranking."""
+    """The best-known metrics of one set, default rule, in the order of the ranking; ranking.csv has all."""
+    keys = [key for key in dict.fromkeys((metric, *SHOWN)) if key in tables.metrics]
     order = select(tables.ranking, set_name=set_name, metric=metric)
-    by_metric = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in METRICS}
-    columns = [("Configuration", "")] + [(metric_title(key), m.description) for key, m in METRICS.items()]
+    by_metric = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in keys}
+    columns = [("Configuration", "")] + [(metric_title(key), METRICS[key].description) for key in keys]
     body = []
     for label in order.label:
         cells = [Cell(str(label), str(label), "head")]

@@ -134,15 +134,20 @@ def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> t
 
 
 def point_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
-    """Range of each operating-point setting over a configuration's trials."""
+    """Range of each operating-point setting over a configuration's trials, and what the search gained on validation."""
     names = ["threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"]
     rows = []
     for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
         mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
         points = [r["operating_point"] for r in mine if r.get("operating_point")]
         if points:
-            rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names)])
-    return ["configuration", *(name.replace("_", " ") for name in names)], rows
+            gain = span(r.get("operating_point_gain") for r in mine)
+            rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names), gain])
+    return [
+        "configuration",
+        *(name.replace("_", " ") for name in names),
+        "gain over the shared point, validation",
+    ], rows
 
 
 def span(values: Iterable[object]) -> str:
@@ -170,13 +175,14 @@ def show(value: object) -> str:
 def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
     """Each metric's title, definition, and what a failed or collapsed trial counts as."""
     rows = []
-    for key, metric in METRICS.items():
+    for key in tables.metrics:
+        metric = METRICS[key]
         if metric.worst is not None:
             worst = format_value(key, metric.worst)
         else:
             worst = ", ".join(f"{name} {format_value(key, tables.worst[name, key])}" for name in tables.sets)
         unit = f" [{metric.unit}]" if metric.unit else ""
-        text = metric.description + ("; ranked and averaged by its size" if key == "mpe" else "")
+        text = metric.description + ("; ranked and averaged by its size" if metric.is_signed else "")
         rows.append((metric_title(key) + unit, text, worst))
     return rows
 
@@ -185,24 +191,39 @@ def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
     """How the numbers are made, in sentences."""
     iou = evaluation.get("iou_threshold")
     distance = evaluation.get("max_distance")
-    lines = [
-        f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
-        "A failed or collapsed trial counts as the worst value, and so does a metric that is not a number. "
-        "A missing trial counts as nothing and makes the table provisional. SDs are over seeds, with n − 1.",
-        "The survivors' mean leaves failed and collapsed trials out; a trial collapsed if on its validation images the "
-        "trained model predicts nothing, or everything, at every threshold, or if its loss became NaN.",
-        COUNTING_WORST,
-        "Cells are matched one-to-one"
+    lost = "A failed or collapsed trial counts as the worst value, and so does a metric that is not a number. "
+    if plan.skip_collapsed:
+        lost = "Failed and collapsed trials are left out of means and ranks, as the quirk skip_collapsed has it. "
+    cells = (
+        "one-to-one"
         + (f": by IoU above {iou:g}" if is_finite(iou) else " by IoU")
         + ", most pairs first and then the highest total IoU"
         + (f"; by centre distance up to {distance:g} mean cell diameters" if is_finite(distance) else "; by distance")
-        + ", most pairs first and then the lowest total distance.",
+        + ", most pairs first and then the lowest total distance"
+    )
+    if evaluation.get("matching") == "many_to_one":
+        cells = "many-to-one: each true cell takes its best partner alone, so that one blob can be a hit for several"
+    own = "threshold and post-processing chosen for each trial on its validation images alone, then frozen"
+    if evaluation.get("operating_point", "validation") != "validation":
+        own = "given by the study, the same for every trial; nothing was chosen"
+    lines = [
+        f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
+        f"{lost}A missing trial counts as nothing and makes the table provisional. SDs are over seeds, with n − 1.",
+        "The survivors' mean leaves failed and collapsed trials out; a trial collapsed if on its validation images the "
+        "trained model predicts nothing, or everything, at its operating point, or if its loss became NaN.",
+        *([] if plan.skip_collapsed else [COUNTING_WORST]),
+        f"Cells are matched {cells}.",
         "F1, precision and recall sum their counts over the images of a set; Dice and mIoU sum pixels; counting errors "
-        "are means or medians over images. An image without cells in which none is predicted adds nothing to the sums "
-        "and is a count without error; if that holds for the whole set, the ratios are 1.",
-        "Own operating point: threshold and post-processing chosen for each trial on its validation images alone, then "
-        "frozen for test and external sets. Shared point: the same one for every trial.",
+        "are means or medians over images. An image without cells in which none is predicted adds nothing to the sums, "
+        "has the value 1 in the means over images, and is a count without error; if that holds for the whole set, the "
+        "ratios are 1.",
+        f"Own operating point: {own} for test and external sets. Shared point: the same one for every trial.",
     ]
+    if evaluation.get("counts") == "released":
+        lines.append(
+            "MAE, MedAE and MPE follow the formula of the reference study's code, |TP by distance - TP by IoU|, in "
+            "which no spurious cell counts and predicting nothing is no error."
+        )
     shared = evaluation.get("shared_point")
     if isinstance(shared, Mapping):
         lines.append(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cellray.metrics import METRICS, Metric
+from cellray.metrics import METRICS, Metric, summarise
 
 OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
 POINTS = ("own", "shared")
@@ -50,6 +50,8 @@ class Plan:
     question: str
     rank_by: str
     trials: tuple[PlannedTrial, ...]
+    skip_collapsed: bool = False
+    """The quirk of that name: means and ranks leave out collapsed and failed trials. The default rule never does."""
     epochs: int | None = None
     """Epochs of a trial where all have the same number; for progress and ETA only."""
 
@@ -76,10 +78,14 @@ class Tables:
     """One row a planned trial; see `trial_table`."""
     sets: list[str]
     """`test`, the external sets, `val`."""
+    metrics: list[str]
+    """Keys of ``METRICS`` that the records have, in its order; all of them if there is no record yet."""
     worst: dict[tuple[str, str], float]
     """(set, metric) -> the value that a failed or collapsed trial counts as."""
     n_records: int
     """Planned trials that have a record."""
+    skip_collapsed: bool = False
+    """The plan's."""
     n_unplanned: int = 0
     """Records in the ledger that the plan doesn't name, or that are out of date (left out)."""
     notes: list[str] = field(default_factory=list)
@@ -111,7 +117,8 @@ def make_tables(
     stored = list(records)
     used = plan.planned(stored)
     sets = set_names(used.values(), external_order)
-    worst = worst_values(used.values(), sets, nothing or {})
+    metrics = metric_keys(used.values())
+    worst = worst_values(used.values(), sets, nothing or {}, metrics)
     scores = score_table(used, plan, sets, worst)
     notes = [
         f"{row.label}, seed {row.seed}: {METRICS[row.metric].title} on {row.set} is not a number; counted as worst"
@@ -122,11 +129,21 @@ def make_tables(
         ranking=rank_table(scores, plan),
         trials=trial_table(used, plan, scores),
         sets=sets,
+        metrics=metrics,
         worst=worst,
         n_records=len(used),
+        skip_collapsed=plan.skip_collapsed,
         n_unplanned=len(stored) - len(used),
         notes=notes,
     )
+
+
+def metric_keys(records: Iterable[Record]) -> list[str]:
+    """The metrics that any record has: records of an older version know fewer."""
+    found = {
+        key for r in records for sets in (r.get("metrics") or {}).values() for values in sets.values() for key in values
+    }
+    return [key for key in METRICS if key in found] or list(METRICS)
 
 
 def set_names(records: Iterable[Record], external_order: Sequence[str] = ()) -> list[str]:
@@ -144,14 +161,11 @@ def set_names(records: Iterable[Record], external_order: Sequence[str] = ()) -> 
 
 def errors_of_nothing(n_true: Sequence[int] | np.ndarray) -> dict[str, float]:
     """Counting errors of a model that predicts no cell at all, from the true counts of a set's images."""
-    counts = np.asarray(n_true, dtype=float)
-    if counts.size == 0:
+    counts = pd.DataFrame({"n_true": np.asarray(n_true), "n_pred": 0})
+    if counts.empty:
         return {}
-    return {
-        "mae": float(counts.mean()),
-        "medae": float(np.median(counts)),
-        "mpe": float(100 * (counts > 0).mean()),
-    }
+    errors = {key: abs(value) for key, value in summarise(counts).items() if key in METRICS}
+    return {key: value for key, value in errors.items() if METRICS[key].worst is None}
 
 
 def magnitude(metric: Metric, value: float) -> float:
@@ -163,7 +177,10 @@ def magnitude(metric: Metric, value: float) -> float:
 
 
 def worst_values(
-    records: Iterable[Record], sets: Sequence[str], nothing: Mapping[str, Mapping[str, float]]
+    records: Iterable[Record],
+    sets: Sequence[str],
+    nothing: Mapping[str, Mapping[str, float]],
+    metrics: Iterable[str] = tuple(METRICS),
 ) -> dict[tuple[str, str], float]:
     """The value that a failed or collapsed trial counts as, for each set and metric.
 
@@ -175,7 +192,8 @@ def worst_values(
     stored = list(records)
     for name in sets:
         rows = [(r.get("metrics") or {}).get(point, {}).get(name, {}) for r in stored for point in POINTS]
-        for key, metric in METRICS.items():
+        for key in metrics:
+            metric = METRICS[key]
             if metric.worst is not None:
                 worst[name, key] = metric.worst
                 continue
@@ -207,9 +225,9 @@ def score_table(
         for name in sets:
             for point in POINTS:
                 values = stored.get(point, {}).get(name)
-                for key, metric in METRICS.items():
+                for key in dict.fromkeys(metric for where, metric in worst if where == name):
                     where = (name, point, key, trial.label, trial.seed, trial.key)
-                    rows.append((*where, *score(metric, key, outcome, values, worst[name, key])))
+                    rows.append((*where, *score(METRICS[key], key, outcome, values, worst[name, key])))
     columns = ["set", "point", "metric", "label", "seed", "key", "outcome", "value", "counted", "note"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -255,8 +273,9 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     ].sum()
 
     # missing trials are left out by name, never by a NaN that an average would skip
-    counted = spread(frame[frame.outcome != "missing"], group)
-    survived = spread(frame[(frame.outcome == "finished") & (frame.note == "")], group).add_prefix("survivors_")
+    survivors = frame[(frame.outcome == "finished") & (frame.note == "")]
+    counted = spread(survivors if plan.skip_collapsed else frame[frame.outcome != "missing"], group)
+    survived = spread(survivors, group).add_prefix("survivors_")
     table = counts.join(counted).join(survived.drop(columns=["survivors_low", "survivors_high"])).reset_index()
     table[["n", "survivors_n"]] = table[["n", "survivors_n"]].fillna(0).astype(int)
 
@@ -354,7 +373,7 @@ def select(table: pd.DataFrame, *, set_name: str, metric: str, point: str = "own
 def metric_title(key: str) -> str:
     """The name of a metric in tables: a signed error is ranked, and so shown, by its size."""
     metric = METRICS[key]
-    return f"|{metric.title}|" if key == "mpe" else metric.title
+    return f"|{metric.title}|" if metric.is_signed else metric.title
 
 
 def format_value(key: str, value: float) -> str:
@@ -436,7 +455,10 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
         lost = [(rows.n_collapsed.sum(), "collapsed"), (rows.n_failed.sum(), "failed")]
         words = " and ".join(f"{n} {word}" for n, word in lost if n)
         worst = format_value(metric, tables.worst[set_name, metric])
-        notes.append(f"Of the trials, {words}: they count as the worst value, {worst}, and survivors leave them out.")
+        counted = f"they count as the worst value, {worst}, and survivors leave them out"
+        if tables.skip_collapsed:
+            counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
+        notes.append(f"Of the trials, {words}: {counted}.")
     if len(rows) and rows.n_nan.sum():
         notes.append(f"{rows.n_nan.sum()} values that are not a number count as the worst value too.")
     if len(rows) and rows.order_differs.any():

@@ -1,5 +1,6 @@
 """The study file: one YAML, checked whole, frozen, every default written out, and the keys of its trials."""
 
+from cellray.study.base import Settings
 from cellray.study.core import (
     EVALUATION_VERSION,
     SCHEMA_VERSION,
@@ -10,25 +11,25 @@ from cellray.study.core import (
     study_schema,
 )
 from cellray.study.loading import load_study, read_study
+from cellray.study.loss import LossConfig, TermConfig, check_loss_settings
+from cellray.study.loss_check import check_losses
+from cellray.study.quirks import QUIRKS
 from cellray.study.settings import (
     AugmentConfig,
     ConfigurationConfig,
     DataConfig,
     DatasetConfig,
     EvaluationConfig,
-    LossConfig,
     ModelConfig,
     RangeTestConfig,
     ResourcesConfig,
-    Settings,
     SyntheticConfig,
-    TermConfig,
     TrainingConfig,
-    check_loss_settings,
 )
 
 __all__ = [
     "EVALUATION_VERSION",
+    "QUIRKS",
     "SCHEMA_VERSION",
     "AugmentConfig",
     "ConfigurationConfig",
@@ -47,6 +48,7 @@ __all__ = [
     "TrainingConfig",
     "Trial",
     "check_loss_settings",
+    "check_losses",
     "load_study",
     "read_study",
     "short_hash",

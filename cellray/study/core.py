@@ -7,31 +7,32 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cellray.errors import StudyError, one_of
-from cellray.losses import LOSSES
+from cellray.losses import LOSSES, PRESETS, RELEASED
+from cellray.losses.check import CHECKS
 from cellray.metrics import METRICS
 from cellray.model import MODELS
+from cellray.study.base import Settings
+from cellray.study.loss import LossConfig, check_loss_settings
 from cellray.study.problems import Path, Problem, SettingsError, problems_in, shown_path
+from cellray.study.quirks import QUIRKS, known_quirks
 from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
     EvaluationConfig,
-    LossConfig,
     ModelConfig,
     Name,
     ResourcesConfig,
     Seed,
-    Settings,
     TrainingConfig,
-    check_loss_settings,
 )
 from cellray.study.yaml_tree import write_tree
 
 SCHEMA_VERSION = 1
-"""Raised when a change of code changes what a training computes: old records then count as not done."""
-EVALUATION_VERSION = 1
+"""Raised when a change of code changes what a training computes, rounding aside: old records then count as not done."""
+EVALUATION_VERSION = 2
 """Raised when a change of code changes the scores of trained weights: they are then evaluated again."""
 
 T = TypeVar("T", bound=Settings)
@@ -54,6 +55,8 @@ class Trial(Settings):
     label: str
     seed: int
     protocol: str
+    quirks: tuple[str, ...] = ()
+    """What differs from the strict protocol; those that act on training or evaluation are in the settings already."""
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
@@ -71,7 +74,7 @@ class Trial(Settings):
         return short_hash(
             {
                 "schema": SCHEMA_VERSION,
-                "protocol": self.protocol,
+                "protocol": "strict",  # quirks that act on training are part of its settings
                 "fingerprint": fingerprint,
                 "data": data,
                 "seed": self.seed,
@@ -100,8 +103,13 @@ class Study(Settings):
     """Names the study's folder in the storage and its MLflow experiment."""
     question: str
     """What the study is to answer, in one sentence; heads the report."""
-    protocol: Literal["strict"] = "strict"
-    """`strict`: logits, one activation, one-to-one matching, correct counts, own operating points."""
+    protocol: Literal["strict", "fluocells-2023"] = "strict"
+    """`strict`: logits, one activation, one-to-one matching, correct counts, own operating points;
+    `fluocells-2023`: the reference study's released code, with all its quirks."""
+    quirks: tuple[str, ...] = ()
+    """Single quirks of that code to switch on under the strict protocol."""
+    allow: tuple[str, ...] = ()
+    """Failures of the loss check that don't stop the sweep; keys of ``cellray.losses.check.CHECKS``."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig
@@ -113,6 +121,21 @@ class Study(Settings):
     """Paired repeats: every configuration is trained once with each."""
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @field_validator("quirks")
+    @classmethod
+    def are_quirks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(known_quirks(names))
+
+    @field_validator("allow")
+    @classmethod
+    def are_checks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one_of("loss check", name, CHECKS) for name in names)
+
+    @property
+    def all_quirks(self) -> tuple[str, ...]:
+        """The quirks of every configuration, in the order of `QUIRKS`."""
+        return tuple(name for name in QUIRKS if name in self.quirks or self.protocol != "strict")
 
     @model_validator(mode="after")
     def can_be_run(self) -> Study:
@@ -155,25 +178,51 @@ class Study(Settings):
             problems.append(Problem((), f"configuration {configuration.label!r} has no loss, nor has the study"))
         if problems or loss is None:
             raise SettingsError(problems)
-        return model, loss, training
+        quirks = self.quirks_of(configuration)
+        if "lr_test_ignored" in quirks:
+            training = training.model_copy(update={"lr": 1e-3, "schedule": "one_cycle"})
+        try:
+            return model, loss.with_quirks(quirks), training
+        except ValidationError as error:
+            raise SettingsError(
+                Problem(("loss", *p.path), f"with the quirks {', '.join(quirks)}: {p.message}")
+                for p in problems_in(error, LossConfig)
+            ) from None
+
+    def quirks_of(self, configuration: ConfigurationConfig) -> tuple[str, ...]:
+        """The quirks that a configuration is trained, judged and ranked with."""
+        return tuple(name for name in QUIRKS if name in self.all_quirks or name in configuration.quirks)
+
+    @property
+    def judged_by(self) -> EvaluationConfig:
+        """The evaluation settings with the study's quirks."""
+        changes: dict[str, Any] = {}
+        if "many_to_one" in self.all_quirks:
+            changes["matching"] = "many_to_one"
+        if "released_counts" in self.all_quirks:
+            changes["counts"] = "released"
+        if "shared_threshold" in self.all_quirks:
+            changes["operating_point"] = self.evaluation.shared_point
+        return self.evaluation.model_copy(update=changes)
 
     def trials(self) -> list[Trial]:
         """Every configuration with every seed, all configurations of a seed before the next seed."""
-        resolved = [(c.label, *self._resolve(c)) for c in self.configurations]
+        resolved = [(c.label, self.quirks_of(c), *self._resolve(c)) for c in self.configurations]
         return [
             Trial(
                 study=self.name,
                 label=label,
                 seed=seed,
                 protocol=self.protocol,
+                quirks=quirks,
                 data=self.data,
                 model=model,
                 loss=loss,
                 training=training,
-                evaluation=self.evaluation,
+                evaluation=self.judged_by,
             )
             for seed in self.seeds
-            for label, model, loss, training in resolved
+            for label, quirks, model, loss, training in resolved
         ]
 
     def select(self, *, seeds: Iterable[int] | None = None, only: Iterable[str] | None = None) -> Study:
@@ -221,7 +270,7 @@ class Study(Settings):
             else:
                 roles["fixed"].append(Role(path, "fixed", distinct[0]))
         for path, value in _leaves(
-            _plain({"protocol": self.protocol, "data": self.data, "evaluation": self.evaluation})
+            _plain({"protocol": self.protocol, "data": self.data, "evaluation": self.judged_by})
         ).items():
             if path == "evaluation.operating_point" and value == "validation":
                 roles["tuned"].append(Role(path, "tuned", value))
@@ -235,16 +284,17 @@ def study_schema() -> dict[str, Any]:
     schema = Study.model_json_schema()
     types = schema["$defs"]
     for owner, key, words in (
-        ("TermConfig", "name", LOSSES),
-        ("LossConfig", "name", LOSSES),
         ("ModelConfig", "name", MODELS),
         ("EvaluationConfig", "rank_by", METRICS),
     ):
         place = types[owner]["properties"][key]
-        nullable = "anyOf" in place
-        place.pop("anyOf", None)
+        place.pop("type")
+        place["enum"] = list(words)
+    for owner in ("TermConfig", "LossConfig"):
+        place = types[owner]["properties"]["name"]
+        names: list[dict[str, Any]] = [{"enum": [*LOSSES, *RELEASED, *PRESETS]}, {"type": "string", "pattern": ":"}]
         place.pop("type", None)
-        place["enum"] = [*words, None] if nullable else list(words)
+        place["anyOf"] = [*names, {"type": "null"}] if owner == "LossConfig" else names
     for key, owner in (("model", "ModelConfig"), ("training", "TrainingConfig")):
         # All settings of both have defaults, so that the whole also describes a part.
         place = types["ConfigurationConfig"]["properties"][key]
@@ -258,7 +308,7 @@ def study_schema() -> dict[str, Any]:
                 "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
                 "then": {"properties": {"settings": {"propertyNames": {"enum": list(check_loss_settings(name, {}))}}}},
             }
-            for name in LOSSES
+            for name in LOSSES | RELEASED
         ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -302,13 +352,9 @@ def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decisive(model: ModelConfig, loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
     """Plain settings of a training, without those that can't change what comes out."""
-    groups = _plain({"model": model, "loss": loss, "training": training})
+    groups = _plain({"model": model, "loss": loss.decisive(), "training": training})
     if training.lr != "range_test":
         del groups["training"]["range_test"]
-    if loss.name is None:
-        groups["loss"] = {"terms": groups["loss"]["terms"]}
-    else:
-        del groups["loss"]["terms"]
     return groups
 
 

@@ -6,9 +6,10 @@ import difflib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -21,7 +22,13 @@ from cellray.study.yaml_tree import line_of, read_tree
 MAX_BYTES = 1_000_000
 
 
-def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: Iterable[str] | None = None) -> Study:
+def load_study(
+    path: str | Path,
+    *,
+    seeds: Iterable[int] | None = None,
+    only: Iterable[str] | None = None,
+    allow_code: bool = False,
+) -> Study:
     """Read, check and resolve a study file.
 
     ``${NAME}`` in a data path is replaced from the environment, ``~`` by the home folder, and a relative path
@@ -31,6 +38,8 @@ def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: It
         path: The YAML file.
         seeds: Instead of the file's seeds.
         only: Labels of the configurations to keep; None: all.
+        allow_code: Whether losses of the user's own (``package.module:function``) may be imported; they are looked
+            for in the folder of the study file first.
 
     Raises:
         StudyError: Naming file, line, key, what was expected and what came, for each thing that is wrong.
@@ -40,17 +49,27 @@ def load_study(path: str | Path, *, seeds: Iterable[int] | None = None, only: It
         text = _read(file)
     except StudyError as error:
         raise StudyError(f"{file}:{error}") from None
-    study = read_study(text, str(file), folder=file.resolve().parent)
+    folder = file.resolve().parent
+    if allow_code and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    study = read_study(text, str(file), folder=folder, code="allowed" if allow_code else "forbidden")
     return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
 
 
-def read_study(text: str, file: str, *, folder: Path | None = None) -> Study:
+def read_study(
+    text: str,
+    file: str,
+    *,
+    folder: Path | None = None,
+    code: Literal["allowed", "forbidden", "stored"] = "stored",
+) -> Study:
     """`load_study` from a text, such as the resolved copy in a ledger.
 
     Args:
         text: The YAML.
         file: What errors call it.
         folder: Where relative data paths start; None: they stay as they are.
+        code: Whether losses outside the package are imported, refused, or taken as they were resolved once.
 
     Raises:
         StudyError: As `load_study`.
@@ -66,7 +85,7 @@ def read_study(text: str, file: str, *, folder: Path | None = None) -> Study:
     study = None
     try:
         # Through JSON, whose strict mode takes a list for a tuple and 1 for 1.0, but not '5' for 5.
-        study = Study.model_validate_json(json.dumps(values), strict=True)
+        study = Study.model_validate_json(json.dumps(values), strict=True, context={"code": code})
     except ValidationError as error:
         problems += problems_in(error, Study)
     if problems or study is None:

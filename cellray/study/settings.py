@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from cellray.errors import one_of, unknown
-from cellray.losses import LOSSES
+from cellray.errors import one_of
 from cellray.metrics import METRICS
 from cellray.model import MODELS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
-from cellray.study.problems import Problem, SettingsError, problems_in
+from cellray.study.base import Positive, Settings
+from cellray.study.loss import LossConfig
+from cellray.study.problems import Problem, SettingsError
+from cellray.study.quirks import QUIRKS, known_quirks
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 Label = Annotated[str, Field(min_length=1, max_length=60)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-LossSettings = dict[str, Any]
-
-
-class Settings(BaseModel):
-    """A frozen group of settings; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SyntheticConfig(Settings):
@@ -61,9 +44,9 @@ class DatasetConfig(Settings):
     """`fnc`: the layout of FNC v1/v2; `pairs`: images/ beside masks/ or labels/; `manifest`: a CSV, or a
     folder or zip that holds manifest.csv. `auto` looks."""
     synthetic: SyntheticConfig | None = None
-    where: dict[str, tuple[str, ...]] = {}
+    where: dict[str, tuple[str, ...]] = Field(default={})
     """Keep the rows whose manifest column has one of these values."""
-    where_not: dict[str, tuple[str, ...]] = {}
+    where_not: dict[str, tuple[str, ...]] = Field(default={})
     """Leave out the rows whose manifest column has one of these values."""
     diameter_px: Positive | None = None
     """Mean cell diameter in pixels. Without it: diameter_um / pixel_size_um, or, in training, measured."""
@@ -135,106 +118,6 @@ class ModelConfig(Settings):
         return one_of("model", name, MODELS)
 
 
-class TermConfig(Settings):
-    """One term of a combined loss."""
-
-    name: str
-    """A key of ``cellray.losses.LOSSES``."""
-    weight: float = Field(default=1.0, ge=0)
-    """lambda of this term."""
-    settings: LossSettings = Field(default={}, validate_default=True)
-    """Keyword arguments of that loss; those left out are filled in from its signature."""
-
-    @field_validator("name")
-    @classmethod
-    def is_known(cls, name: str) -> str:
-        return one_of("loss", name, LOSSES)
-
-    @field_validator("settings")
-    @classmethod
-    def are_complete(cls, settings: LossSettings, info: ValidationInfo) -> LossSettings:
-        return check_loss_settings(info.data["name"], settings) if "name" in info.data else settings
-
-
-class LossConfig(Settings):
-    """Which loss a configuration minimises: one by name, or a weighted sum of terms."""
-
-    name: str | None = None
-    """A key of ``cellray.losses.LOSSES``."""
-    settings: LossSettings = Field(default={}, validate_default=True)
-    """Keyword arguments of that loss; those left out are filled in from its signature."""
-    terms: tuple[TermConfig, ...] = ()
-    """Instead of a name: the terms of a combined loss."""
-
-    @field_validator("name")
-    @classmethod
-    def is_known(cls, name: str | None) -> str | None:
-        return name if name is None else one_of("loss", name, LOSSES)
-
-    @field_validator("settings")
-    @classmethod
-    def are_complete(cls, settings: LossSettings, info: ValidationInfo) -> LossSettings:
-        return check_loss_settings(info.data["name"], settings) if info.data.get("name") else settings
-
-    @model_validator(mode="after")
-    def is_one_or_combined(self) -> LossConfig:
-        if (self.name is None) == (not self.terms):
-            raise ValueError("give either name or terms, not both and not neither")
-        if self.name is None and self.settings:
-            raise SettingsError([Problem(("settings",), "a combined loss has its settings in each of its terms")])
-        if self.terms and sum(term.weight for term in self.terms) == 0:
-            raise SettingsError([Problem(("terms",), "every term has weight 0")])
-        return self
-
-    def describe(self) -> str:
-        """One line for tables, such as ``bce(cell_weight=50)`` or ``0.3 bce + 0.7 dice``; defaults are left out."""
-        if self.name is not None:
-            return _call(self.name, self.settings)
-        return " + ".join(f"{term.weight:g} {_call(term.name, term.settings)}" for term in self.terms)
-
-
-def check_loss_settings(name: str, settings: Mapping[str, Any]) -> LossSettings:
-    """Complete settings of a loss: those given, and the defaults of its signature.
-
-    The annotation of a keyword decides what it takes. A plain ``float`` means a number >= 0, since nearly all
-    are weights, exponents or smoothing; another range is annotated, as ``Annotated[float, Field(ge=-1)]``.
-
-    Raises:
-        SettingsError: If a keyword is unknown or a value doesn't fit, one problem for each.
-    """
-    function = LOSSES[name]
-    hints = get_type_hints(function, include_extras=True)
-    parameters = {
-        key: p for key, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    complete = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    problems = []
-    for key, value in settings.items():
-        if key not in parameters:
-            problems.append(Problem((key,), unknown(f"{name} setting", key, parameters)))
-            continue
-        hint: Any = Annotated[float, Field(ge=0)] if hints.get(key) is float else hints.get(key, Any)
-        try:
-            adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
-            complete[key] = adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            problems += [Problem((key,), problem.message) for problem in problems_in(error)]
-    problems += [
-        Problem((key,), f"loss {name!r} has no default for this setting")
-        for key in parameters
-        if key not in complete and key not in settings
-    ]
-    if problems:
-        raise SettingsError(problems)
-    return {key: complete[key] for key in parameters}
-
-
-def _call(name: str, settings: Mapping[str, Any]) -> str:
-    defaults = inspect.signature(LOSSES[name]).parameters
-    given = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items() if v != defaults[k].default}
-    return name + (f"({', '.join(f'{k}={v}' for k, v in given.items())})" if given else "")
-
-
 class AugmentConfig(Settings):
     """Random changes of a training crop, drawn anew for each crop of a batch."""
 
@@ -297,6 +180,10 @@ class EvaluationConfig(Settings):
     """A true and a predicted cell can be a pair if their IoU exceeds this."""
     max_distance: Positive = 1.0
     """Centres can be a pair up to this distance, in mean cell diameters."""
+    matching: Literal["one_to_one", "many_to_one"] = "one_to_one"
+    """`many_to_one`: each true cell looks for its best partner alone, so that one blob over two cells scores twice."""
+    counts: Literal["correct", "released"] = "correct"
+    """`released`: counting errors by the formula of the reference study's code, which leaves out false positives."""
     operating_point: Literal["validation"] | OperatingPoint = "validation"
     """`validation`: chosen for each trial on its validation images; or one given for all."""
     shared_point: OperatingPoint = PUBLISHED_POINT
@@ -325,7 +212,17 @@ class ConfigurationConfig(Settings):
     label: Label
     loss: LossConfig | None = None
     """None: the study's own loss."""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default={})
     """Settings of `model` that this configuration changes; the others stay as they are."""
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default={})
     """Settings of `training` that this configuration changes; the others stay as they are."""
+    quirks: tuple[str, ...] = ()
+    """Quirks of the reference study's code for this configuration alone; only those that act on training."""
+
+    @field_validator("quirks")
+    @classmethod
+    def act_on_training(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in known_quirks(names):
+            if QUIRKS[name].acts_on != "training":
+                raise ValueError(f"{name!r} acts on {QUIRKS[name].acts_on}: put it under the study's own quirks")
+        return names

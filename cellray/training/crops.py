@@ -7,6 +7,8 @@ crops the undisturbed one would have seen.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.errors import DataError
+from cellray.losses.maps import as_tensor, complete_maps, stored_maps
 from cellray.study import AugmentConfig
 
 
@@ -35,8 +38,19 @@ def check_crop(dataset: Dataset, indices: list[int], crop_px: int) -> None:
         )
 
 
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    images: Tensor
+    """Shape (N, C, H, W), in [0, 1]."""
+    target: Tensor
+    """Cell mask of 0 and 1, shape (N, 1, H, W)."""
+    maps: dict[str, Tensor]
+    """Maps of the true cells that the loss asks for, each of the target's shape."""
+
+
 class CropSampler:
-    """Draws batch number `step` of a training run: images (N, C, H, W) in [0, 1], targets (N, 1, H, W) of 0 and 1.
+    """Draws batch number `step` of a training run.
 
     Images are visited in a fresh random order each epoch; a crop is uniform over its image, and an image smaller than
     the crop is continued by reflection.
@@ -49,6 +63,8 @@ class CropSampler:
         augment: Ranges of the random changes.
         seed: Of this training run.
         device: Where batches are wanted; the changes are computed there.
+        maps: Maps of the true cells that go with each batch, cropped and changed as its images; they must have been
+            stored (`add_maps`).
     """
 
     def __init__(
@@ -61,8 +77,10 @@ class CropSampler:
         augment: AugmentConfig,
         seed: int,
         device: torch.device,
+        maps: Sequence[str] = (),
     ) -> None:
         self.dataset, self.indices = dataset, indices
+        self.maps, self.stored = tuple(maps), stored_maps(maps)
         self.crop_px, self.batch_size, self.augment = crop_px, batch_size, augment
         self.seed, self.device = seed, device
         # The widest window that a turned and shrunk crop can look at.
@@ -74,19 +92,25 @@ class CropSampler:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
 
-    def batch(self, step: int, purpose: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, purpose: int = 0) -> Batch:
         """Batch `step` (from 0); another `purpose` draws other crops of the same images."""
         rng = np.random.default_rng([self.seed, 1, purpose, step])
         n, side, channels = self.batch_size, self.window_px, self.dataset.image(self.indices[0]).shape[2]
         windows = np.empty((n, side, side, channels + 1), np.uint8)
+        drawn = {name: np.empty((n, side, side), self.dataset.map(name, 0).dtype) for name in self.stored}
         for k, index in enumerate(self._visits(step, purpose)):
-            self._cut(index, rng, windows[k])
+            self._cut(index, rng, windows[k], {name: windows_of[k] for name, windows_of in drawn.items()})
         pixels = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
+        maps = {name: as_tensor(values).to(self.device) for name, values in drawn.items()}
         if not self._is_plain():
-            pixels = self._warp(pixels, rng)
+            grid, scale = self._grid(n, rng)
+            pixels = _sample(pixels, grid, "bilinear")
+            maps = {name: _moved(values, grid, scale) for name, values in maps.items()}
         images, targets = pixels[:, :channels] / 255, (pixels[:, channels:] > 0.5).float()
         images = self._relight(images, rng)
-        return images.contiguous(memory_format=torch.channels_last), targets
+        return Batch(
+            images.contiguous(memory_format=torch.channels_last), targets, complete_maps(self.maps, maps, targets)
+        )
 
     def _is_plain(self) -> bool:
         augment = self.augment
@@ -100,20 +124,24 @@ class CropSampler:
             order[epoch] = np.random.default_rng([self.seed, 2, purpose, epoch]).permutation(n)
         return [self.indices[order[place // n][place % n]] for place in places]
 
-    def _cut(self, index: int, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Fill `out` (window, window, C + 1) with one random window of the image and its mask."""
+    def _cut(self, index: int, rng: np.random.Generator, out: np.ndarray, maps: dict[str, np.ndarray]) -> None:
+        """Fill `out` (window, window, C + 1) with a random window of the image and its mask, and `maps` with theirs."""
         image, labels = self.dataset.image(index), self.dataset.labels(index)
         rows = self._place(image.shape[0], rng.random())
         columns = self._place(image.shape[1], rng.random())
         if isinstance(rows, slice) and isinstance(columns, slice):
             out[..., :-1] = image[rows, columns]
             np.greater(labels[rows, columns], 0, out=out[..., -1].view(bool))
+            for name, window in maps.items():
+                window[:] = self.dataset.map(name, index)[rows, columns]
         else:
             rows = np.arange(image.shape[0])[rows] if isinstance(rows, slice) else rows
             columns = np.arange(image.shape[1])[columns] if isinstance(columns, slice) else columns
             picked = np.ix_(rows, columns)
             out[..., :-1] = image[picked]
             out[..., -1] = labels[picked] > 0
+            for name, window in maps.items():
+                window[:] = self.dataset.map(name, index)[picked]
 
     def _place(self, length: int, where: float) -> slice | np.ndarray:
         """Positions along one axis: a slice, or reflected positions where the window passes an edge."""
@@ -126,9 +154,8 @@ class CropSampler:
         position = np.abs(np.arange(start, start + self.window_px)) % max(2 * length - 2, 1)
         return np.minimum(position, max(2 * length - 2, 0) - position) if length > 1 else np.zeros_like(position)
 
-    def _warp(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Flip, turn and zoom every window of the batch in one resampling to the crop's size."""
-        n = len(pixels)
+    def _grid(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Flip, turn and zoom of each window: where each pixel of its crop looks, and how much larger things become."""
         limit = self.augment.rotation_deg
         angle = np.radians(rng.uniform(-limit, limit, n))
         scale = rng.uniform(1 - self.augment.zoom, 1 + self.augment.zoom, n)
@@ -138,9 +165,9 @@ class CropSampler:
         matrix = np.zeros((n, 2, 3), np.float32)
         matrix[:, 0, 0], matrix[:, 0, 1] = ratio * np.cos(angle) * flips[0], -ratio * np.sin(angle) * flips[1]
         matrix[:, 1, 0], matrix[:, 1, 1] = ratio * np.sin(angle) * flips[0], ratio * np.cos(angle) * flips[1]
-        size = [n, pixels.shape[1], self.crop_px, self.crop_px]
+        size = [n, 1, self.crop_px, self.crop_px]
         grid = functional.affine_grid(torch.from_numpy(matrix).to(self.device), size, align_corners=False)
-        return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return grid, torch.from_numpy(scale.astype(np.float32)).to(self.device).view(n, 1, 1, 1)
 
     def _relight(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         """Scale the contrast about each crop's mean and shift the brightness, within [0, 1]."""
@@ -154,3 +181,14 @@ class CropSampler:
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         # Relative to the mean, since a background near 0 would otherwise be lifted far above its own level.
         return ((images - mean) * factor + mean * (1 + offset)).clamp_(0, 1)
+
+
+def _moved(values: Tensor, grid: Tensor, scale: Tensor) -> Tensor:
+    """A map (N, 1, H, W) seen through the grid: ids of the nearest pixel, distances in the crop's own pixels."""
+    if values.is_floating_point():
+        return _sample(values, grid, "bilinear") * scale
+    return _sample(values.float(), grid, "nearest").long()  # ids below 2^24 survive this
+
+
+def _sample(pixels: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return functional.grid_sample(pixels, grid, mode=mode, padding_mode="reflection", align_corners=False)

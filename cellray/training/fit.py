@@ -7,25 +7,27 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cellray.data import Dataset, Split
+from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
 from cellray.evaluation import PixelHistogram, predict_logits
-from cellray.losses import LOSSES, combined_loss
+from cellray.losses.maps import as_tensor, complete_maps, stored_maps
 from cellray.model import build_model
-from cellray.study import LossConfig, Trial
+from cellray.study import Trial
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import choose_rate, rate_at
 
 SAVE_EVERY_S = 30.0
 """A checkpoint is also written at the end of an epoch if the last one is older than this."""
 
-RANGE_TEST, BATCH_NORM = 1, 2  # purposes of batches other than training itself
+RANGE_TEST, BATCH_NORM, BALANCE = 1, 2, 3  # purposes of batches other than training itself
+BALANCE_BATCHES = 8
+"""Batches over which the gradients of a balanced loss are measured."""
 
 Row = dict[str, float]
 
@@ -38,6 +40,8 @@ class TrainingRun:
     lr: float = 0.0
     """Peak learning rate, given or found by the range test."""
     range_test: dict[str, list[float]] | None = None
+    term_scales: list[float] | None = None
+    """What each term of a balanced loss is multiplied by, besides its weight."""
     history: list[Row] = field(default_factory=list)
     best_dice: float = -1.0
     best_epoch: int = 0
@@ -79,15 +83,6 @@ def fit(
     return _Fitter(trial, dataset, split, device, load, save, on_epoch).fit()
 
 
-def loss_function(config: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss a configuration asks for, as a function of logits and target."""
-    if config.name is not None:
-        function, settings = LOSSES[config.name], config.settings
-        return lambda logits, target: function(logits, target, **settings)
-    terms = [(term.weight, LOSSES[term.name], term.settings) for term in config.terms]
-    return lambda logits, target: combined_loss(logits, target, terms)
-
-
 class _Fitter:
     def __init__(
         self,
@@ -101,7 +96,8 @@ class _Fitter:
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
         self.load, self.save, self.on_epoch = load, save, on_epoch
-        self.loss = loss_function(trial.loss)
+        self.loss, self.balance = trial.loss.build(), trial.loss.balance
+        add_maps(dataset, self.loss.maps)
         torch.manual_seed(trial.seed)
         self.model = build_model(
             trial.model.name,
@@ -117,6 +113,7 @@ class _Fitter:
             augment=self.settings.augment,
             seed=trial.seed,
             device=device,
+            maps=self.loss.maps,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.steps = self.settings.steps or (self.settings.epochs or 0) * self.steps_per_epoch
@@ -129,6 +126,7 @@ class _Fitter:
 
     def fit(self) -> Fit:
         if not self._resume():
+            self._balance_terms()
             self._find_rate()
         saved_at = time.monotonic()
         while self.run.step < self.steps and self.run.diverged is None:
@@ -140,6 +138,37 @@ class _Fitter:
             self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
         return Fit(self.run, torch.load(io.BytesIO(best), weights_only=True)["model"] if best else None)
+
+    def _balance_terms(self) -> None:
+        """Scale the terms to gradients of one length over the fresh network's weights, if the study asks for it.
+
+        A term's length is the norm of its mean gradient over some batches. Terms without a gradient stay as they are.
+        """
+        if self.balance != "gradient":
+            return
+        fresh = copy.deepcopy(self.model.state_dict())  # batch norm keeps statistics of what it saw
+        self.model.train()
+        weights = list(self.model.parameters())
+        sums = [[torch.zeros_like(w) for w in weights] for _ in self.loss.terms]
+        for step in range(BALANCE_BATCHES):
+            batch = self.sampler.batch(step, BALANCE)
+            with autocast(self.device, self.settings.precision):
+                logits = self.model(batch.images)
+            for total, part in zip(sums, self.loss.parts(logits.float(), batch.target, batch.maps), strict=True):
+                if part is not None and part.requires_grad:
+                    grads = torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
+                    for place, grad in zip(total, grads, strict=True):
+                        place.add_(0 if grad is None else grad)
+        self.model.load_state_dict(fresh)
+        lengths = [torch.stack([place.norm() for place in total]).norm().item() / BALANCE_BATCHES for total in sums]
+        self.run.term_scales = [1 / n if math.isfinite(n) and n > 0 else 1.0 for n in lengths]
+        self._scale_terms()
+
+    def _scale_terms(self) -> None:
+        scales = self.run.term_scales
+        if scales is not None:
+            terms = zip(self.loss.terms, scales, strict=True)
+            self.loss = replace(self.loss, terms=tuple(replace(t, weight=t.weight * scale) for t, scale in terms))
 
     def _find_rate(self) -> None:
         """Set the peak learning rate, by a range test on a copy of the fresh model if the study asks for one."""
@@ -204,11 +233,11 @@ class _Fitter:
 
     def _train_step(self, step: int, rate: float, purpose: int = 0) -> float:
         """One step of the optimiser; returns the loss before it."""
-        images, target = self.sampler.batch(step, purpose)
+        batch = self.sampler.batch(step, purpose)
         self.model.train()
         with autocast(self.device, self.settings.precision):
-            logits = self.model(images)
-        loss = self.loss(logits.float(), target)
+            logits = self.model(batch.images)
+        loss = self.loss(logits.float(), batch.target, batch.maps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimizer.param_groups:
@@ -227,11 +256,17 @@ class _Fitter:
         for index, logits in predictions:
             if torch.isnan(logits).any():
                 return {"val_loss": math.nan, "val_dice": math.nan, "val_threshold": math.nan}
-            target = torch.from_numpy((self.dataset.labels(index) > 0).astype("float32"))
-            losses.append(self.loss(logits[None, None], target[None, None]).item())
+            labels = self.dataset.labels(index)
+            target = torch.from_numpy((labels > 0).astype("float32"))
+            losses.append(self.loss(logits[None, None], target[None, None], self._maps(index, target)).item())
             histogram.add(logits.sigmoid().numpy(), target.numpy() > 0)
         dice, threshold = histogram.best_dice()
         return {"val_loss": sum(losses) / len(losses), "val_dice": dice, "val_threshold": threshold}
+
+    def _maps(self, index: int, target: Tensor) -> dict[str, Tensor]:
+        """The maps of one whole image that the loss asks for."""
+        stored = {name: as_tensor(self.dataset.map(name, index)[None]) for name in stored_maps(self.loss.maps)}
+        return complete_maps(self.loss.maps, stored, target[None, None])
 
     def _estimate_batch_norm(self) -> None:
         """Set the running statistics of batch norm to their plain average over some training batches.
@@ -249,7 +284,7 @@ class _Fitter:
         self.model.train()
         for batch in range(self.settings.batch_norm_batches):
             # Batches not yet trained on at this step, and the same ones after a resume.
-            images, _ = self.sampler.batch(self.run.step + batch, BATCH_NORM)
+            images = self.sampler.batch(self.run.step + batch, BATCH_NORM).images
             with autocast(self.device, self.settings.precision):
                 self.model(images)
         for layer, momentum in zip(layers, momenta, strict=True):
@@ -267,6 +302,7 @@ class _Fitter:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.run = TrainingRun(**state["run"])
+        self._scale_terms()
         return True
 
 

@@ -1,0 +1,154 @@
+"""``cellray losses``: which ones are there, and do they do what their names say?"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cellray.cli.common import Json, out
+
+if TYPE_CHECKING:
+    from cellray.losses.check import Finding
+
+app = typer.Typer(help="The losses: list, check.", no_args_is_help=True)
+
+UNSOUND = 1
+"""Exit code when a loss fails a check."""
+
+MARKS = {"pass": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "failure": "[bold red]✗[/bold red]"}
+
+HEADINGS = {
+    "probabilities": "probs",
+    "double_activation": "twice\nactiv.",
+    "weights": "weights",
+    "missed_or_spurious": "miss:\nspur.",
+    "object_size": "cell\nsize",
+    "reduction": "reduc-\ntion",
+    "invariance": "flips",
+    "gradient": "grad-\nient",
+}
+"""Narrow column headings of the checks whose name is wide."""
+
+
+@app.command("list")
+def losses_list(as_json: Json = False) -> None:
+    """Every registered loss and preset with its settings."""
+    from cellray.losses import LOSSES, PRESETS, RELEASED
+
+    rows: dict[str, list[dict[str, Any]]] = {
+        group: [{"name": name, "settings": _defaults(f), "about": _about(f)} for name, f in functions.items()]
+        for group, functions in (("losses", LOSSES), ("released", RELEASED))
+    }
+    if as_json:
+        print(json.dumps({**rows, "presets": PRESETS}))
+        return
+    titles = {"losses": "losses", "released": "as the reference study's code has them, faults included"}
+    for group, title in titles.items():
+        table = Table("name", "settings", "what it is", box=None, header_style="bold", pad_edge=False)
+        for row in rows[group]:
+            table.add_row(row["name"], escape(_written(row["settings"])), escape(row["about"]))
+        if rows[group]:
+            out.print(f"[bold]{title}[/bold]", table, "", sep="\n", highlight=False)
+    if PRESETS:
+        out.print("[bold]presets[/bold]")
+    for name, preset in PRESETS.items():
+        out.print(f"{name}: {escape(_formula(preset))}", highlight=False, soft_wrap=True)
+
+
+@app.command("check")
+def losses_check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Losses, presets, or your own package.module:function; default: all."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove on tiny images, in a second and without data, that losses do what their names and settings say.
+
+    Ends with exit code 1 if one fails a check; warnings are worth knowing and block nothing.
+    """
+    from cellray.losses import LOSSES
+    from cellray.losses.bound import resolve
+    from cellray.losses.check import check_loss
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a user's own module lies; an installed command doesn't look there
+    losses = {name: resolve(name) for name in names or LOSSES}
+    found = {name: check_loss(loss) for name, loss in losses.items()}
+    if as_json:
+        print(
+            json.dumps([{"loss": name, "findings": [asdict(f) for f in findings]} for name, findings in found.items()])
+        )
+    else:
+        print_findings(found)
+    if any(finding.status == "failure" for findings in found.values() for finding in findings):
+        raise typer.Exit(UNSOUND)
+
+
+def print_findings(found: dict[str, list[Finding]]) -> None:
+    """A row a loss with a mark a check, then each warning and failure with its reason."""
+    from cellray.losses.check import CHECKS
+
+    marks = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    marks.add_column("loss", overflow="fold")
+    for check in CHECKS:
+        marks.add_column(HEADINGS.get(check, check), justify="center", no_wrap=True)
+    for name, findings in found.items():
+        marks.add_row(escape(name), *(MARKS[_worst(findings, check)] for check in CHECKS))
+    out.print(marks)
+    for name, findings in found.items():
+        reasons = Table.grid(padding=(0, 2, 0, 0))
+        reasons.add_column(width=max(map(len, CHECKS)) + 2)
+        for (status, reason), checks in _by_reason(findings).items():
+            told = ", ".join(checks) if len(checks) <= 2 else f"{len(checks)} checks"
+            reasons.add_row(f"{MARKS[status]} {told}", escape(reason))
+        if reasons.row_count:
+            out.print(f"\n[bold]{escape(name)}[/bold]", highlight=False)
+            out.print(reasons, highlight=False)
+    n_failed = sum(any(f.status == "failure" for f in findings) for findings in found.values())
+    out.print(f"\n{len(found)} checked, {n_failed} failed; ✓ pass  ! worth knowing  ✗ fault", highlight=False)
+
+
+def _worst(findings: list[Finding], check: str) -> str:
+    order = ("pass", "warning", "failure")
+    return max((f.status for f in findings if f.check == check), key=order.index)
+
+
+def _by_reason(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
+    """Which checks say the same: an error that a loss raises stops them all."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if finding.status != "pass":
+            told.setdefault((finding.status, finding.reason), []).append(finding.check)
+    return told
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _about(function: Any) -> str:
+    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+
+
+def _written(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in settings.items())
+
+
+def _formula(preset: dict[str, Any]) -> str:
+    """Such as `0.3 bce + 0.7 dice (smooth=1e-06)`."""
+    words = []
+    for term in preset.get("terms", [preset]):
+        weight = f"{term['weight']:g} " if "weight" in term else ""
+        settings = f" ({_written(term['settings'])})" if term.get("settings") else ""
+        words.append(f"{weight}{term['name']}{settings}")
+    return " + ".join(words)

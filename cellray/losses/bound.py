@@ -1,0 +1,140 @@
+"""A loss with its weights and settings, ready for a training step; and where a name leads."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cellray.errors import StudyError, unknown
+from cellray.losses import LOSSES, PRESETS, RELEASED, LossFunction, activated_twice
+from cellray.losses.maps import MAPS
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss function with its weight (lambda) in the sum and its settings."""
+
+    weight: float
+    name: str
+    function: LossFunction
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a training minimises: the weighted sum of its terms, as a function of raw logits and a mask."""
+
+    terms: tuple[Term, ...]
+    double_activation: bool = False
+    """As the reference study's code: the loss sees the probability activated once more."""
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Maps of the true cells that the terms need, see `cellray.losses.maps`."""
+        wanted = {name for term in self.terms for name in map_names(term.function)}
+        return tuple(name for name in MAPS if name in wanted)
+
+    def __call__(self, logits: Tensor, target: Tensor, maps: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Scalar loss of logits (N, 1, H, W), target of 0 and 1 and the maps called `self.maps`, all of one shape."""
+        total = logits.new_zeros((), dtype=logits.float().dtype)
+        for term, value in zip(self.terms, self.parts(logits, target, maps), strict=True):
+            if value is not None:
+                total = total + term.weight * value
+        return total
+
+    def parts(self, logits: Tensor, target: Tensor, maps: Mapping[str, Tensor] | None = None) -> list[Tensor | None]:
+        """Each term's own value, before its weight; None where the weight is 0."""
+        if self.double_activation:
+            logits = activated_twice(logits)
+        return [
+            term.function(logits, target, *((maps or {})[name] for name in map_names(term.function)), **term.settings)
+            if term.weight
+            else None
+            for term in self.terms
+        ]
+
+
+def map_names(function: LossFunction) -> tuple[str, ...]:
+    """The maps a loss asks for: its parameters after `logits` and `target`.
+
+    Raises:
+        StudyError: If the function does not look like a loss, or there is no map of that name.
+    """
+    name = getattr(function, "__name__", "this object")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise StudyError(f"{name} is no loss: expected a function (logits, target, *, settings...)") from None
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 2:
+        raise StudyError(
+            f"{name} is no loss: expected (logits, target, *, settings...), got {inspect.signature(function)}"
+        )
+    for extra in positional[2:]:
+        if extra not in MAPS:
+            words = unknown("map", extra, MAPS)
+            raise StudyError(f"loss {name}: {words}; settings come after a `*` in the signature")
+    return tuple(positional[2:])
+
+
+def is_dotted(name: str) -> bool:
+    """Whether a loss's name is the path of a user's own function, ``package.module:function``."""
+    return ":" in name
+
+
+def find_function(name: str) -> LossFunction:
+    """The function that a study means by `name`: a key of `LOSSES` or `RELEASED`, or ``package.module:function``.
+
+    A path outside the package runs that module's code.
+
+    Raises:
+        StudyError: If nothing is there, or what is there is no loss.
+    """
+    if not is_dotted(name):
+        known = LOSSES | RELEASED
+        if name not in known:
+            raise StudyError(unknown("loss", name, known))
+        return known[name]
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        words = str(error).split("\n", 1)[0]
+        raise StudyError(f"loss {name!r}: module {module_name!r} can't be imported: {words}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        found = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        raise StudyError(f"loss {name!r}: {unknown('function', attribute, found)}")
+    map_names(function)
+    return function
+
+
+def resolve(name: str) -> Loss:
+    """The loss that a name or preset stands for, with its default settings; for looking at losses without a study.
+
+    Raises:
+        StudyError: As `find_function`.
+    """
+    if "@" in name:
+        if name not in PRESETS:
+            raise StudyError(unknown("preset", name, PRESETS))
+        preset = PRESETS[name]
+        terms: Sequence[Mapping[str, Any]] = preset.get("terms", [preset])
+    else:
+        terms = [{"name": name}]
+    return Loss(
+        tuple(
+            Term(
+                float(term.get("weight", 1.0)),
+                term["name"],
+                find_function(term["name"]),
+                dict(term.get("settings", {})),
+            )
+            for term in terms
+        )
+    )

@@ -1,0 +1,34 @@
+"""What every loss uses: the kinds of its settings and the check of its tensors' shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from cellray.errors import ShapeError
+
+LossFunction = Callable[..., Tensor]
+
+Positive = Annotated[float, Field(gt=0)]
+"""What a study may give for this keyword; a plain float may be 0 too."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A setting between 0 and 1, both allowed."""
+
+Reduction = Literal["image", "batch"]
+"""Where soft pixel counts are summed up before a loss is made of them: in each image, or in the whole batch."""
+
+
+def check_shapes(logits: Tensor, target: Tensor, **maps: Tensor) -> None:
+    """Raise `ShapeError` unless all have one shape."""
+    for name, tensor in {"target": target, **maps}.items():
+        if logits.shape != tensor.shape:
+            raise ShapeError(f"logits have shape {tuple(logits.shape)}, {name} {tuple(tensor.shape)}; they must agree")
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether NumPy can look at it, and work image by image is faster than all at once."""
+    return tensor.device.type == "cpu"

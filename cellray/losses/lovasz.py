@@ -1,0 +1,46 @@
+"""The Lovász hinge: the piecewise linear extension of the Jaccard loss of a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cellray.losses.common import check_shapes
+from cellray.losses.order import descending
+from cellray.losses.sums import wrong_logit
+
+
+def lovasz_hinge_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Lovász hinge of the cell class, averaged over the images of a batch.
+
+    A pixel errs by ``max(0, 1 - z)`` on cells and ``max(0, 1 + z)`` on background. From the largest error to the
+    smallest, each weighs what the Jaccard loss grows by when its pixel joins those that are wrong.
+
+    Args:
+        logits: Raw scores, shape (N, 1, H, W).
+        target: Cell mask of 0 and 1, same shape.
+
+    Returns:
+        Scalar >= 0, unbounded; 0 where every logit is beyond its margin of 1, with or without cells. An image without
+        cells costs the error of its worst pixel, since a single wrong pixel already makes its Jaccard index 0.
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    References:
+        Berman et al. 2018, https://arxiv.org/abs/1705.08790
+    """
+    check_shapes(logits, target)
+    costs = []
+    for z, y in zip(logits.float().flatten(1), target.float().flatten(1), strict=True):
+        errors = 1 + wrong_logit(z.detach(), y)
+        pixels = (~(errors <= 0)).nonzero().flatten()  # the others cost nothing; NaN is not left out
+        pixels = pixels[descending(errors[pixels])]
+        in_cell = y[pixels]
+        missed = in_cell.cumsum(0)
+        spurious = torch.arange(1, len(pixels) + 1, device=z.device) - missed
+        n_cells = y.sum()
+        jaccard = 1 - (n_cells - missed) / (n_cells + spurious)
+        growth = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+        costs.append(((1 + wrong_logit(z.index_select(0, pixels), in_cell)) * growth).sum())
+    return torch.stack(costs).mean()

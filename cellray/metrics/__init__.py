@@ -1,0 +1,37 @@
+"""How well predicted cells agree with true ones: by cell, by count and by pixel.
+
+One contingency table an image answers everything: it holds how many pixels each true cell shares with each
+predicted one, and where the centres are. Nothing here looks at the pixels a second time, but the calibration of
+probabilities.
+"""
+
+from cellray.metrics.catalogue import METRICS, Metric
+from cellray.metrics.matching import MATCHINGS, Matches, length_px, match_by_distance, match_by_iou
+from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
+from cellray.metrics.released import QUIRKS, quirk_rows
+from cellray.metrics.rows import PARTS, image_row, table_row
+from cellray.metrics.strata import stratify
+from cellray.metrics.summary import iou_curve, summarise
+from cellray.metrics.table import Contingency, contingency
+
+__all__ = [
+    "MATCHINGS",
+    "METRICS",
+    "OBJECT_COLUMNS",
+    "PARTS",
+    "QUIRKS",
+    "Contingency",
+    "Matches",
+    "Metric",
+    "contingency",
+    "image_row",
+    "iou_curve",
+    "length_px",
+    "match_by_distance",
+    "match_by_iou",
+    "object_rows",
+    "quirk_rows",
+    "stratify",
+    "summarise",
+    "table_row",
+]

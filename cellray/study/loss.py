@@ -1,0 +1,257 @@
+"""Which loss a configuration minimises: a name, a preset, a sum of terms, or a user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+
+from cellray.errors import StudyError, one_of, unknown
+from cellray.losses import LOSSES, PRESETS, RELEASED, LossFunction
+from cellray.losses.bound import Loss, Term, find_function, is_dotted
+from cellray.study.base import Settings
+from cellray.study.problems import Problem, SettingsError, problems_in
+
+LossSettings = dict[str, Any]
+
+FLATTENED = {"tversky": "flattened_tversky", "focal_tversky": "flattened_focal_tversky"}
+"""What the quirk `flattened_tversky` puts in the place of a loss."""
+NEUTRAL = {"reduction": "image"}
+"""Settings that came after the first ledgers: at these values they change nothing, and stay out of the trial key."""
+
+
+class NamedLoss(Settings):
+    """A loss by its name, with its settings."""
+
+    name: str | None = None
+    """A key of ``cellray.losses.LOSSES``, a preset such as ``combined_balanced@slides``, or
+    ``package.module:function``."""
+    settings: LossSettings = Field(default={}, validate_default=True)
+    """Keyword arguments of that loss; those left out are filled in from its signature."""
+    code: str | None = Field(default=None, validate_default=True)
+    """Hash of a user's own module, filled in when the study is loaded: changed code is another trial."""
+
+    @field_validator("name")
+    @classmethod
+    def is_known(cls, name: str | None, info: ValidationInfo) -> str | None:
+        return name if name is None else known_loss(name, info)
+
+    @field_validator("settings")
+    @classmethod
+    def are_complete(cls, settings: LossSettings, info: ValidationInfo) -> LossSettings:
+        name = info.data.get("name")
+        if not name or (is_dotted(name) and not _runs_code(info)):
+            return settings
+        return check_loss_settings(name, settings)
+
+    @field_validator("code")
+    @classmethod
+    def is_current(cls, code: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name")
+        return code_hash(find_function(name)) if name and is_dotted(name) and _runs_code(info) else code
+
+
+class TermConfig(NamedLoss):
+    """One term of a combined loss."""
+
+    name: str
+    """A key of ``cellray.losses.LOSSES``, a preset such as ``focal_tversky@paper``, or ``package.module:function``."""
+    weight: float = Field(default=1.0, ge=0)
+    """lambda of this term."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def takes_presets(cls, values: Any) -> Any:
+        return expanded(values, combined=False)
+
+
+class LossConfig(NamedLoss):
+    """Which loss a configuration minimises: one by name, or a weighted sum of terms."""
+
+    terms: tuple[TermConfig, ...] = ()
+    """Instead of a name: the terms of a combined loss."""
+    balance: Literal["none", "gradient"] = "none"
+    """`gradient`: each term is divided by the norm of its gradient, measured on the fresh network, so that its weight
+    is its share of influence at the start."""
+    double_activation: bool = False
+    """As the reference study's code, where the loss activates a probability once more. Set by the quirk."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def takes_presets(cls, values: Any) -> Any:
+        return expanded(values, combined=True)
+
+    @model_validator(mode="after")
+    def is_one_or_combined(self) -> LossConfig:
+        if (self.name is None) == (not self.terms):
+            raise ValueError("give either name or terms, not both and not neither")
+        if self.name is None and self.settings:
+            raise SettingsError([Problem(("settings",), "a combined loss has its settings in each of its terms")])
+        if self.terms and sum(term.weight for term in self.terms) == 0:
+            raise SettingsError([Problem(("terms",), "every term has weight 0")])
+        if self.balance != "none" and len(self.terms) < 2:
+            raise SettingsError([Problem(("balance",), "balances the terms of a combined loss, and there are none")])
+        return self
+
+    def describe(self) -> str:
+        """One line for tables, such as ``bce(cell_weight=50)`` or ``0.3 bce + 0.7 dice``; defaults are left out."""
+        if self.name is not None:
+            text = _call(self.name, self.settings)
+        else:
+            text = " + ".join(f"{term.weight:g} {_call(term.name, term.settings)}" for term in self.terms)
+        balanced = " (gradients balanced)" if self.balance == "gradient" else ""
+        return text + balanced + (" (activated twice)" if self.double_activation else "")
+
+    def decisive(self) -> dict[str, Any]:
+        """What of this decides a training, for the trial key."""
+        content: dict[str, Any] = {}
+        if self.name is not None:
+            content |= {"name": self.name, "settings": _decisive_settings(self.settings), **_code(self.code)}
+        else:
+            content["terms"] = [
+                {"name": t.name, "weight": t.weight, "settings": _decisive_settings(t.settings), **_code(t.code)}
+                for t in self.terms
+            ]
+        if self.balance != "none":
+            content["balance"] = self.balance
+        if self.double_activation:
+            content["double_activation"] = True
+        return content
+
+    def with_quirks(self, quirks: Iterable[str]) -> LossConfig:
+        """The same loss as the reference study's code would compute it, by the quirks that act on a loss."""
+        changed = self.model_dump()
+        if "double_activation" in quirks:
+            changed["double_activation"] = True
+        if "flattened_tversky" in quirks:
+            for part in (changed, *changed["terms"]):
+                if part["name"] in FLATTENED:
+                    part["name"] = FLATTENED[part["name"]]
+                    known = check_loss_settings(part["name"], {})
+                    part["settings"] = {k: v for k, v in part["settings"].items() if k in known}
+        return LossConfig.model_validate(changed)
+
+    def build(self) -> Loss:
+        """The loss as training calls it.
+
+        Raises:
+            StudyError: If the code of a user's own loss has gone or changed since the study was loaded.
+        """
+        terms = []
+        for part in self.terms or (self,):
+            assert part.name is not None  # terms have names, and so has a loss without terms
+            function = find_function(part.name)
+            if part.code is not None and code_hash(function) != part.code:
+                raise StudyError(f"loss {part.name!r}: its code here differs from that of the study as it was loaded")
+            weight = part.weight if isinstance(part, TermConfig) else 1.0
+            terms.append(Term(weight, part.name, function, part.settings))
+        return Loss(tuple(terms), double_activation=self.double_activation)
+
+
+def check_loss_settings(name: str, settings: Mapping[str, Any]) -> LossSettings:
+    """Complete settings of a loss: those given, and the defaults of its signature.
+
+    The annotation of a keyword decides what it takes. A plain ``float`` means a number >= 0, since nearly all
+    are weights, exponents or smoothing; another range is annotated, as ``Annotated[float, Field(ge=-1)]``.
+
+    Raises:
+        SettingsError: If a keyword is unknown or a value doesn't fit, one problem for each.
+    """
+    function = find_function(name)
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError:  # a user's annotations may not be importable
+        hints = {}
+    parameters = {
+        key: p for key, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    complete = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    problems = []
+    for key, value in settings.items():
+        if key not in parameters:
+            problems.append(Problem((key,), unknown(f"{name} setting", key, parameters)))
+            continue
+        hint: Any = Annotated[float, Field(ge=0)] if hints.get(key) is float else hints.get(key, Any)
+        try:
+            adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+            complete[key] = adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            problems += [Problem((key,), problem.message) for problem in problems_in(error)]
+    problems += [
+        Problem((key,), f"loss {name!r} has no default for this setting")
+        for key in parameters
+        if key not in complete and key not in settings
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return {key: complete[key] for key in parameters}
+
+
+def expanded(values: Any, *, combined: bool) -> Any:
+    """A loss or term as the file gives it, with a preset's name replaced by what it stands for.
+
+    Settings given beside the name win over the preset's. Anything that isn't a preset is returned as it came.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    if isinstance(values.get("terms"), list):  # a list is what a file can give, and a tuple what stays as it is
+        values = {**values, "terms": tuple(values["terms"])}
+    if "@" not in str(values.get("name")):
+        return values
+    name = values["name"]
+    if name not in PRESETS:
+        raise SettingsError([Problem(("name",), unknown("preset", name, PRESETS))])
+    preset = PRESETS[name]
+    if "terms" in preset and not combined:
+        raise SettingsError([Problem(("name",), f"{name!r} is a combined loss and can't be a term of another")])
+    if "terms" in preset and values.get("settings"):
+        words = f"{name!r} is a combined loss: write its terms out to change their settings"
+        raise SettingsError([Problem(("settings",), words)])
+    rest = {key: value for key, value in values.items() if key not in ("name", "settings")}
+    if "settings" in preset:
+        rest["settings"] = {**preset["settings"], **(values.get("settings") or {})}
+    chosen = {"terms": tuple(preset["terms"])} if "terms" in preset else {"name": preset["name"]}
+    return {**chosen, **rest}
+
+
+def known_loss(name: str, info: ValidationInfo) -> str:
+    """`name`, if the study may use it: the package's own, or a path where the loading allows code."""
+    if not is_dotted(name):
+        return one_of("loss", name, LOSSES | RELEASED)
+    if (info.context or {}).get("code") == "forbidden":
+        raise ValueError(f"{name!r} is code outside cellray; --allow-code runs it")
+    if _runs_code(info):
+        find_function(name)
+    return name
+
+
+def code_hash(function: LossFunction) -> str:
+    """First 16 hex digits of the SHA-256 of the file that defines a function."""
+    try:
+        file = inspect.getsourcefile(function)
+        content = Path(file).read_bytes() if file else b""
+    except (TypeError, OSError):
+        content = b""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _runs_code(info: ValidationInfo) -> bool:
+    return (info.context or {}).get("code") == "allowed"
+
+
+def _code(code: str | None) -> dict[str, str]:
+    return {} if code is None else {"code": code}
+
+
+def _decisive_settings(settings: LossSettings) -> LossSettings:
+    return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
+
+
+def _call(name: str, settings: Mapping[str, Any]) -> str:
+    defaults = {} if is_dotted(name) else check_loss_settings(name, {})
+    given = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items() if v != defaults.get(k)}
+    return name + (f"({', '.join(f'{k}={v}' for k, v in given.items())})" if given else "")
