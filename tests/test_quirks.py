@@ -82,6 +82,7 @@ def test_each_quirk_moves_what_it_should(ledger):
     by_f1 = orders(ledger, "f1_iou")
     assert by_f1["strict"] == ["B", "A", "C"]  # 0.7, 0.667, and 0.45 with the collapse counted as 0
     assert by_f1["double_activation"] == ["A", "C", "B"]  # B's twin has 0.1
+    assert by_f1["double_activation + skip_collapsed"] == ["C", "A", "B"]  # C without its collapse: 0.9
     assert by_f1["many_to_one"] == ["A", "B", "C"]
     assert by_f1["shared_threshold"] == ["A", "B", "C"]
     assert by_f1["skip_collapsed"] == ["C", "B", "A"]

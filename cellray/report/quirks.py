@@ -32,13 +32,14 @@ class Ranking:
     """The configurations in order, under one set of quirks."""
 
     quirk: str
-    """`strict`, a quirk's name, `all in judging` (those that need no training), or `all`."""
+    """`strict`, a quirk's name, one that acts on training `+ skip_collapsed` if trials with it collapsed, `all in
+    judging` (those that need no training), or `all`."""
     order: list[tuple[str, float, float]]
     """Label, rank and mean, best first; NaN without a result."""
 
 
 def quirk_rankings(ledger: Store, study: Study, plan: Plan, metric: str) -> list[Ranking]:
-    """Rank the configurations without quirks of their own: strictly, then with each quirk alone.
+    """Rank the configurations without quirks of their own: strictly, with each quirk alone, and with all together.
 
     A quirk that acts on training puts configurations that have it in the place of those that lack it and are the same
     otherwise; one that acts on evaluation or ranking judges and counts the same trials anew.
@@ -80,6 +81,8 @@ def quirk_rankings(ledger: Store, study: Study, plan: Plan, metric: str) -> list
             rankings.append(ranked(name, (name,), alone, skip=name == "skip_collapsed"))
         elif swapped(name) != alone:
             rankings.append(ranked(name, (), swapped(name), skip=False))
+            if any(r["outcome"] != "finished" and r["label"] in swapped(name).values() for r in records.values()):
+                rankings.append(ranked(f"{name} + skip_collapsed", (), swapped(name), skip=True))
     rankings.append(ranked("all in judging", JUDGING, alone, skip=True))
     if swapped(*TRAINING) != alone:
         rankings.append(ranked("all", JUDGING, swapped(*TRAINING), skip=True))
