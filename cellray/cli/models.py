@@ -113,6 +113,8 @@ def evaluate(
     from cellray.inference import TrainedModel
     from cellray.study import DatasetConfig
 
+    if diameter_px is None:
+        raise StudyError("give --diameter-px, the mean cell diameter on these images: sizes are measured in it")
     ledger, _study = find(study_name, storage)
     model = TrainedModel.load(ledger, config, seed)
     dataset = open_dataset(
@@ -127,7 +129,6 @@ def evaluate(
         channels=model.channels,
         normalise=model.normalise,
         target_diameter_px=model.diameter_px,
-        require_diameter=True,
     )
     scores, rows = model.evaluate(dataset, os.cpu_count() or 1)
     if output:
