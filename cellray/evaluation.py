@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -214,6 +214,16 @@ def evaluate(
     return Evaluation(choice, metrics, images, table, overlays, files, _collapse(on_val))
 
 
+class SetScores(NamedTuple):
+    """How a model does on one dataset."""
+
+    metrics: dict[str, float]
+    images: pd.DataFrame
+    """One row an image, see `image_row`."""
+    objects: pd.DataFrame
+    """One row a cell, see `object_rows`."""
+
+
 def evaluate_set(
     model: nn.Module,
     dataset: Dataset,
@@ -222,17 +232,20 @@ def evaluate_set(
     *,
     device: torch.device,
     precision: str,
-) -> tuple[dict[str, float], pd.DataFrame]:
-    """Score a trained model on all images of one dataset at a given operating point: metrics, and a row an image."""
-    predicted = predict_logits(
+) -> SetScores:
+    """Score a trained model on all images of one dataset at a given operating point."""
+    rows: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    for index, logits in predict_logits(
         model, dataset, list(range(len(dataset))), device=device, precision=precision, tile_px=settings.tile_px
-    )
-    rows = [
-        {"image": dataset.names[i], **_judge(logits.sigmoid().numpy(), dataset, i, point, settings)[1]}
-        for i, logits in predicted
-    ]
-    table = pd.DataFrame(rows).sort_values("image", ignore_index=True)
-    return as_judged(table, settings), table
+    ):
+        labels, row = _judge(logits.sigmoid().numpy(), dataset, index, point, settings)
+        about = {"image": dataset.names[index]}
+        rows.append({**about, **row})
+        true = dataset.labels(index)
+        objects += [{**about, **o} for o in object_rows(true, labels, iou_threshold=settings.iou_threshold)]
+    images = pd.DataFrame(rows).sort_values("image", ignore_index=True)
+    return SetScores(as_judged(images, settings), images, pd.DataFrame(objects, columns=["image", *OBJECT_COLUMNS]))
 
 
 def as_judged(rows: pd.DataFrame, settings: EvaluationConfig) -> dict[str, float]:

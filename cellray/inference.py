@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from cellray.data import Dataset, list_images, read_image
 from cellray.device import prepare
 from cellray.errors import LedgerError
-from cellray.evaluation import evaluate_set, predict_image
+from cellray.evaluation import SetScores, evaluate_set, predict_image
 from cellray.ledger import Ledger
 from cellray.model import build_model
 from cellray.overlay import draw_overlay
@@ -75,8 +74,8 @@ class TrainedModel:
             record,
         )
 
-    def evaluate(self, dataset: Dataset, threads: int) -> tuple[dict[str, float], pd.DataFrame]:
-        """Scores on a dataset at the trial's own operating point, and one row an image.
+    def evaluate(self, dataset: Dataset, threads: int) -> SetScores:
+        """Scores on a dataset at the trial's own operating point.
 
         The numbers are those of a study that names the dataset as an external set.
         """

@@ -135,6 +135,13 @@ class TestOneStudy:
         scores = json.loads((place / "scores/scores.json").read_text())
         assert len(rows) == scores["n_images"] == 3
         assert rows.n_true.sum() == scores["n_true"]
+        strata = pd.read_csv(place / "scores/strata.csv")
+        assert strata[strata.stratum == "size"].n_true.sum() == scores["n_true"]
+        assert strata[strata.stratum == "crowding"].n_images.sum() == 3
+        curve = pd.read_csv(place / "scores/iou_curve.csv")
+        assert list(curve.threshold) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+        assert curve.f1[3] == pytest.approx(scores["f1_iou"])
+        assert (pd.read_csv(place / "scores/cells.csv").true_id > 0).sum() == scores["n_true"]
 
     def test_predict_writes_counts_labels_and_overlays(self, place, swept):
         folder = place / "new"

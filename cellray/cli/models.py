@@ -31,7 +31,7 @@ from cellray.cli.common import (
     out,
     with_allocator,
 )
-from cellray.cli.show import print_metrics
+from cellray.cli.show import print_metrics, print_numbers
 from cellray.errors import StudyError
 
 
@@ -102,7 +102,7 @@ def evaluate(
     rescale: Annotated[bool, typer.Option("--rescale", help="Resample to the training set's cell diameter.")] = False,
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these manifest rows.")] = None,
     storage: Storage = "studies",
-    output: Annotated[Path | None, typer.Option("--out", help="Write scores.json and images.csv there.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="Write scores.json and tables there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
@@ -111,6 +111,7 @@ def evaluate(
     """
     from cellray.data import open_dataset
     from cellray.inference import TrainedModel
+    from cellray.metrics import iou_curve, stratify
     from cellray.study import DatasetConfig
 
     if diameter_px is None:
@@ -130,18 +131,28 @@ def evaluate(
         normalise=model.normalise,
         target_diameter_px=model.diameter_px,
     )
-    scores, rows = model.evaluate(dataset, os.cpu_count() or 1)
+    scores, images, objects = model.evaluate(dataset, os.cpu_count() or 1)
+    tables = {
+        "images": images,
+        "cells": objects,
+        "strata": stratify(images, objects),
+        "iou_curve": iou_curve(images),
+    }
     if output:
         output.mkdir(parents=True, exist_ok=True)
         (output / "scores.json").write_text(json.dumps(scores, indent=1))
-        rows.to_csv(output / "images.csv", index=False)
+        for name, table in tables.items():
+            table.to_csv(output / f"{name}.csv", index=False)
     if as_json:
         print(json.dumps({"study": model.record["study"], "label": config, "seed": model.record["seed"], **scores}))
         return
     out.print(f"{escape(config)}, seed {model.record['seed']}, on {len(dataset)} images", highlight=False)
     print_metrics({dataset.name: scores})
+    print_numbers(tables["strata"])
+    print_numbers(tables["iou_curve"])
     if output:
-        out.print(f"written: {output}/scores.json, images.csv", highlight=False, soft_wrap=True)
+        names = ", ".join(f"{name}.csv" for name in tables)
+        out.print(f"written: {output}/scores.json, {names}", highlight=False, soft_wrap=True)
 
 
 def predict(

@@ -50,6 +50,22 @@ def print_metrics(by_set: dict[str, dict[str, float]]) -> None:
         unit = f" [{metric.unit}]" if metric.unit else ""
         table.add_row(escape(metric.title + unit), *(f"{scores[key]:.3f}" for scores in by_set.values()))
     out.print(table)
+    out.print()
+
+
+def print_numbers(frame: Any) -> None:
+    """A small table of words, counts and shares; a dash where there is no number."""
+    table = Table(*(name.replace("_", " ") for name in frame.columns), box=None, header_style="bold", pad_edge=False)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_number(value) for value in row))
+    out.print(table)
+    out.print()
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return escape(str(value))
+    return "–" if value != value else f"{value:.3f}"
 
 
 def print_dataset(found: Any) -> None:

@@ -99,6 +99,7 @@ def record_tags(record: Record) -> dict[str, str]:
         "cellray.outcome": record["outcome"],
         "cellray.reason": record.get("reason") or "",
         "cellray.protocol": record.get("protocol"),
+        "cellray.quirks": ", ".join(record.get("quirks") or []),
         "cellray.evaluation_key": record.get("evaluation_key"),
         "cellray.data_fingerprint": data.get("fingerprint"),
         "cellray.split_hash": data.get("split_hash"),
