@@ -455,6 +455,10 @@ def test_schema_describes_keys_and_offers_names() -> None:
     assert validator.is_valid(changed())
     assert not validator.is_valid(changed(training__stepz=3))
     assert not validator.is_valid(changed(configurations__0__loss={"name": "dize"}))
+    assert validator.is_valid(changed(quirks=["many_to_one"], configurations__0__quirks=["double_activation"]))
+    assert not validator.is_valid(changed(configurations__0__quirks=["many_to_one"]))
+    assert not validator.is_valid(changed(allow=["flor"]))
+    assert validator.is_valid(changed(configurations__0__loss={"name": "my_lab.losses:mine", "settings": {"x": 1}}))
     assert not validator.is_valid(changed(configurations__0__loss={"name": "dice", "settings": {"smoth": 1}}))
 
 

@@ -290,6 +290,13 @@ def study_schema() -> dict[str, Any]:
         place = types[owner]["properties"][key]
         place.pop("type")
         place["enum"] = list(words)
+    trained = [name for name, quirk in QUIRKS.items() if quirk.acts_on == "training"]
+    for place, known in (
+        (schema["properties"]["quirks"], list(QUIRKS)),
+        (schema["properties"]["allow"], list(CHECKS)),
+        (types["ConfigurationConfig"]["properties"]["quirks"], trained),
+    ):
+        place["items"] = {"enum": known}
     for owner in ("TermConfig", "LossConfig"):
         place = types[owner]["properties"]["name"]
         names: list[dict[str, Any]] = [{"enum": [*LOSSES, *RELEASED, *PRESETS]}, {"type": "string", "pattern": ":"}]
