@@ -335,7 +335,7 @@ class TestLossesInAStudy:
         )
         (place / "quirky.yaml").write_text(text)
         swept = cellray(place, "sweep", "quirky.yaml", "--seeds", "0")
-        assert "quirk double_activation of Dice, BCE: " in swept.stderr
+        assert "quirk double_activation of Dice; BCE: " in swept.stderr
         page = (place / "studies/quirky/report/index.html").read_text()
         assert "Quirk flattened_tversky of every configuration" in page
         assert "Failed and collapsed trials are left out of means and ranks" in page

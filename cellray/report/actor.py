@@ -328,4 +328,4 @@ def _quirk_notes(study: Any) -> Iterable[str]:
     for name, quirk in QUIRKS.items():
         who = [c.label for c in study.configurations if name in study.quirks_of(c)]
         if who:
-            yield f"Quirk {name} of {'every configuration' if who == labels else ', '.join(who)}: {quirk.description}."
+            yield f"Quirk {name} of {'every configuration' if who == labels else '; '.join(who)}: {quirk.description}."

@@ -146,7 +146,7 @@ def point_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tu
     return [
         "configuration",
         *(name.replace("_", " ") for name in names),
-        "gain over the shared point, validation",
+        "gain (validation)",
     ], rows
 
 

@@ -41,7 +41,7 @@ def check_losses(study: Study) -> list[str]:
             f"the loss check stops this study; `allow: [{names}]` in it would run it all the same:\n{lines}"
         )
     return allowed + [
-        f"quirk {quirk} of {', '.join(labels)}: {QUIRKS[quirk].description}; the failures of the loss check that it "
+        f"quirk {quirk} of {'; '.join(labels)}: {QUIRKS[quirk].description}; the failures of the loss check that it "
         f"causes ({', '.join(QUIRKS[quirk].allows)}) are let through"
         for quirk, labels in by_quirk.items()
     ]
