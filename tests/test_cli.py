@@ -319,6 +319,8 @@ class TestLossesInAStudy:
         records = [json.loads(p.read_text()) for p in (place / "studies/own/trials").glob("*/trial.json")]
         loss = next(r["settings"]["loss"] for r in records if r["label"] == "Dice")
         assert (loss["name"], loss["settings"], len(loss["code"])) == ("my_losses:between_cells", {"sigma": 4.0}, 16)
+        again = cellray(place, "report", "lab/own.yaml")  # needs no code
+        assert "Provisional: 2 of 4 planned trials are missing" in again.stdout
         assert "between_cells" in (place / "studies/own/report/index.html").read_text()
 
     def test_an_unsound_loss_stops_the_sweep_before_anything_is_made(self, place):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def no_loss(probs):
 """
 
 
-def load(tmp_path: Path, loss: str, more: str = "", **options: bool) -> Study:
+def load(tmp_path: Path, loss: str, more: str = "", **options: Any) -> Study:
     file = tmp_path / "study.yaml"
     file.write_text(STUDY.replace("LOSS", loss) + dedent(more))
     return load_study(file, **options)
@@ -126,22 +127,22 @@ class TestOwnLosses:
         assert "my_lab_losses" not in sys.modules
 
     def test_is_found_beside_the_study_with_its_settings(self, lab):
-        loss = loss_of(load(lab, self.NAME, allow_code=True))
+        loss = loss_of(load(lab, self.NAME, code="allowed"))
         logits, target = some_batch()
         weights = torch.where(target > 0.5, 3.0, 1.0)
         cost = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weights)
         torch.testing.assert_close(loss.build()(logits, target), cost)
-        assert loss_of(load(lab, "{name: 'my_lab_losses:my_loss'}", allow_code=True)).settings == {"cell_weight": 2.0}
+        assert loss_of(load(lab, "{name: 'my_lab_losses:my_loss'}", code="allowed")).settings == {"cell_weight": 2.0}
 
     def test_can_ask_for_maps(self, lab):
-        loss = loss_of(load(lab, "{name: 'my_lab_losses:touching_loss'}", allow_code=True)).build()
+        loss = loss_of(load(lab, "{name: 'my_lab_losses:touching_loss'}", code="allowed")).build()
         assert loss.maps == ("two_nearest",)
         logits, target = some_batch()
         value = loss(logits, target, {"two_nearest": torch.zeros_like(target)})
         assert torch.isfinite(value) and value > 0
 
     def test_passes_the_same_check_as_the_others(self, lab):
-        assert check_losses(load(lab, self.NAME, allow_code=True)) == []
+        assert check_losses(load(lab, self.NAME, code="allowed")) == []
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -156,23 +157,23 @@ class TestOwnLosses:
     )
     def test_what_is_no_loss_is_refused(self, lab, name, words):
         with pytest.raises(StudyError, match=words):
-            load(lab, f"{{name: '{name}'}}", allow_code=True)
+            load(lab, f"{{name: '{name}'}}", code="allowed")
 
     def test_unknown_settings_are_refused(self, lab):
         with pytest.raises(StudyError, match=r"unknown my_lab_losses:my_loss setting 'cell_wait'"):
-            load(lab, "{name: 'my_lab_losses:my_loss', settings: {cell_wait: 3}}", allow_code=True)
+            load(lab, "{name: 'my_lab_losses:my_loss', settings: {cell_wait: 3}}", code="allowed")
 
     def test_changed_code_is_another_trial_and_never_runs_as_the_old_one(self, lab):
-        before = load(lab, self.NAME, allow_code=True)
+        before = load(lab, self.NAME, code="allowed")
         (lab / "my_lab_losses.py").write_text(MY_LOSS.replace("mean()", "sum()"))
         sys.modules.pop("my_lab_losses")
         with pytest.raises(StudyError, match="its code here differs"):
             loss_of(before).build()
-        after = load(lab, self.NAME, allow_code=True)
+        after = load(lab, self.NAME, code="allowed")
         assert before.trials()[0].key("f") != after.trials()[0].key("f")
 
     def test_a_stored_copy_is_read_without_the_code(self, lab):
-        study = load(lab, self.NAME, allow_code=True)
+        study = load(lab, self.NAME, code="allowed")
         text = study.dump_yaml()
         (lab / "my_lab_losses.py").unlink()
         sys.modules.pop("my_lab_losses")

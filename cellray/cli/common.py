@@ -118,7 +118,7 @@ def find(study_name: str, storage: str) -> tuple[Any, Any]:
 
     path = Path(study_name)
     if path.suffix in (".yaml", ".yml"):
-        study = load_study(path)
+        study = load_study(path, code="stored")
         ledger = Ledger(storage, study.name)
     else:
         ledger = Ledger(storage, study_name)

@@ -53,7 +53,7 @@ def train(
     from cellray.trial import run_trial
 
     with_allocator()
-    study = load_study(study_file, allow_code=allow_code)
+    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     chosen = choose(study, str(seed), [config])
     check_study_losses(study)
     ledger = Ledger(storage, study.name)

@@ -63,7 +63,7 @@ def sweep(
     from cellray.sweep import connect, run_sweep
     from cellray.tracking import MLflowTracker, check_store, default_store
 
-    study = load_study(study_file, allow_code=allow_code)
+    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     chosen = choose(study, seeds, only)
     check_study_losses(study)
     ledger = Ledger(storage, study.name)
@@ -116,7 +116,7 @@ def plan(
     from cellray.ledger import Ledger
     from cellray.study import load_study
 
-    study = load_study(study_file, allow_code=allow_code)
+    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
     planned = [p for p in sets.plan(study.trials(), Ledger(storage, study.name)) if (p.label, p.seed) in chosen]

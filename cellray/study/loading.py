@@ -21,13 +21,15 @@ from cellray.study.yaml_tree import line_of, read_tree
 
 MAX_BYTES = 1_000_000
 
+Code = Literal["allowed", "forbidden", "stored"]
+
 
 def load_study(
     path: str | Path,
     *,
     seeds: Iterable[int] | None = None,
     only: Iterable[str] | None = None,
-    allow_code: bool = False,
+    code: Code = "forbidden",
 ) -> Study:
     """Read, check and resolve a study file.
 
@@ -38,8 +40,8 @@ def load_study(
         path: The YAML file.
         seeds: Instead of the file's seeds.
         only: Labels of the configurations to keep; None: all.
-        allow_code: Whether losses of the user's own (``package.module:function``) may be imported; they are looked
-            for in the folder of the study file first.
+        code: Whether losses of the user's own (``package.module:function``) are imported, refused, or taken as they are
+            written; they are looked for in the folder of the study file first.
 
     Raises:
         StudyError: Naming file, line, key, what was expected and what came, for each thing that is wrong.
@@ -50,9 +52,9 @@ def load_study(
     except StudyError as error:
         raise StudyError(f"{file}:{error}") from None
     folder = file.resolve().parent
-    if allow_code and str(folder) not in sys.path:
+    if code == "allowed" and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    study = read_study(text, str(file), folder=folder, code="allowed" if allow_code else "forbidden")
+    study = read_study(text, str(file), folder=folder, code=code)
     return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
 
 
@@ -61,7 +63,7 @@ def read_study(
     file: str,
     *,
     folder: Path | None = None,
-    code: Literal["allowed", "forbidden", "stored"] = "stored",
+    code: Code = "stored",
 ) -> Study:
     """`load_study` from a text, such as the resolved copy in a ledger.
 
@@ -69,7 +71,7 @@ def read_study(
         text: The YAML.
         file: What errors call it.
         folder: Where relative data paths start; None: they stay as they are.
-        code: Whether losses outside the package are imported, refused, or taken as they were resolved once.
+        code: As in `load_study`.
 
     Raises:
         StudyError: As `load_study`.
