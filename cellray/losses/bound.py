@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cellray.errors import StudyError, unknown
@@ -41,7 +42,7 @@ class Loss:
 
     def __call__(self, logits: Tensor, target: Tensor, maps: Mapping[str, Tensor] | None = None) -> Tensor:
         """Scalar loss of logits (N, 1, H, W), target of 0 and 1 and the maps called `self.maps`, all of one shape."""
-        total = logits.new_zeros((), dtype=logits.float().dtype)
+        total = logits.new_zeros((), dtype=torch.float32)
         for term, value in zip(self.terms, self.parts(logits, target, maps), strict=True):
             if value is not None:
                 total = total + term.weight * value
