@@ -250,15 +250,7 @@ def evaluate_set(
 
 def as_judged(rows: pd.DataFrame, settings: EvaluationConfig) -> dict[str, float]:
     """The metrics of one set's rows, by the matching and the counting formula that the study asks for."""
-    quirks = [
-        name
-        for name, wanted in (
-            ("many_to_one", settings.matching == "many_to_one"),
-            ("released_counts", settings.counts == "released"),
-        )
-        if wanted
-    ]
-    return summarise(quirk_rows(rows, quirks))
+    return summarise(quirk_rows(rows, settings.quirks))
 
 
 def _judge(

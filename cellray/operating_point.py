@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cellray.errors import DataError
-from cellray.metrics import METRICS, contingency, image_row, summarise, table_row
+from cellray.metrics import METRICS, contingency, image_row, quirk_rows, summarise, table_row
 from cellray.postprocess import Components, OperatingPoint, Pieces, find_components, postprocess, split
 from cellray.study import EvaluationConfig
 
@@ -145,7 +145,7 @@ def score_grid(
             rows[place].append(row)
     scores = np.empty(grid.shape)
     for place, of_images in rows.items():
-        scores[place] = summarise(pd.DataFrame(of_images))[settings.rank_by]
+        scores[place] = _score(of_images, settings)
     return scores
 
 
@@ -183,18 +183,29 @@ def _score_of(
             iou_threshold=settings.iou_threshold,
             max_distance_px=settings.max_distance * diameter_px,
             probs=probs[index],
-            only=METRICS[settings.rank_by].parts,
+            only=_parts(settings),
         )
         for index in sorted(probs)
     ]
-    return summarise(pd.DataFrame(rows))[settings.rank_by]
+    return _score(rows, settings)
+
+
+def _parts(settings: EvaluationConfig) -> tuple[str, ...]:
+    """What the rows must hold for the score, see `cellray.metrics.PARTS`."""
+    parts = METRICS[settings.rank_by].parts
+    return (*parts, "released") if settings.quirks and "released" not in parts else parts
+
+
+def _score(rows: list[dict[str, float]], settings: EvaluationConfig) -> float:
+    """The metric to rank by, from the rows of all images, as the study has them judged."""
+    return summarise(quirk_rows(pd.DataFrame(rows), settings.quirks))[settings.rank_by]
 
 
 def _rows(
     grid: Grid, probs: Probs, truth: Labels, diameter_px: float, settings: EvaluationConfig
 ) -> Iterator[tuple[tuple[int, int, int], dict[str, float]]]:
     """For each candidate its place on the grid and its row of counts of one image."""
-    parts = METRICS[settings.rank_by].parts
+    parts = _parts(settings)
     limits: dict[str, float] = {
         "iou_threshold": settings.iou_threshold,
         "max_distance_px": settings.max_distance * diameter_px,

@@ -252,6 +252,10 @@ class TestQuirks:
         assert (strict["f1_iou"], quirky["f1_iou"]) == (pytest.approx(2 / 3), 1)
         assert strict["mae"] == quirky["mae"] == 1
 
+    def test_the_point_is_chosen_by_the_metric_that_is_reported(self):
+        result = judged(ByBrightness(), self.merging(), matching="many_to_one")
+        assert result.choice.score == result.metrics["own"]["val"]["f1_iou"]
+
     def test_released_counts_forgive_it(self):
         whole = {"operating_point": {"threshold": 0.5, "watershed": False}}
         result = judged(ByBrightness(), self.merging(), **whole, counts="released")

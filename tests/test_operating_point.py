@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from cellray import operating_point
 from cellray.errors import CellrayError, DataError
-from cellray.metrics import METRICS, image_row, summarise
+from cellray.metrics import METRICS, image_row, quirk_rows, summarise
 from cellray.operating_point import (
     MIN_AREAS,
     THRESHOLDS,
@@ -52,7 +52,7 @@ def scenes() -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     return {k: probs for k, (probs, _) in found.items()}, {k: truth for k, (_, truth) in found.items()}
 
 
-def tried_one_by_one(grid: Grid) -> dict[tuple[int, int, int], dict[str, float]]:
+def tried_one_by_one(grid: Grid, *quirks: str) -> dict[tuple[int, int, int], dict[str, float]]:
     """All metrics of each candidate, from label images and full rows."""
     probs, truth = scenes()
     found = {}
@@ -67,7 +67,7 @@ def tried_one_by_one(grid: Grid) -> dict[tuple[int, int, int], dict[str, float]]
             )
             for k in probs
         ]
-        found[place] = summarise(pd.DataFrame(rows))
+        found[place] = summarise(quirk_rows(pd.DataFrame(rows), quirks))
     return found
 
 
@@ -83,6 +83,23 @@ class TestScores:
         assert scores.shape == (4, 3, 3)
         for place, metrics in one_by_one.items():
             assert scores[place] == pytest.approx(metrics[name], rel=1e-12), place
+
+    @pytest.mark.parametrize(
+        ("settings", "quirk", "name"),
+        [
+            ({"matching": "many_to_one"}, "many_to_one", "f1_distance"),
+            ({"matching": "many_to_one"}, "many_to_one", "precision_distance"),
+            ({"counts": "released"}, "released_counts", "mae"),
+        ],
+    )
+    def test_a_study_with_quirks_is_searched_by_the_metric_that_it_is_judged_by(
+        self, settings, quirk, name, one_by_one
+    ):
+        scores = score_grid(SMALL, *scenes(), DIAMETER_PX, EvaluationConfig(rank_by=name, **settings))
+        quirky = tried_one_by_one(SMALL, quirk)
+        for place, metrics in quirky.items():
+            assert scores[place] == pytest.approx(metrics[name], rel=1e-12), place
+        assert any(quirky[place][name] != metrics[name] for place, metrics in one_by_one.items())
 
     def test_the_scenes_tell_candidates_apart(self, one_by_one):
         assert len({metrics["f1_iou"] for metrics in one_by_one.values()}) > 10

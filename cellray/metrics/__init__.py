@@ -8,7 +8,7 @@ probabilities.
 from cellray.metrics.catalogue import METRICS, Metric
 from cellray.metrics.matching import MATCHINGS, Matches, length_px, match_by_distance, match_by_iou
 from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
-from cellray.metrics.released import QUIRKS, quirk_rows
+from cellray.metrics.released import quirk_rows
 from cellray.metrics.rows import PARTS, image_row, table_row
 from cellray.metrics.strata import stratify
 from cellray.metrics.summary import iou_curve, summarise
@@ -19,7 +19,6 @@ __all__ = [
     "METRICS",
     "OBJECT_COLUMNS",
     "PARTS",
-    "QUIRKS",
     "Contingency",
     "Matches",
     "Metric",

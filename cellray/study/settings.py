@@ -196,6 +196,12 @@ class EvaluationConfig(Settings):
     def is_known(cls, name: str) -> str:
         return one_of("metric", name, METRICS)
 
+    @property
+    def quirks(self) -> tuple[str, ...]:
+        """What `matching` and `counts` ask of `cellray.metrics.quirk_rows`."""
+        asked = {"many_to_one": self.matching == "many_to_one", "released_counts": self.counts == "released"}
+        return tuple(name for name, wanted in asked.items() if wanted)
+
 
 class ResourcesConfig(Settings):
     """What one trial is given. Decides how fast, never what comes out."""
