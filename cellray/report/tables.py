@@ -119,7 +119,7 @@ def make_tables(
     sets = set_names(used.values(), external_order)
     metrics = metric_keys(used.values())
     worst = worst_values(used.values(), sets, nothing or {}, metrics)
-    scores = score_table(used, plan, sets, worst)
+    scores = score_table(used, plan, sets, metrics, worst)
     notes = [
         f"{row.label}, seed {row.seed}: {METRICS[row.metric].title} on {row.set} is not a number; counted as worst"
         for row in rows_of(scores[(scores.note == "nan") & (scores.point == "own")])
@@ -180,7 +180,7 @@ def worst_values(
     records: Iterable[Record],
     sets: Sequence[str],
     nothing: Mapping[str, Mapping[str, float]],
-    metrics: Iterable[str] = tuple(METRICS),
+    metrics: Iterable[str],
 ) -> dict[tuple[str, str], float]:
     """The value that a failed or collapsed trial counts as, for each set and metric.
 
@@ -210,7 +210,11 @@ def is_finite(value: object) -> bool:
 
 
 def score_table(
-    records: Mapping[str, Record], plan: Plan, sets: Sequence[str], worst: Mapping[tuple[str, str], float]
+    records: Mapping[str, Record],
+    plan: Plan,
+    sets: Sequence[str],
+    metrics: Sequence[str],
+    worst: Mapping[tuple[str, str], float],
 ) -> pd.DataFrame:
     """One row a planned trial, set, point and metric.
 
@@ -225,7 +229,7 @@ def score_table(
         for name in sets:
             for point in POINTS:
                 values = stored.get(point, {}).get(name)
-                for key in dict.fromkeys(metric for where, metric in worst if where == name):
+                for key in metrics:
                     where = (name, point, key, trial.label, trial.seed, trial.key)
                     rows.append((*where, *score(METRICS[key], key, outcome, values, worst[name, key])))
     columns = ["set", "point", "metric", "label", "seed", "key", "outcome", "value", "counted", "note"]
