@@ -9,25 +9,29 @@ from cellray.metrics.catalogue import METRICS, Metric
 from cellray.metrics.matching import MATCHINGS, Matches, length_px, match_by_distance, match_by_iou
 from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
 from cellray.metrics.released import quirk_rows
-from cellray.metrics.rows import PARTS, image_row, table_row
+from cellray.metrics.rows import PARTS, columns_of, image_row, table_row
 from cellray.metrics.strata import stratify
-from cellray.metrics.summary import iou_curve, summarise
+from cellray.metrics.summary import MEDIANS, image_terms, iou_curve, metrics_of, summarise
 from cellray.metrics.table import Contingency, contingency
 
 __all__ = [
     "MATCHINGS",
+    "MEDIANS",
     "METRICS",
     "OBJECT_COLUMNS",
     "PARTS",
     "Contingency",
     "Matches",
     "Metric",
+    "columns_of",
     "contingency",
     "image_row",
+    "image_terms",
     "iou_curve",
     "length_px",
     "match_by_distance",
     "match_by_iou",
+    "metrics_of",
     "object_rows",
     "quirk_rows",
     "stratify",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from cellray.errors import DataError, ShapeError, one_of
+from cellray.metrics.catalogue import METRICS
 from cellray.metrics.matching import Matches, close_pairs, n_one_to_one, table_by_distance, table_by_iou
 from cellray.metrics.objects import count_errors
 from cellray.metrics.table import Contingency, Labels, contingency
@@ -18,6 +19,18 @@ PARTS = ("iou", "distance", "grid", "jaccard", "errors", "released", "crowding",
 
 TENTHS = range(1, 10)
 N_BINS = 10
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "": ("n_true", "n_pred", "px_tp", "px_fp", "px_fn", "px_tn"),
+    "iou": ("tp_iou", "fp_iou", "fn_iou"),
+    "distance": ("tp_distance", "fp_distance", "fn_distance", "distance_sum", "reach_px"),
+    "grid": (*(f"tp_iou_{tenth}0" for tenth in TENTHS), "iou_sum"),
+    "jaccard": ("aji_intersection", "aji_union"),
+    "errors": ("merged", "split", "missed", "spurious"),
+    "released": ("tp_iou_many", "fp_iou_many", "tp_distance_many", "fp_distance_many"),
+    "crowding": ("crowded",),
+    "calibration": ("brier_sum", *(f"gap_{k}" for k in range(N_BINS))),
+}
+"""The columns of `image_row`, by the part that they belong to; those of "" are always there."""
 CROWDED_WITHIN = 1.5
 """In mean cell diameters."""
 
@@ -79,6 +92,11 @@ def image_row(
     if probs is not None and (only is None or "calibration" in only):
         row |= _calibration(true != 0, probs)
     return row
+
+
+def columns_of(metric: str) -> tuple[str, ...]:
+    """The columns of `image_row` that a metric of ``METRICS`` is made from."""
+    return tuple(column for part in ("", *METRICS[metric].parts) for column in COLUMNS[part])
 
 
 def table_row(

@@ -1,4 +1,8 @@
-"""The metrics of a set of images, from one row an image."""
+"""The metrics of a set of images, from one row an image.
+
+All metrics but the medians are functions of sums over images: `image_terms` gives what is summed, `metrics_of` the
+metrics of any sums. So a resampled set, or one without an image, costs a sum and no second formula.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from cellray.metrics.released import released_counts
 from cellray.metrics.rows import N_BINS, TENTHS
 from cellray.metrics.table import Floats
 
-Columns = Mapping[str, Floats]
+Sums = Mapping[str, Floats]
+"""By name, arrays of one common shape."""
+
+MEDIANS = {"medae": "error_abs", "medae_released": "released_abs"}
+"""Metrics that are a median over images, and the term that it is taken of."""
 
 _LIMITS = 1.96
 """Standard deviations on either side of the mean that hold 95 % of normal errors."""
@@ -47,15 +55,50 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
     """
     if len(rows) == 0:
         raise DataError("image rows: expected at least one image to summarise, got none")
+    terms = image_terms(rows)
+    sums = {name: values.sum() for name, values in terms.items()}
+    found = metrics_of(sums) | {key: np.median(terms[term]) for key, term in MEDIANS.items() if term in terms}
+    summary = {key: float(found[key]) for key in METRICS if key in found}
+    return summary | {name: float(sums[name]) for name in ("n_images", "n_true", "n_pred")}
+
+
+def image_terms(rows: pd.DataFrame) -> dict[str, Floats]:
+    """What a set's metrics are sums of: the number columns of the rows, and terms made of them.
+
+    Returns:
+        By name, one value an image, shape (n_images,); ``n_images`` is 1 for each.
+    """
     numbers = rows.select_dtypes("number")
-    columns = {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers}
-    summary: dict[str, float] = {}
-    for column, family in _FAMILIES:
-        if column in columns:
-            summary |= family(columns)
-    n_true, n_pred = float(columns["n_true"].sum()), float(columns["n_pred"].sum())
-    counts = {"n_images": float(len(rows)), "n_true": n_true, "n_pred": n_pred}
-    return {name: summary[name] for name in METRICS if name in summary} | counts
+    terms = {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers}
+    terms["n_images"] = np.ones(len(rows))
+    # rows of the released protocol bring their own count errors
+    error = terms.get("count_error", terms["n_true"] - terms["n_pred"])
+    true = terms.get("count_true", terms["n_true"])
+    terms |= _error_terms("error", error, true)
+    terms |= {"error_square": error**2, "true": true, "true_square": true**2}
+    if "tp_iou_many" in terms:
+        terms |= _error_terms("released", *released_counts(terms))
+    for name, found in (("iou", "tp_iou"), ("distance", "tp_distance"), ("px", "px_tp")):
+        if found in terms:
+            wrong = terms[found.replace("tp", "fp")] + terms[found.replace("tp", "fn")]
+            terms[f"f1_{name}_image"] = _ratio(2 * terms[found], 2 * terms[found] + wrong, 1.0)
+    return terms
+
+
+def metrics_of(sums: Sums) -> dict[str, Floats]:
+    """The metrics of sets of images from the sums of their `image_terms`; the medians aren't among them.
+
+    Args:
+        sums: By name, arrays of one shape: one sum for each set. Every set has at least one image.
+
+    Returns:
+        By metric, arrays of that shape. Undefined values are those of `summarise`.
+    """
+    metrics: dict[str, Floats] = {}
+    for term, family in _FAMILIES:
+        if term in sums:
+            metrics |= family(sums)
+    return metrics
 
 
 def iou_curve(rows: pd.DataFrame) -> pd.DataFrame:
@@ -69,19 +112,21 @@ def iou_curve(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows) == 0 or "tp_iou_10" not in rows:
         raise DataError("image rows: an IoU curve needs at least one image with the part 'grid'")
     n_true, n_pred = float(rows["n_true"].sum()), float(rows["n_pred"].sum())
-    curve = []
-    for tenth in TENTHS:
-        tp = float(rows[f"tp_iou_{tenth}0"].sum())
-        curve.append({"threshold": tenth / 10, **_detection(tp, n_pred - tp, n_true - tp)})
-    return pd.DataFrame(curve)
+    tp = np.array([float(rows[f"tp_iou_{tenth}0"].sum()) for tenth in TENTHS])
+    return pd.DataFrame({"threshold": np.array(TENTHS) / 10, **_detection(tp, n_pred - tp, n_true - tp)})
 
 
-def _ratio(part: float, whole: float, nothing: bool) -> float:
-    return part / whole if whole > 0 else float(nothing)
+def _error_terms(name: str, error: Floats, true: Floats) -> dict[str, Floats]:
+    return {name: error, f"{name}_abs": np.abs(error), f"{name}_share": error / np.maximum(true, 1) * 100}
 
 
-def _detection(tp: float, fp: float, fn: float) -> dict[str, float]:
-    nothing = tp + fp + fn == 0
+def _ratio(part: Floats, whole: Floats, nothing: Floats | float) -> Floats:
+    """part / whole, or `nothing` where the whole is 0."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), nothing)
+
+
+def _detection(tp: Floats, fp: Floats, fn: Floats) -> dict[str, Floats]:
+    nothing = np.where(tp + fp + fn == 0, 1.0, 0.0)
     return {
         "f1": _ratio(2 * tp, 2 * tp + fp + fn, nothing),
         "precision": _ratio(tp, tp + fp, nothing),
@@ -89,96 +134,81 @@ def _detection(tp: float, fp: float, fn: float) -> dict[str, float]:
     }
 
 
-def _mean_f1(tp: Floats, fp: Floats, fn: Floats) -> float:
-    """Mean over the images of the F1 (or Dice) of each; 1 for an image with nothing in it."""
-    whole = 2 * tp + fp + fn
-    return float(np.where(whole > 0, 2 * tp / np.maximum(whole, 1), 1.0).mean())
-
-
-def _by_cell(rule: str) -> Callable[[Columns], dict[str, float]]:
-    def family(columns: Columns) -> dict[str, float]:
-        tp, fp, fn = (columns[f"{part}_{rule}"] for part in ("tp", "fp", "fn"))
-        shares = _detection(float(tp.sum()), float(fp.sum()), float(fn.sum()))
-        return {f"{name}_{rule}": value for name, value in shares.items()} | {f"f1_{rule}_mean": _mean_f1(tp, fp, fn)}
+def _by_cell(rule: str) -> Callable[[Sums], dict[str, Floats]]:
+    def family(sums: Sums) -> dict[str, Floats]:
+        shares = _detection(*(sums[f"{part}_{rule}"] for part in ("tp", "fp", "fn")))
+        mean = sums[f"f1_{rule}_image"] / sums["n_images"]
+        return {f"{name}_{rule}": value for name, value in shares.items()} | {f"f1_{rule}_mean": mean}
 
     return family
 
 
-def _by_pixel(columns: Columns) -> dict[str, float]:
-    tp, fp, fn, tn = (columns[f"px_{part}"] for part in ("tp", "fp", "fn", "tn"))
-    n_tp, n_fp, n_fn, n_tn = (float(part.sum()) for part in (tp, fp, fn, tn))
+def _by_pixel(sums: Sums) -> dict[str, Floats]:
+    tp, fp, fn, tn = (sums[f"px_{part}"] for part in ("tp", "fp", "fn", "tn"))
     return {
-        "miou": (_ratio(n_tp, n_tp + n_fp + n_fn, True) + _ratio(n_tn, n_tn + n_fp + n_fn, True)) / 2,
-        "dice": _ratio(2 * n_tp, 2 * n_tp + n_fp + n_fn, True),
-        "dice_mean": _mean_f1(tp, fp, fn),
+        "miou": (_ratio(tp, tp + fp + fn, 1.0) + _ratio(tn, tn + fp + fn, 1.0)) / 2,
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn, 1.0),
+        "dice_mean": sums["f1_px_image"] / sums["n_images"],
     }
 
 
-def _counting(columns: Columns) -> dict[str, float]:
-    # rows of the released protocol bring their own count errors
-    error = columns.get("count_error", columns["n_true"] - columns["n_pred"])
-    true = columns.get("count_true", columns["n_true"])
-    bias = float(error.mean())
-    spread = _LIMITS * float(error.std(ddof=1)) if len(error) > 1 else 0.0
-    squares, scatter = float((error**2).sum()), float(((true - true.mean()) ** 2).sum())
+def _counting(sums: Sums) -> dict[str, Floats]:
+    n, error, squares = sums["n_images"], sums["error"], sums["error_square"]
+    bias = error / n
+    variance = np.maximum(squares - error * bias, 0) / np.maximum(n - 1, 1)
+    spread = np.where(n > 1, _LIMITS * np.sqrt(variance), 0.0)
+    scatter = sums["true_square"] - sums["true"] ** 2 / n
     return {
-        **_errors(error, true),
-        "r2": max(0.0, 1 - squares / scatter) if scatter > 0 else float(squares == 0),
+        "mae": sums["error_abs"] / n,
+        "mpe": sums["error_share"] / n,
+        "r2": np.maximum(1 - _ratio(squares, scatter, np.where(squares == 0, 0.0, 1.0)), 0.0),
         "count_bias": bias,
         "count_low": bias - spread,
         "count_high": bias + spread,
     }
 
 
-def _errors(error: Floats, true: Floats) -> dict[str, float]:
-    return {
-        "mae": float(np.abs(error).mean()),
-        "medae": float(np.median(np.abs(error))),
-        "mpe": float((error / np.maximum(true, 1) * 100).mean()),
-    }
+def _released(sums: Sums) -> dict[str, Floats]:
+    n = sums["n_images"]
+    return {"mae_released": sums["released_abs"] / n, "mpe_released": sums["released_share"] / n}
 
 
-def _released(columns: Columns) -> dict[str, float]:
-    return {f"{name}_released": value for name, value in _errors(*released_counts(columns)).items()}
-
-
-def _panoptic(columns: Columns) -> dict[str, float]:
-    n_cells = float(columns["n_true"].sum() + columns["n_pred"].sum())
-    iou_sum = float(columns["iou_sum"].sum())
-    found = {tenth: float(columns[f"tp_iou_{tenth}0"].sum()) for tenth in TENTHS}
+def _panoptic(sums: Sums) -> dict[str, Floats]:
+    n_cells, iou_sum = sums["n_true"] + sums["n_pred"], sums["iou_sum"]
+    found = {tenth: sums[f"tp_iou_{tenth}0"] for tenth in TENTHS}
+    nothing = np.where(n_cells == 0, 1.0, 0.0)
     # TP / (TP + FP + FN), where TP + FP + FN is all cells, true and predicted, less the pairs
-    precisions = [_ratio(found[tenth], n_cells - found[tenth], n_cells == 0) for tenth in TENTHS if tenth >= 5]
+    precisions = [_ratio(found[tenth], n_cells - found[tenth], nothing) for tenth in TENTHS if tenth >= 5]
     return {
-        "pq": _ratio(2 * iou_sum, n_cells, True),
-        "sq": _ratio(iou_sum, found[5], n_cells == 0),
-        "rq": _ratio(2 * found[5], n_cells, True),
+        "pq": _ratio(2 * iou_sum, n_cells, 1.0),
+        "sq": _ratio(iou_sum, found[5], nothing),
+        "rq": _ratio(2 * found[5], n_cells, 1.0),
         "ap_50": precisions[0],
-        "ap_50_90": float(np.mean(precisions)),
+        "ap_50_90": np.mean(precisions, axis=0),
     }
 
 
-def _jaccard(columns: Columns) -> dict[str, float]:
-    return {"aji": _ratio(float(columns["aji_intersection"].sum()), float(columns["aji_union"].sum()), True)}
+def _jaccard(sums: Sums) -> dict[str, Floats]:
+    return {"aji": _ratio(sums["aji_intersection"], sums["aji_union"], 1.0)}
 
 
-def _localisation(columns: Columns) -> dict[str, float]:
-    pairs, cells = float(columns["tp_distance"].sum()), float(columns["n_true"].sum() + columns["n_pred"].sum())
-    without_pairs = float(columns["reach_px"].max()) if cells else 0.0
-    return {"localisation": float(columns["distance_sum"].sum()) / pairs if pairs else without_pairs}
+def _localisation(sums: Sums) -> dict[str, Floats]:
+    # the reach is the same for every image of a set
+    without_pairs = np.where(sums["n_true"] + sums["n_pred"] > 0, sums["reach_px"] / sums["n_images"], 0.0)
+    return {"localisation": _ratio(sums["distance_sum"], sums["tp_distance"], without_pairs)}
 
 
-def _error_rates(columns: Columns) -> dict[str, float]:
-    n_true = max(float(columns["n_true"].sum()), 1.0)
-    return {kind: float(columns[kind].sum()) / n_true for kind in ERRORS}
+def _error_rates(sums: Sums) -> dict[str, Floats]:
+    return {kind: sums[kind] / np.maximum(sums["n_true"], 1) for kind in ERRORS}
 
 
-def _calibration(columns: Columns) -> dict[str, float]:
-    n_pixels = float(sum(columns[f"px_{part}"].sum() for part in ("tp", "fp", "fn", "tn")))
-    gaps = sum(abs(float(columns[f"gap_{k}"].sum())) for k in range(N_BINS))
-    return {"ece": gaps / n_pixels, "brier": float(columns["brier_sum"].sum()) / n_pixels}
+def _calibration(sums: Sums) -> dict[str, Floats]:
+    n_pixels = sums["px_tp"] + sums["px_fp"] + sums["px_fn"] + sums["px_tn"]
+    gaps = np.sum([np.abs(sums[f"gap_{k}"]) for k in range(N_BINS)], axis=0)
+    return {"ece": gaps / n_pixels, "brier": sums["brier_sum"] / n_pixels}
 
 
-_FAMILIES: tuple[tuple[str, Callable[[Columns], dict[str, float]]], ...] = (
+_FAMILIES: tuple[tuple[str, Callable[[Sums], dict[str, Floats]]], ...] = (
     ("tp_iou", _by_cell("iou")),
     ("tp_distance", _by_cell("distance")),
     ("px_tp", _by_pixel),
@@ -190,4 +220,4 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns], dict[str, float]]], ...] = (
     ("brier_sum", _calibration),
     ("tp_iou_many", _released),
 )
-"""A column whose presence tells that the family's columns are there, and the family."""
+"""A term whose presence tells that the family's terms are there, and the family."""
