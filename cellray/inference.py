@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cellray.ledger import Ledger
 from cellray.model import build_model
 from cellray.overlay import draw_overlay
 from cellray.postprocess import OperatingPoint, postprocess
+from cellray.scores import best_record
 from cellray.study import EvaluationConfig
 
 
@@ -35,7 +36,7 @@ class TrainedModel:
     diameter_px: float
     """Mean cell diameter of the set it was trained on."""
     evaluation: EvaluationConfig
-    record: dict[str, Any]
+    record: Mapping[str, Any]
 
     @classmethod
     def load(cls, ledger: Ledger, label: str, seed: int | None = None) -> TrainedModel:
@@ -45,13 +46,12 @@ class TrainedModel:
             LedgerError: If there is no such trial, or it has no usable model.
         """
         records = [r for r in ledger.records() if r["label"] == label and (seed is None or r["seed"] == seed)]
-        usable = [r for r in records if r["operating_point"] is not None and r["outcome"] != "collapsed"]
-        if not usable:
+        record = best_record(records, records[0]["settings"]["evaluation"]["rank_by"]) if records else None
+        if record is None:
             outcomes = {f"seed {r['seed']}: {r['outcome']}" for r in records}
             known = sorted({r["label"] for r in ledger.records()})
             state = ", ".join(sorted(outcomes)) or f"no record; {ledger.uri} has {', '.join(known) or 'none at all'}"
             raise LedgerError(f"no finished trial of {label!r}{'' if seed is None else f' with seed {seed}'}: {state}")
-        record = max(usable, key=lambda r: (r["operating_point_score"], -r["seed"]))
         settings = record["settings"]
         weights = ledger.load_checkpoint(record["key"], "best")
         if weights is None:

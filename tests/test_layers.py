@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cellray"
 LADDER = (
     ("errors",),
     ("postprocess", "metrics", "losses", "device"),
-    ("overlay",),
+    ("overlay", "statistics", "scores"),
     ("model", "data"),
     ("study",),
     ("operating_point", "published"),

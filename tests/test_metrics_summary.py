@@ -11,6 +11,7 @@ from cellray.errors import DataError, ShapeError, StudyError
 from cellray.metrics import (
     METRICS,
     PARTS,
+    columns_of,
     image_row,
     iou_curve,
     object_rows,
@@ -18,6 +19,7 @@ from cellray.metrics import (
     stratify,
     summarise,
 )
+from cellray.metrics.rows import COLUMNS
 
 NOTHING = np.zeros((4, 6), dtype=np.int32)
 
@@ -286,3 +288,15 @@ def test_levels_that_nothing_belongs_to_are_left_out():
     assert strata["level"].tolist() == ["empty"]
     with pytest.raises(DataError, match="crowded"):
         stratify(images.drop(columns="crowded"), objects)
+
+
+def test_every_column_belongs_to_its_part_and_a_metric_needs_only_its_own():
+    probs = np.where(PRED > 0, 0.9, 0.2)
+    row = image_row(TRUE, PRED, iou_threshold=0.4, max_distance_px=3, diameter_px=4, probs=probs)
+    assert set(row) == {column for columns in COLUMNS.values() for column in columns}
+    for part in PARTS:
+        only = image_row(TRUE, PRED, iou_threshold=0.4, max_distance_px=3, diameter_px=4, probs=probs, only=[part])
+        assert set(only) == {*COLUMNS[""], *COLUMNS[part]}
+    whole = summarise(table(row))
+    for metric in METRICS:
+        assert summarise(table({name: row[name] for name in columns_of(metric)}))[metric] == whole[metric]

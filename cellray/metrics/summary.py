@@ -55,22 +55,25 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
     """
     if len(rows) == 0:
         raise DataError("image rows: expected at least one image to summarise, got none")
-    terms = image_terms(rows)
+    numbers = rows.select_dtypes("number")
+    terms = image_terms({str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers})
     sums = {name: values.sum() for name, values in terms.items()}
     found = metrics_of(sums) | {key: np.median(terms[term]) for key, term in MEDIANS.items() if term in terms}
     summary = {key: float(found[key]) for key in METRICS if key in found}
     return summary | {name: float(sums[name]) for name in ("n_images", "n_true", "n_pred")}
 
 
-def image_terms(rows: pd.DataFrame) -> dict[str, Floats]:
-    """What a set's metrics are sums of: the number columns of the rows, and terms made of them.
+def image_terms(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    """What a set's metrics are sums of: the columns of `image_row`, and terms made of them.
+
+    Args:
+        columns: The number columns by name, each of shape (n_images,).
 
     Returns:
         By name, one value an image, shape (n_images,); ``n_images`` is 1 for each.
     """
-    numbers = rows.select_dtypes("number")
-    terms = {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers}
-    terms["n_images"] = np.ones(len(rows))
+    terms = dict(columns)
+    terms["n_images"] = np.ones(len(terms["n_true"]))
     # rows of the released protocol bring their own count errors
     error = terms.get("count_error", terms["n_true"] - terms["n_pred"])
     true = terms.get("count_true", terms["n_true"])

@@ -1,0 +1,41 @@
+"""What each image adds to a set's metric: the jackknife makes means over images of sums, ratios and limits alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from cellray.statistics.crossed import Floats
+
+Sums = Mapping[str, Floats]
+
+
+def contributions(
+    terms: Sums, units: np.ndarray, metrics_of: Callable[[Sums], Mapping[str, Floats]]
+) -> dict[str, Floats]:
+    """Jackknife pseudo-values of every metric, one for each image or cluster of images.
+
+    The pseudo-value of a unit is n · (metric of all) - (n - 1) · (metric without the unit), moved so that the mean
+    over units is the metric of all; their scatter is that of the metric over new images (Tukey 1958; Efron and
+    Stein 1981). A median is no smooth function of sums and is no business of this function.
+
+    Args:
+        terms: What the metrics are sums of, by name, each of shape (n_images,).
+        units: For each image the number of its cluster, 0 to n_units - 1.
+        metrics_of: Metrics of sums; arrays in, arrays out.
+
+    Returns:
+        By metric, shape (n_units,).
+    """
+    n = int(units.max()) + 1
+    by_unit = {name: np.bincount(units, weights=values, minlength=n) for name, values in terms.items()}
+    whole = metrics_of({name: values.sum(keepdims=True) for name, values in by_unit.items()})
+    if n == 1:
+        return dict(whole)
+    without = metrics_of({name: values.sum() - values for name, values in by_unit.items()})
+    found = {}
+    for key, value in whole.items():
+        pseudo = n * value - (n - 1) * without[key]
+        found[key] = pseudo + (value - pseudo.mean())
+    return found

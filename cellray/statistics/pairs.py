@@ -1,0 +1,160 @@
+"""Every configuration against every other, paired by seed and by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cellray.statistics.crossed import ALPHA, CrossedMean, Floats, crossed_mean
+from cellray.statistics.medians import MeanMedian, median_difference
+from cellray.statistics.planning import more_needed
+
+PAIR_COLUMNS = (
+    "a", "b", "n_seeds", "n_images", "difference", "low", "high", "p", "p_holm", "decided", "p_wilcoxon",
+    "p_wilcoxon_holm", "superiority", "superiority_low", "superiority_high", "p_false", "more_seeds", "more_images",
+)  # fmt: skip
+
+
+NO_PAIRS = pd.DataFrame(columns=list(PAIR_COLUMNS), dtype=float).astype({"a": str, "b": str, "decided": bool})
+LEAST_SEEDS = 3
+"""With fewer, nothing is decided: two seeds that happen to agree would look like certainty."""
+
+
+def compare(values: Floats, labels: Sequence[str], *, detail: bool = True, leader_only: bool = False) -> pd.DataFrame:
+    """Paired differences of all configurations, with the test that decides and the ones that don't.
+
+    - ``difference low high``: mean(a) - mean(b) over the seeds that both have, with its 95 % interval over new seeds
+      and new images (`crossed_mean`). ``a`` is the one with the higher mean.
+    - ``p``, ``p_holm``: of the same Student's test, alone and adjusted over all pairs (Holm 1979).
+    - ``decided``: p_holm < 0.05; or p < 0.05 for a pair of the leader that beats each other configuration so. To name
+      the best needs no adjustment: it claims all of its comparisons at once (Berger 1982; Hsu 1984). Never with
+      fewer than three common seeds.
+    - ``p_wilcoxon``, ``p_wilcoxon_holm``: signed-rank test over images of the means over seeds. It takes these seeds
+      for all there are, so it speaks of these trained networks, not of the loss, and decides nothing here.
+    - ``superiority``, with interval: P(A > B), the chance that with a new seed and as many new images a scores above
+      b (Bouthillier et al. 2021), under normal errors; the interval after Hedges and Olkin 1985.
+    - ``p_false``: probability that the claim that a is better is false (Christodoulou et al. 2025).
+    - ``more_seeds``, ``more_images``: how many more would decide the pair if the difference stayed as it is; 0 for a
+      decided one, infinite if none would.
+
+    Args:
+        values: What each image adds to each trial's score, higher is better; shape (n_configurations, n_seeds,
+            n_images). A trial that is missing is NaN throughout.
+        labels: Of the configurations.
+        detail: False leaves the columns after ``decided`` NaN, for speed.
+        leader_only: Compare the best configuration with each other one only.
+
+    Returns:
+        One row a pair, with `PAIR_COLUMNS`; pairs without a common seed are left out.
+    """
+    there = np.array([[not np.isnan(trial).any() for trial in seeds] for seeds in values])
+    means = np.array([rows[has].mean() if has.any() else np.nan for rows, has in zip(values, there, strict=True)])
+    order = [int(c) for c in np.argsort(-means, kind="stable") if there[c].any()]
+    chosen = [(order[0], c) for c in order[1:]] if leader_only else list(combinations(order, 2))
+    alike: dict[tuple[bool, ...], list[tuple[int, int]]] = {}  # pairs by the seeds that they have in common
+    for a, b in chosen:
+        if (there[a] & there[b]).any():
+            alike.setdefault(tuple(there[a] & there[b]), []).append((a, b))
+    if not alike:
+        return NO_PAIRS.copy()
+    parts = [_differences(values[:, np.array(common)], pairs, labels, detail=detail) for common, pairs in alike.items()]
+    table = pd.concat([table for table, _ in parts], ignore_index=True)
+    table["p_holm"] = holm(table.p.to_numpy())
+    table["decided"] = _decided(table, labels[order[0]], len(order) - 1)
+    if detail:
+        table["p_wilcoxon_holm"] = holm(table.p_wilcoxon.to_numpy())
+        table["p_false"] = table.p / 2
+        level = ALPHA / max(int((table.p_holm >= ALPHA).sum()), 1)  # what Holm asks of the next pair
+        more = [more for _, means in parts for more in more_needed(means, level)]
+        table[["more_seeds", "more_images"]] = np.where(table[["decided"]], 0.0, np.array(more))
+        lacking = LEAST_SEEDS - table.n_seeds
+        table["more_seeds"] = np.maximum(table.more_seeds, lacking)
+        table.loc[lacking > 0, "more_images"] = np.inf
+    rank = {labels[c]: place for place, c in enumerate(order)}
+    table = table.sort_values(["a", "b"], key=lambda column: column.map(rank), kind="stable", ignore_index=True)
+    return table.reindex(columns=list(PAIR_COLUMNS))
+
+
+def _differences(
+    values: Floats, pairs: Sequence[tuple[int, int]], labels: Sequence[str], *, detail: bool
+) -> tuple[pd.DataFrame, CrossedMean]:
+    """Pairs that have all these seeds in common: what each says by itself."""
+    a, b = np.array(pairs).T
+    # over the common seeds the order of the means may turn
+    turned = values[a].mean((1, 2)) < values[b].mean((1, 2))
+    a, b = np.where(turned, b, a), np.where(turned, a, b)
+    differences = values[a] - values[b]
+    means = crossed_mean(differences)
+    low, high = means.interval()
+    table = pd.DataFrame(
+        {
+            "a": [labels[c] for c in a], "b": [labels[c] for c in b], "n_seeds": means.n_seeds,
+            "n_images": means.n_images, "difference": means.mean, "low": low, "high": high, "p": means.p,
+        }
+    )  # fmt: skip
+    if detail:
+        table["p_wilcoxon"] = [wilcoxon(by_image) for by_image in differences.mean(1)]
+        table[["superiority", "superiority_low", "superiority_high"]] = superiority(means).T
+    return table, means
+
+
+def holm(p: Floats) -> Floats:
+    """Holm's step-down adjusted p-values; NaN stays NaN and counts as no test."""
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def median_pairs(medians: Sequence[MeanMedian], labels: Sequence[str], n_seeds: int) -> pd.DataFrame:
+    """The same table for a metric that is a median, lower is better: differences and tests alone, the rest is NaN.
+
+    Args:
+        medians: Of `mean_median`, one a configuration.
+        labels: Of the configurations.
+        n_seeds: Of the configuration that has fewest.
+    """
+    if len(medians) < 2:
+        return NO_PAIRS.copy()
+    order = np.argsort([m[0] for m in medians], kind="stable")
+    rows = []
+    for a, b in combinations(order, 2):
+        difference, low, high, p = median_difference(medians[b], medians[a])  # b is the larger error
+        rows.append({"a": labels[a], "b": labels[b], "difference": difference, "low": low, "high": high, "p": p})
+    table = pd.DataFrame(rows, columns=["a", "b", "difference", "low", "high", "p"])
+    table["n_seeds"] = n_seeds
+    table["p_holm"] = holm(table.p.to_numpy(dtype=float))
+    table["decided"] = _decided(table, labels[order[0]], len(labels) - 1)
+    return table.reindex(columns=list(PAIR_COLUMNS))
+
+
+def _decided(table: pd.DataFrame, leader: str, n_others: int) -> pd.Series:
+    of_leader = table.a == leader
+    beats_all = of_leader.sum() == n_others and bool((table.p[of_leader] < ALPHA).all())
+    return (table.n_seeds >= LEAST_SEEDS) & ((table.p_holm < ALPHA) | (of_leader & beats_all))
+
+
+def superiority(differences: CrossedMean) -> Floats:
+    """P(A > B) of one new run of each, judged on as many new images, with the ends of its interval; shape (3, n_pairs).
+
+    With normal errors it is the normal probability of the difference in units of a run's standard deviation; that
+    effect size has about the variance of Hedges and Olkin (1985) in standard errors, 1 + t² / (2 df).
+    """
+    mean, run = differences.mean, np.sqrt(differences.run_variance)
+    unit = np.divide(differences.se, run, out=np.ones_like(run), where=run != 0)
+    # without any scatter the better one always wins
+    effect = np.divide(mean, run, out=np.where(mean == 0, 0.0, np.inf), where=run != 0)
+    finite = np.where(np.isinf(effect), 0.0, effect)
+    wide = stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(unit**2 + finite**2 / (2 * differences.df))
+    return np.stack([stats.norm.cdf(effect + side * wide) for side in (0, -1, 1)])
+
+
+def wilcoxon(differences: Floats) -> float:
+    """Two-sided p of the signed-rank test; 1 if no difference is other than 0."""
+    return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
