@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +30,22 @@ def oracle(module: str) -> Any:
         return import_module(module)
     except ImportError:
         skip_or_fail(f"{module} is not installed; make install-test installs it.")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A running Chromium, driven by Playwright."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        skip_or_fail("Pages are tested in Chromium: install chromium and the playwright package.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,17 @@ class TestOneStudy:
         assert "4 trials planned" in status.stdout
         assert "no sweep is running" in status.stdout
 
+    def test_compare_pairs_configurations_and_studies(self, place, swept):
+        told = cellray(place, "compare", "Dice", "BCE", "--study", "tiny")
+        assert "undecided" in told.stdout  # two seeds decide nothing
+        assert "paired by seed and image" in told.stdout
+        rows = json.loads(cellray(place, "compare", "tiny", "tiny", "--json").stdout)
+        assert [row["configuration"] for row in rows] == ["Dice", "BCE"]
+        assert {row["difference"] for row in rows} == {"0.000"}
+        wrong = cellray(place, "compare", "Dize", "BCE", "--study", "tiny", code=2)
+        assert "did you mean 'Dice'" in wrong.stderr
+        assert "no study 'Dice' in studies" in cellray(place, "compare", "Dice", "BCE", code=2).stderr
+
     def test_evaluate_scores_a_dataset_as_the_study_scored_its_own(self, place, swept):
         cellray(
             place, "data", "synth", "images", "--n-trainval", "1", "--n-test", "2", "--width-px", "96", "--height-px",

@@ -21,14 +21,15 @@ from cellray.report import (
     ReportActor,
     ReportObserver,
     build_report,
-    errors_of_nothing,
     format_table,
     make_tables,
     write_answer,
 )
 from cellray.report.exports import md, tex
 from cellray.report.images import shrink
+from cellray.report.inference import infer
 from cellray.report.tables import select
+from cellray.scores import errors_of_nothing
 
 NASTY = "<b>&_%$ |x"
 
@@ -148,39 +149,62 @@ def test_a_record_that_was_evaluated_otherwise_is_out_of_date():
     assert tables.trials.outcome[0] == "missing"
 
 
+def answered(records, plan):
+    """The answer from records alone: without image rows only seeds are compared."""
+    return write_answer(infer(make_tables(records, plan), {}, plan), plan)
+
+
 def test_the_answer_says_undecided_where_seeds_overlap():
-    first, second, third = write_answer(make_tables(published_records(), plan := plan_for(list(PUBLISHED))), plan)
-    assert first.startswith("CombinedFT: balanced leads by F1 (IoU) on the test set, 0.744 ± 0.022")
-    assert "undecided" in second
+    first, second, third = answered(published_records(), plan_for(list(PUBLISHED)))
+    # mean 0.7443, SD 0.0223 of five: 2.776 x 0.0223 / sqrt(5) = 0.0276 on either side
+    score = "0.744 (mean over 5 seeds; 95 % interval [0.717, 0.772])"
+    assert first.startswith(f"CombinedFT: balanced leads by F1 (IoU) on the test set, {score}")
+    assert second.startswith("Which is best is undecided: besides CombinedFT: balanced it may be any of the others.")
     assert "3 of 25 trials collapsed (Focal Tversky 2, Focal 1)" in third
     assert "would have put Focal Tversky first (0.781 over 3 of 5 seeds)" in third
 
 
-def test_the_answer_stays_modest_where_seeds_stand_apart():
-    plan = plan_for(["A", "B"], seeds=(0, 1))
-    records = [record(x, s, {"test": scores(f + s / 100)}) for x, f in (("A", 0.8), ("B", 0.6)) for s in (0, 1)]
-    answer = write_answer(make_tables(records, plan), plan)
-    assert len(answer) == 2
-    assert "not a test" in answer[1]
-    assert write_answer(make_tables(records[:1], plan), plan)[0].startswith("So far, A has")
-    assert "provisional" in write_answer(make_tables(records[:3], plan), plan)[-1]
-    assert write_answer(make_tables([], plan), plan) == [
-        "No trial has a result yet (4 of 4 planned trials are missing)."
+SEEDS = (0, 1, 2)
+
+
+def test_the_answer_names_the_best_where_every_comparison_decides():
+    plan = plan_for(["A", "B"], seeds=SEEDS)
+    values = {"A": (0.80, 0.82, 0.81), "B": (0.60, 0.61, 0.60)}  # differences 0.20, 0.21, 0.21
+    records = [
+        record(x, s, {"test": scores(f)}) for x, all_f in values.items() for s, f in zip(SEEDS, all_f, strict=True)
     ]
-    lost = [record(x, s, None, outcome="failed") for x in "AB" for s in (0, 1)]
-    assert write_answer(make_tables(lost, plan), plan)[0].startswith(
-        "No trial gave a usable result: 4 of 4 trials failed"
-    )
+    first, second = answered(records, plan)
+    # mean 0.2067, SD 0.00577 of three: 4.303 x 0.00577 / sqrt(3) = 0.0143 on either side
+    assert first.startswith("A is best by F1 (IoU)")
+    assert first.endswith("B follows, 0.207 [0.192, 0.221] behind.")
+    assert second.startswith("It is decided to be better than the other (paired by seed and image)")
+    assert answered(records[:1], plan)[0].startswith("So far, A has")
+    assert "provisional" in answered(records[:5], plan)[-1]
+    assert answered([], plan) == ["No trial has a result yet (6 of 6 planned trials are missing)."]
+    lost = [record(x, s, None, outcome="failed") for x in "AB" for s in SEEDS]
+    assert answered(lost, plan)[0].startswith("No trial gave a usable result: 6 of 6 trials failed")
 
 
-def test_overlaps_of_an_error_are_seen_from_the_right_side():
-    plan = plan_for(["A", "B"], seeds=(0, 1), rank_by="mae")
-    apart = [record(x, s, {"test": scores(0.7, error=e + s / 10)}) for x, e in (("A", 1.0), ("B", 3.0)) for s in (0, 1)]
-    answer = write_answer(make_tables(apart, plan), plan)
-    assert answer[0].startswith("A leads")
-    assert "comes down to the highest of A" in answer[1]
-    close = [record(x, s, {"test": scores(0.7, error=e + s)}) for x, e in (("A", 1.0), ("B", 1.5)) for s in (0, 1)]
-    assert "undecided" in write_answer(make_tables(close, plan), plan)[1]
+def test_two_seeds_decide_nothing_however_far_apart():
+    plan = plan_for(["A", "B"], seeds=(0, 1))
+    records = [record(x, s, {"test": scores(f)}) for x, f in (("A", 0.8), ("B", 0.6)) for s in (0, 1)]
+    first, second = answered(records, plan)
+    assert first.startswith("A leads")
+    assert "With 2 common seeds nothing is decided" in second
+
+
+def test_an_error_is_compared_from_the_right_side():
+    plan = plan_for(["A", "B"], seeds=SEEDS, rank_by="mae")
+    errors = {"A": (1.0, 1.1, 1.0), "B": (3.0, 3.2, 3.1)}
+    apart = [
+        record(x, s, {"test": scores(0.7, error=e)})
+        for x, all_e in errors.items()
+        for s, e in zip(SEEDS, all_e, strict=True)
+    ]
+    assert answered(apart, plan)[0].startswith("A is best")
+    close = [record(x, s, {"test": scores(0.7, error=e + s)}) for x, e in (("A", 1.0), ("B", 1.5)) for s in SEEDS]
+    close[0] = record("A", 0, {"test": scores(0.7, error=2.0)})
+    assert "undecided" in answered(close, plan)[1]
 
 
 def test_text_is_escaped_for_each_format():
@@ -255,7 +279,7 @@ def test_exports_hold_the_same_numbers(small):
     assert r"\toprule" in latex
     widths = {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1  # no stray ampersand
-    assert "| 1 | &lt;b&gt;" in ledger.read("report/ranking.md").decode()
+    assert r"| 1 \[1–2\] | &lt;b&gt;" in ledger.read("report/ranking.md").decode()
 
 
 def test_an_image_is_shrunk_below_its_share(small):
@@ -316,7 +340,7 @@ def test_the_actor_keeps_the_table_current_without_reading_or_writing_much(tmp_p
     assert ledger.log == []  # flushed a moment ago
     clock.now = 3.0
     assert actor.status()["running"] == [
-        {"label": "A", "seed": 0, "epoch": 49, "epochs": 10, "val_dice": 0.5, "running_s": 3.0}
+        {"label": "A", "seed": 0, "epoch": 49, "epochs": 10, "val_dice": 0.5, "running_s": 3.0, "eta_s": None}
     ]
     actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
     assert not any(line.startswith("read") for line in ledger.log)
@@ -329,6 +353,8 @@ def test_the_actor_keeps_the_table_current_without_reading_or_writing_much(tmp_p
     assert status["table"]["rows"][0][:3] == ["1", "A", "0.800"]
     assert status["eta_s"] == pytest.approx(3 * 66)
     assert b"0.8" in ledger.read("report/ranking.csv")
+    actor.epoch("B", 0, {"epoch": 4, "seconds": 2.0})
+    assert actor.status()["running"][0]["eta_s"] == 6 * 2.0 + 6.0  # six of ten epochs are left, and an evaluation
 
 
 def test_a_restarted_actor_knows_everything_again(tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from cellray.statistics import PAIR_COLUMNS, CrossedMean, compare, crossed_mean, holm, median_pairs
+from cellray.statistics import PAIR_COLUMNS, CrossedMean, compare, contenders, crossed_mean, holm, median_pairs
 from cellray.statistics.pairs import superiority
 
 STEPS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # of mean 0
@@ -297,3 +298,23 @@ def test_a_median_alone_has_no_pairs(n):
     table = median_pairs([(9.0, 7.0, 11.0)][:n], ["A"][:n], 5)
     assert list(table.columns) == list(PAIR_COLUMNS)
     assert len(table) == 0
+
+
+def test_contenders_are_all_but_those_that_another_one_beats():
+    pairs = pd.DataFrame(
+        {"a": ["A", "A", "B"], "b": ["B", "C", "C"], "p": [0.2, 0.06, 0.04], "n_seeds": 5, "decided": False}
+    )
+    # of three, the best is compared twice: a one-sided p below 0.025 rules out, and 0.04 / 2 is
+    assert contenders(pairs, ["A", "B", "C"]) == ["A", "B"]
+    assert contenders(pairs.assign(n_seeds=2), ["A", "B", "C"]) == ["A", "B", "C"]
+    assert contenders(pairs.assign(decided=[True, True, False]), ["A", "B", "C"]) == ["A"]
+    assert contenders(pairs.iloc[:0], ["A"]) == ["A"]
+
+
+def test_the_best_is_seldom_ruled_out():
+    rng = np.random.default_rng(4)
+    n, wrong = 300, 0
+    for _ in range(n):  # four alike: any of them is a best one, and 0 must not be ruled out more often than 5 %
+        values = 0.03 * rng.standard_normal((4, 5, 1)) + 0.1 * rng.standard_normal((4, 1, 20))
+        wrong += "0" not in contenders(compare(values, list("0123"), detail=False), list("0123"))
+    assert wrong / n <= 0.05

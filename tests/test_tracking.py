@@ -4,55 +4,45 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import math
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow.pytorch
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from tracked import FINGERPRINT, N_EPOCHS, content_of, plan_of, rows, runs_of, small_study, store_record, sweep
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.model import build_model
+from cellray.scores import best_record
 from cellray.study import Study
-from cellray.tracking import MLflowTracker, check_store, default_store, public_uri, sync
+from cellray.tracking import (
+    MLflowTracker,
+    check_store,
+    default_store,
+    public_uri,
+    register_best,
+    sync,
+)
 from cellray.tracking.values import flatten, seed_summary
-from cellray.trial import Planned
+from cellray.tracking.views import note, saved_view
 
-FINGERPRINT = "0123456789abcdef"
-N_EPOCHS = 6
+KINDS = ("study", "configuration", "seed")
 
 
 @pytest.fixture
 def study() -> Study:
-    return Study.model_validate(
-        {
-            "name": "losses",
-            "question": "Which loss is best?",
-            "data": {"train": {"name": "drawn", "synthetic": {}}},
-            "model": {"base_features": 2},
-            "training": {"epochs": N_EPOCHS},
-            "configurations": [
-                {"label": "Dice", "loss": {"name": "dice"}},
-                {"label": "BCE: low", "loss": {"name": "bce"}},
-            ],
-            "seeds": [0, 5],
-        }
-    )
+    return small_study()
 
 
 @pytest.fixture
@@ -76,77 +66,6 @@ def store(ledger: Ledger, empty_store: Path) -> str:
     return default_store(ledger.storage)
 
 
-def plan_of(study: Study) -> list[Planned]:
-    return [Planned(trial, trial.key(FINGERPRINT), "e" * 16, None) for trial in study.trials()]
-
-
-def rows(n: int = N_EPOCHS) -> list[dict[str, float]]:
-    dice = [float("nan") if epoch % 2 else epoch / 10 for epoch in range(1, n + 1)]  # validated every second epoch
-    return [
-        {"epoch": i + 1, "step": 10 * (i + 1), "train_loss": 1 / (i + 1), "val_dice": dice[i], "seconds": 0.5}
-        for i in range(n)
-    ]
-
-
-def store_record(ledger: Ledger, planned: Planned, *, outcome: str = "finished", f1: float = 0.5, model: bool = False):
-    """Write a trial's record as the sweep does, and return it."""
-    settings = planned.trial.model_dump(mode="json", exclude={"study", "label", "seed", "protocol"})
-    scores = {"test": {"f1_iou": f1, "n_images": 8}}
-    record = {
-        "schema": 1, "key": planned.key, "evaluation_key": planned.evaluation_key, "study": planned.trial.study,
-        "label": planned.label, "seed": planned.seed, "protocol": "strict", "outcome": outcome,
-        "reason": None if outcome == "finished" else "why " * 5000, "settings": settings,
-        "metrics": {} if outcome == "failed" else {"own": scores, "shared": {"test": {"f1_iou": f1 / 2}}},
-        "best_epoch": 4, "epochs": N_EPOCHS, "data": {"fingerprint": FINGERPRINT, "split_hash": "beef"},
-        "seconds": {"training": 3.0, "evaluation": 1.0},
-        "overlays": [{"set": "test", "role": "worst", "image": "a", "file": "overlays/test.worst.png"}],
-        "provenance": {"code": "c0de", "started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T03:04:15+00:00"},
-    }  # fmt: skip
-    files = {"overlays/test.worst.png": b"\x89PNG"}
-    if model:
-        torch.manual_seed(planned.seed)
-        stream = io.BytesIO()
-        torch.save({"model": build_model("c_resunet", base_features=2, in_channels=3).state_dict()}, stream)
-        files["checkpoints/best.pt"] = stream.getvalue()
-    history = pd.DataFrame(rows())
-    if outcome == "collapsed":
-        history.loc[N_EPOCHS - 1, "train_loss"] = float("nan")
-    tables = {} if outcome == "failed" else {"history": history}
-    ledger.write_record(record, tables, files)
-    return record
-
-
-def sweep(tracker: MLflowTracker, ledger: Ledger, study: Study, plan: list[Planned] | None = None, **how: Any):
-    """What a sweep tells its observers."""
-    plan = plan if plan is not None else plan_of(study)
-    tracker.on_start(study, plan)
-    for planned in plan:
-        for row in rows():
-            tracker.on_epoch(planned.trial, row)
-        tracker.on_end(store_record(ledger, planned, **how))
-    tracker.on_finish()
-    return tracker.close()
-
-
-def runs_of(uri: str, kind: str = "seed", name: str = "losses") -> list[Run]:
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(name)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], f"tags.`cellray.kind` = '{kind}'"))
-
-
-def content_of(uri: str) -> dict[str, Any]:
-    """Everything that a second writing could change or double."""
-    client = MlflowClient(tracking_uri=uri)
-    content = {}
-    for run in [run for kind in ("study", "configuration", "seed") for run in runs_of(uri, kind)]:
-        history = client.get_metric_history(run.info.run_id, "train_loss")
-        files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
-        final = {name: len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics}
-        content[run.info.run_id] = (run.info.status, run.data.to_dictionary(), len(history), final, files)
-    return content
-
-
 def test_the_tree_carries_params_metrics_tags_and_files(study, ledger, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "not-a-run")
     ledger.write("report/index.html", b"<html>")
@@ -157,7 +76,13 @@ def test_the_tree_carries_params_metrics_tags_and_files(study, ledger, store, mo
     (top,) = runs_of(store, "study")
     assert top.info.status == "FINISHED"
     assert top.data.tags["mlflow.note.content"] == "Which loss is best?"
-    assert (top.data.metrics["n_planned"], top.data.metrics["n_finished"]) == (4, 4)
+    experiment = client.get_experiment_by_name("losses")
+    assert experiment is not None
+    described = experiment.tags["mlflow.note.content"]
+    assert described.endswith("Which loss is best?")
+    assert all(run.info.run_id in described for kind in KINDS[1:] for run in runs_of(store, kind))
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
+    assert (top.data.metrics["outcome/n_planned"], top.data.metrics["outcome/n_finished"]) == (4, 4)
     assert [f.path for f in client.list_artifacts(top.info.run_id)] == ["report", "study.yaml"]
     assert len(client.list_artifacts(top.info.run_id, "report")) == 2
     configurations = {run.info.run_id: run for run in runs_of(store, "configuration")}
@@ -168,17 +93,31 @@ def test_the_tree_carries_params_metrics_tags_and_files(study, ledger, store, mo
     for run in seeds:
         parent = configurations[run.data.tags["mlflow.parentRunId"]]
         assert run.data.tags["cellray.label"] == parent.info.run_name
-        assert run.data.metrics["test.f1_iou"] == 0.5
-        assert run.data.metrics["test.shared.f1_iou"] == 0.25
+        assert run.data.metrics["test/f1_iou"] == 0.5
+        assert run.data.metrics["test/shared/f1_iou"] == 0.25
+        assert run.data.metrics["external/far/f1_iou"] == 0.125
+        assert math.isnan(run.data.metrics["external/far/shared/f1_iou"])
+        assert run.data.metrics["system/peak_memory_megabytes"] == 700
+        assert run.data.params["configuration"] == parent.info.run_name
+        used = {(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs}
+        assert used == {
+            ("drawn/train", f"{FINGERPRINT}.beef", "train"),
+            ("drawn/val", f"{FINGERPRINT}.beef", "val"),
+            ("drawn/test", FINGERPRINT, "test"),
+            ("far", "fa7", "external"),
+        }
         assert run.data.params["model.base_features"] == "2"
         assert run.data.tags["cellray.data_fingerprint"] == FINGERPRINT
         assert run.data.tags["cellray.outcome"] == "finished"
         assert run.info.status == "FINISHED"
-        losses = client.get_metric_history(run.info.run_id, "train_loss")
+        losses = client.get_metric_history(run.info.run_id, "epoch/train_loss")
         assert sorted((m.step, m.value) for m in losses) == [(i, 1 / i) for i in range(1, N_EPOCHS + 1)]
-        assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "val_dice")) == [2, 4, 6]
+        assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "epoch/val_dice")) == [2, 4, 6]
         files = {f.path for f in client.list_artifacts(run.info.run_id)}
         assert files == {"trial.json", "config.json", "overlays"}
+
+    sync(ledger, study, store, models=False)
+    assert client.get_experiment(top.info.experiment_id).tags["mlflow.note.content"] == "mine"
 
 
 def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger, store):
@@ -190,7 +129,7 @@ def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger,
     tracker.on_finish()
     assert tracker.close() is None
     assert sync(ledger, study, store).n_written == 0
-    assert content_of(store) == first
+    np.testing.assert_equal(content_of(store), first)  # takes NaN for equal
 
 
 def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
@@ -216,7 +155,7 @@ def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
     (again,) = runs_of(store)
     assert again.info.run_id == run.info.run_id
     assert again.info.status == "FINISHED"
-    losses = MlflowClient(tracking_uri=store).get_metric_history(run.info.run_id, "train_loss")
+    losses = MlflowClient(tracking_uri=store).get_metric_history(run.info.run_id, "epoch/train_loss")
     assert sorted(m.step for m in losses) == list(range(1, N_EPOCHS + 1))
 
 
@@ -228,7 +167,7 @@ def test_a_new_evaluation_of_a_trial_replaces_its_scores(study, ledger, store):
     ledger.write(f"trials/{plan[0].key}/trial.json", json.dumps(record).encode())
     assert sync(ledger, study, store, models=False).n_written == 1
     (run,) = [run for run in runs_of(store) if run.data.tags["cellray.key"] == plan[0].key]
-    assert run.data.metrics["test.f1_iou"] == 0.3
+    assert run.data.metrics["test/f1_iou"] == 0.3
     assert run.data.tags["cellray.settings_changed"] == "evaluation.iou_threshold"  # MLflow's own can't change
 
 
@@ -248,16 +187,18 @@ def test_outcomes_are_counted_beside_the_survivors_mean(study, ledger, store):
     tracker.on_finish()
     assert tracker.close() is None
     metrics = {run.info.run_name: run.data.metrics for run in runs_of(store, "configuration")}
-    assert metrics["Dice"]["test.f1_iou.survivors_mean"] == pytest.approx(0.5)
-    assert metrics["Dice"]["test.f1_iou.survivors_sd"] == pytest.approx(0.02**0.5)  # of 0.4 and 0.6
-    assert metrics["Dice"]["n_finished"] == 2
-    assert (metrics["BCE: low"]["n_collapsed"], metrics["BCE: low"]["n_failed"]) == (1, 1)
-    assert "test.f1_iou.survivors_mean" not in metrics["BCE: low"]
+    assert metrics["Dice"]["test/survivors_mean/f1_iou"] == pytest.approx(0.5)
+    assert metrics["Dice"]["test/sd/f1_iou"] == pytest.approx(0.02**0.5)  # of 0.4 and 0.6
+    assert metrics["Dice"]["test/f1_iou"] == pytest.approx(0.5)
+    assert metrics["Dice"]["outcome/n_finished"] == 2
+    assert metrics["BCE: low"]["test/f1_iou"] == metrics["BCE: low"]["test/worst/f1_iou"] == 0  # both count as worst
+    assert (metrics["BCE: low"]["outcome/n_collapsed"], metrics["BCE: low"]["outcome/n_failed"]) == (1, 1)
+    assert "test/survivors_mean/f1_iou" not in metrics["BCE: low"]
     runs = {run.data.tags["cellray.outcome"]: run for run in runs_of(store)}
     assert runs["failed"].info.status == "FAILED"
     assert runs["collapsed"].info.status == "FINISHED"
     assert len(runs["failed"].data.tags["cellray.reason"]) == 1000  # of 20,000 characters
-    assert seed_summary([], 5)["n_planned"] == 5
+    assert seed_summary([], 5, {})["outcome/n_planned"] == 5
 
 
 def test_many_and_long_settings_are_taken_in_batches_and_shortened(study, ledger, store):
@@ -299,7 +240,7 @@ def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store
         (model,) = [model for model in models if model.tags["cellray.key"] == planned.key]
         assert model.status == "READY"
         assert model.metrics is not None
-        assert ("test.f1_iou", 0.5) in [(m.key, m.value) for m in model.metrics]
+        assert ("test/f1_iou", 0.5) in [(m.key, m.value) for m in model.metrics]
         network = build_model("c_resunet", base_features=2, in_channels=3)
         weights = torch.load(io.BytesIO(ledger.load_checkpoint(planned.key, "best") or b""), weights_only=True)
         network.load_state_dict(weights["model"])
@@ -326,78 +267,103 @@ def test_calls_return_at_once(study, ledger, store):
     assert sorted(took)[len(took) // 2] < 0.001
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def test_a_lost_store_is_rebuilt_from_the_ledger(study, ledger, store, tmp_path):
+    sweep(MLflowTracker(ledger, store, models=False), ledger, study)
+    again = f"sqlite:///{tmp_path / 'again.db'}"
+    sync(ledger, study, again, models=False)
+
+    def without_ids(uri: str) -> list[dict[str, Any]]:
+        names = {run.info.run_id: run.info.run_name for kind in KINDS for run in runs_of(uri, kind)}
+        shown = []
+        for run_id, (status, data, *rest) in content_of(uri).items():
+            tags = {**data["tags"], "mlflow.parentRunId": names.get(data["tags"].get("mlflow.parentRunId"))}
+            shown.append({"name": names[run_id], "status": status, "data": {**data, "tags": tags}, "rest": rest[0]})
+        return sorted(shown, key=lambda run: str(run["name"]))
+
+    np.testing.assert_equal(without_ids(again), without_ids(store))
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """An MLflow server on loopback, gone with all its children at the end."""
-    folder.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=quiet)
-    try:
-        for _ in range(900):  # seconds on a quiet machine
-            assert process.poll() is None, (folder / "log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                break
-            time.sleep(0.1)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def test_means_count_lost_seeds_as_the_worst_and_unbounded_errors_as_the_largest():
+    def record(outcome: str, f1: float, mae: float) -> dict[str, Any]:
+        metrics = {"own": {"test": {"f1_iou": f1, "mae": mae}}}
+        return {"outcome": outcome, "metrics": metrics, "seconds": {"training": 2.0}}
+
+    records = [record("finished", 0.6, 1.0), record("finished", 0.8, 3.0), record("collapsed", 0.0, 0.0)]
+    worst = {("test", "f1_iou"): 0.0, ("test", "mae"): 11.0}  # of predicting nothing, say
+    summary = seed_summary(records, 4, worst)
+    assert summary["test/f1_iou"] == pytest.approx((0.6 + 0.8 + 0) / 3)
+    assert summary["test/sd/f1_iou"] == pytest.approx(
+        (((0.6 - 1.4 / 3) ** 2 + (0.8 - 1.4 / 3) ** 2 + (1.4 / 3) ** 2) / 2) ** 0.5
+    )
+    assert summary["test/worst/f1_iou"] == 0
+    assert summary["test/survivors_mean/f1_iou"] == pytest.approx(0.7)
+    assert summary["test/mae"] == pytest.approx((1 + 3 + 11) / 3)
+    assert summary["test/worst/mae"] == 11
+    assert summary["test/survivors_mean/mae"] == pytest.approx(2)
+    assert (summary["outcome/n_finished"], summary["outcome/n_collapsed"], summary["outcome/n_missing"]) == (2, 1, 1)
+    assert summary["training/seconds_of_all_seeds"] == 6
+    released = seed_summary(records, 4, worst, skip_collapsed=True)
+    assert released["test/f1_iou"] == pytest.approx(0.7)
+    unknown = seed_summary(records, 4, {("test", "mae"): math.nan})
+    assert math.isnan(unknown["test/mae"]) and math.isnan(unknown["test/worst/mae"])
 
 
-def test_a_server_that_dies_costs_the_sweep_nothing_and_sync_repairs(study, ledger, empty_store, tmp_path):
-    plan, port = plan_of(study), free_port()
-    uri = f"http://somebody:s3cret@127.0.0.1:{port}"
-    said: list[str] = []
-    (tmp_path / "server").mkdir()
-    shutil.copy(empty_store, tmp_path / "server" / "server.db")
-    with server(tmp_path / "server", port):
-        check_store(uri)
-        tracker = MLflowTracker(ledger, uri, say=said.append)
-        tracker.on_start(study, plan)
-        tracker.on_end(store_record(ledger, plan[0], model=True))
-        for _ in range(300):
-            time.sleep(0.1)
-            if tracker.n_written:
-                break
-    start = time.perf_counter()
-    for planned in plan[1:]:
-        tracker.on_epoch(planned.trial, rows()[0])
-        outcome = "collapsed" if planned is plan[1] else "finished"
-        tracker.on_end(store_record(ledger, planned, outcome=outcome, model=True))
-    tracker.on_finish()
-    assert time.perf_counter() - start < 1  # most of it the ledger's
-    trouble = tracker.close(timeout=20)
-    assert said == [trouble]
-    assert trouble is not None
-    assert "3 of 4 records" in trouble
-    assert "cellray track sync losses" in trouble
-    assert "s3cret" not in trouble
-    with pytest.raises(LedgerError, match=f"127.0.0.1:{port}") as unreachable:
-        check_store(uri)
-    assert "s3cret" not in str(unreachable.value)
-    with server(tmp_path / "server", port):
-        assert sync(ledger, study, uri).n_written == 3
-        assert sync(ledger, study, uri).n_written == 0
-        assert len(runs_of(uri)) == 4
-        assert {run.info.status for run in runs_of(uri)} == {"FINISHED"}
-        (top,) = runs_of(uri, "study")
-        assert top.info.status == "FINISHED"
-        assert (top.data.metrics["n_finished"], top.data.metrics["n_collapsed"]) == (3, 1)
-        experiment = [top.info.experiment_id]
-        models = MlflowClient(tracking_uri=uri).search_logged_models(experiment)
-        assert [model.status for model in models] == ["READY"] * 4
+def test_the_ranking_metric_comes_first_and_few_others_after_it():
+    scores = {"f1_iou": 0.5, "aji": 0.4, "sq": 0.6}
+    record = {"outcome": "finished", "metrics": {"own": {"val": scores, "far": scores, "test": scores}}}
+    worst = {(name, key): 0.0 for name in ("test", "far", "val") for key in scores}
+    names = list(seed_summary([record], 1, worst, rank_by="aji"))
+    assert names[0] == "test/aji"
+    assert "external/far/aji" in names
+    assert "val/f1_iou" in names
+    assert not any("sq" in name for name in names)
+
+
+def test_notes_and_views_fit_into_a_tag_of_an_experiment():
+    sets = ["test", *(f"external_set_{i:03}" for i in range(200)), "val"]
+    assert len(saved_view("f1_iou", sets, 1)) <= 5000
+    view = json.loads(saved_view("mae", ["test", "far"], 7))
+    state = json.loads(view["state"])
+    assert view["createdAt"] == 7
+    assert state["orderByAsc"] is True  # the smallest error first
+    assert state["selectedColumns"][0] == "metrics.`test/mae`"
+    assert "metrics.`external/far/mae`" in state["selectedColumns"]
+    many = note("Why?", "1", ["c" * 32] * 12, ["s" * 32] * 500)
+    assert len(many) <= 5000
+    assert many.endswith("Why?")
+    assert many.count("](#/") == 3  # no link that names 500 runs
+
+
+def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, store):
+    plan = plan_of(study)
+    with pytest.raises(LedgerError, match="no finished trial"):
+        register_best(ledger, study, store)
+    for planned, f1 in zip(plan, (0.3, 0.9, 0.7, 0.9), strict=True):
+        record = store_record(ledger, planned, f1=f1, model=True)
+        record["operating_point_score"] = 1 - f1 / 2  # the best on validation is the worst on test
+        ledger.write(f"trials/{planned.key}/trial.json", json.dumps(record).encode())
+    with pytest.raises(LedgerError, match="cellray track sync losses"):
+        register_best(ledger, study, store)
+    sync(ledger, study, store)
+    first = register_best(ledger, study, store, name="cells")
+    assert (first.name, first.version, first.is_new) == ("cells", "1", True)
+    assert (first.key, first.score) == (plan[0].key, 0.85)
+    again = register_best(ledger, study, store, name="cells")
+    assert (again.version, again.is_new) == ("1", False)
+    (version,) = MlflowClient(tracking_uri=store).search_model_versions("name = 'cells'")
+    expected = {"study": "losses", "key": plan[0].key, "label": "Dice", "seed": "0", "diameter_px": "16.0"}
+    assert expected.items() <= {name.removeprefix("cellray."): value for name, value in version.tags.items()}.items()
+    assert register_best(ledger, study, store).name == "losses"
+
+
+def test_the_best_of_an_error_is_the_smallest():
+    def record(seed: int, score: float, outcome: str = "finished") -> dict[str, Any]:
+        return {"label": "x", "seed": seed, "outcome": outcome, "operating_point_score": score}
+
+    records = [record(1, 0.4), record(2, 0.2), record(3, 0.1, "collapsed")]
+    assert best_record(records, "mae") == records[1]
+    assert best_record(records, "f1_iou") == records[0]
+    assert best_record(records[2:], "mae") is None
 
 
 @contextmanager

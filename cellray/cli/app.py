@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, data, losses, models, studies
+from cellray.cli import audit, compare, data, losses, models, studies, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -28,14 +28,16 @@ for command in (
     studies.plan,
     studies.status,
     studies.report,
+    compare.compare,
     studies.ui,
     studies.schema,
     models.train,
     models.evaluate,
     models.predict,
+    track.register,
 ):
     app.command()(command)
-track_app.command("sync")(studies.track_sync)
+track_app.command("sync")(track.track_sync)
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(losses.app, name="losses")

@@ -105,9 +105,9 @@ def open_sets(study: Any, quiet: bool) -> Any:
 
         sets = Sets.open(study.data, progress=progress)
         sets.add_maps(study.trials(), progress)
-    for dataset in (sets.train, *sets.external.values()):
-        for note in dataset.notes:
-            err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    # sets cut from one pack would all say the same
+    for note in dict.fromkeys(note for dataset in (sets.train, *sets.external.values()) for note in dataset.notes):
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     return sets
 
 

@@ -173,13 +173,18 @@ def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = 
     for row in state["running"] if held else []:
         of = f"/{row['epochs']}" if row["epochs"] else ""
         dice = f", val Dice {row['val_dice']:.3f}" if row["val_dice"] is not None else ""
-        out.print(f"  {escape(row['label'])}, seed {row['seed']}: epoch {row['epoch']}{of}{dice}", highlight=False)
+        left = f", about {duration(row['eta_s'])} left" if row.get("eta_s") is not None else ""
+        who = f"{row['label']}, seed {row['seed']}"
+        out.print(f"  {escape(who)}: epoch {row['epoch']}{of}{dice}{left}", highlight=False)
     if held and state["eta_s"]:
-        out.print(f"about {duration(state['eta_s'])} left", highlight=False)
+        out.print(f"about {duration(state['eta_s'])} left in all", highlight=False)
     print_table(state["table"]["columns"], state["table"]["rows"], state["table"]["notes"])
     for trouble in state["troubles"]:
         who = f"{trouble['label']}, seed {trouble['seed']}"
         out.print(escape(f"{who}: {trouble['outcome']}: {trouble['reason']}"), highlight=False)
+        log = f"trials/{trouble['key']}/traceback.txt"
+        if ledger.exists(log):
+            out.print(f"  log: {ledger.uri}/{log}", highlight=False, soft_wrap=True)
 
 
 def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
@@ -213,20 +218,6 @@ def schema() -> None:
     from cellray.study import study_schema
 
     print(json.dumps(study_schema(), indent=1))
-
-
-def track_sync(
-    study_name: StudyName, storage: Storage = "studies", tracking_uri: TrackingUri = None, quiet: Quiet = False
-) -> None:
-    """Bring the MLflow store up to date from the ledger alone."""
-    from cellray.tracking import check_store, default_store, public_uri, sync
-
-    ledger, study = find(study_name, storage)
-    uri = tracking_uri or default_store(storage)
-    check_store(uri)
-    done = sync(ledger, study, uri)
-    if not quiet:
-        out.print(f"{public_uri(uri)}: {done.n_records} records, {done.n_written} of them new", highlight=False)
 
 
 def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:

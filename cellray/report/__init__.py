@@ -16,7 +16,6 @@ from cellray.report.tables import (
     PlannedTrial,
     Tables,
     TextTable,
-    errors_of_nothing,
     format_table,
     make_tables,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "TextTable",
     "actor_name",
     "build_report",
-    "errors_of_nothing",
     "facts_of",
     "format_table",
     "load_tables",

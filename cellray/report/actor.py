@@ -15,8 +15,8 @@ from typing import Any
 
 from cellray.ledger import Ledger
 from cellray.report.answer import write_answer
-from cellray.report.build import Store, build_report, nothing_by_set, table_files
-from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, make_tables, number, rows_of
+from cellray.report.build import Known, Store, build_report, load_tables, table_files
+from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, number, rows_of
 from cellray.study import QUIRKS
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ReportActor:
         self._ledger, self._plan, self._facts = ledger, plan, dict(study_facts or {})
         self._flush_s, self._clock = flush_s, clock
         self._keys = {(trial.label, trial.seed): trial.key for trial in plan.trials}
-        self._nothing: dict[str, dict[str, dict[str, float]]] = {}
+        self._known = Known()
         self._records = plan.planned(ledger.records())
         self._running: dict[tuple[str, int], dict[str, Any]] = {}
         self._tables: Tables | None = None
@@ -122,12 +122,13 @@ class ReportActor:
 
     def _current(self) -> Tables:
         if self._tables is None:
-            records = list(self._records.values())
-            self._tables = make_tables(
-                records,
+            self._tables = load_tables(
+                self._ledger,
+                list(self._records.values()),
                 self._plan,
-                nothing=nothing_by_set(self._ledger, records, self._nothing),
                 external_order=self._facts.get("sets", ()),
+                known=self._known,
+                only_ranking=True,
             )
         return self._tables
 
@@ -142,10 +143,27 @@ class ReportActor:
             "label": label,
             "seed": seed,
             "epoch": state["epoch"],
-            "epochs": self._plan.epochs,
+            "epochs": self._epochs(),
             "val_dice": dice if math.isfinite(dice) else None,
             "running_s": round(self._clock() - state["since"], 1),
+            "eta_s": self._trial_eta(state),
         }
+
+    def _epochs(self) -> int | None:
+        """Epochs of every trial: as planned, or, where the plan counts steps, as in the trials that ended."""
+        seen = {r.get("epochs") for r in self._records.values() if r["outcome"] == "finished"}
+        return self._plan.epochs or (seen.pop() if len(seen) == 1 else None)
+
+    def _trial_eta(self, state: Mapping[str, Any]) -> float | None:
+        """Seconds until a running trial ends: its epochs at the pace of the last one, and an evaluation as usual."""
+        epoch_s = state.get("epoch_s", math.nan)
+        epochs = self._epochs()
+        if not (epochs and math.isfinite(epoch_s)):
+            return None
+        judged = [number((r.get("seconds") or {}).get("evaluation")) for r in self._records.values()]
+        judged = [seconds for seconds in judged if math.isfinite(seconds)]
+        left = max(epochs - state["epoch"], 0) * epoch_s
+        return round(left + (sum(judged) / len(judged) if judged else 0.0), 1)
 
     def _eta(self) -> float | None:
         """Seconds until the last trial ends, from the mean of those that ended; None before the first."""
@@ -318,6 +336,7 @@ def facts_of(study: Any) -> dict[str, Any]:
         "evaluation": study.judged_by.model_dump(mode="json"),
         "notes": list(_quirk_notes(study)),
         "sets": [external.name for external in study.data.external],
+        "agreement": {"test": study.data.train.agreement, **{e.name: e.agreement for e in study.data.external}},
         "study_yaml": study.dump_yaml(),
     }
 

@@ -1,41 +1,61 @@
 """The answer of a study in up to three sentences, written from the numbers and never stronger than they allow.
 
-No test is made here, so no sentence says that a difference is real: overlapping seeds are called undecided,
-seeds that don't overlap are reported as what was seen.
+Who leads is what was seen; that it is the best is said only where the paired tests decide it against each other
+configuration. What they leave open is called undecided, with what would decide it.
 """
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
-from cellray.metrics import METRICS
-from cellray.report.tables import Plan, Tables, format_spread, format_value, metric_title, rows_of, select
+from cellray.report.tables import (
+    Plan,
+    Tables,
+    format_interval,
+    format_value,
+    metric_title,
+    rows_of,
+    select,
+)
+from cellray.statistics import LEAST_SEEDS
 
 
 def write_answer(tables: Tables, plan: Plan) -> list[str]:
-    """One to three sentences about the ranking on the test set at each trial's own operating point."""
+    """One to three sentences about the ranking on the test set at each trial's own operating point.
+
+    Args:
+        tables: With what `infer` found.
+        plan: The planned trials.
+    """
     metric = plan.rank_by
     ranked = select(tables.ranking, set_name="test", metric=metric)
-    scores = select(tables.scores, set_name="test", metric=metric)
     known = ranked[ranked["rank"].notna()]
     missing = int(ranked.n_missing.sum())
     if known.empty:
-        return [f"No trial has a result yet ({missing} of {len(scores)} planned trials are missing)."]
+        return [f"No trial has a result yet ({missing} of {int(ranked.n_planned.sum())} planned trials are missing)."]
     if not known.survivors_n.sum():
         return [f"No trial gave a usable result: {trouble(ranked)}."]
-    sentences = [lead(known, metric, missing)]
-    if len(known) > 1:
-        sentences.append(separation(known, scores, metric))
+    pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
+    sentences = [lead(known, pairs, metric, missing)]
+    if len(known) > 1 and len(pairs):
+        ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
+        sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
     last = caveats(known, ranked, metric, missing, plan.skip_collapsed)
     return sentences + ([last] if last else [])
 
 
-def lead(known: pd.DataFrame, metric: str, missing: int) -> str:
-    """Who leads and by how much."""
+def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int) -> str:
+    """Who leads and by how much; `is best` only where that is decided."""
     so_far = "So far, " if missing else ""
     first = known.iloc[0]
-    score = f"{metric_title(metric)} on the test set, {format_spread(metric, first['mean'], first.sd)}"
-    score += f" (mean{' ± SD' if first.n > 1 else ''} over {plural(int(first.n), 'seed')})"
+    over = plural(int(first.n), "seed")
+    if len(pairs) and pairs.n_images.max() > 1:
+        over += f" and {plural(int(pairs.n_images.max()), 'image')} or groups of images"
+    interval = format_interval(metric, first.low, first.high)
+    score = f"{metric_title(metric)} on the test set, {format_value(metric, first['mean'])}"
+    score += f" (mean over {over}; 95 % interval {interval})" if interval else f" (mean over {over})"
     if len(known) == 1:
         return f"{so_far}{first.label} has {score}; there is nothing to compare it with."
     tied = known[known["rank"] == 1]
@@ -43,36 +63,66 @@ def lead(known: pd.DataFrame, metric: str, missing: int) -> str:
         return f"{so_far}{listing(list(tied.label))} share the first place by {score}."
     second = known.iloc[1]
     gap = format_value(metric, abs(first["mean"] - second["mean"]))
-    rest = f"{second.label} follows with {format_spread(metric, second['mean'], second.sd)}, {gap} behind"
-    return f"{so_far}{first.label} leads by {score}; {rest}."
+    pair = pair_of(pairs, first.label, second.label)
+    if pair is not None and pair.a == first.label and math.isfinite(pair.low):
+        gap = f"{format_value(metric, pair.difference)} {format_interval(metric, pair.low, pair.high)}"
+    verb = "is best" if is_best(first) else "leads"
+    return f"{so_far}{first.label} {verb} by {score}; {second.label} follows, {gap} behind."
 
 
-def separation(known: pd.DataFrame, scores: pd.DataFrame, metric: str) -> str:
-    """Whether the leader's seeds stand apart from the others'."""
-    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-    seeds = {
-        label: (sign * rows.counted).to_numpy() for label, rows in scores[scores.outcome != "missing"].groupby("label")
-    }
-    first, second = str(known.iloc[0].label), str(known.iloc[1].label)
-    if len(seeds[first]) < 2 or len(seeds[second]) < 2:
-        return f"With one seed of {first if len(seeds[first]) < 2 else second} the order of the two is undecided."
-    overlapping = [str(x) for x in known.label[1:] if seeds[str(x)].max() >= seeds[first].min()]
-    if second in overlapping:
-        others = len(overlapping) - 1
-        more = f", and so do those of {plural(others, 'further configuration')}" if others else ""
-        return f"The seeds of {first} and {second} overlap{more}: which of them is best is undecided."
-    if overlapping:
-        return (
-            f"The seeds of {first} and {second} don't overlap, but those of {plural(len(overlapping), 'other')} reach "
-            f"into the leader's: no test was made, so take the order as what was seen."
-        )
-    return (
-        f"No seed of another configuration reaches the lowest of {first}: this is what {len(seeds[first])} seeds "
-        "showed, not a test."
-        if sign > 0
-        else f"No seed of another configuration comes down to the highest of {first}: this is what "
-        f"{len(seeds[first])} seeds showed, not a test."
-    )
+def is_best(row: pd.Series) -> bool:
+    """Whether a configuration's rank is decided to be the first."""
+    return bool(row.rank_low == 1 and row.rank_high == 1)
+
+
+def pair_of(pairs: pd.DataFrame, one: str, other: str) -> pd.Series | None:
+    """The comparison of two configurations, whichever is better."""
+    if pairs.empty:
+        return None
+    found = pairs[((pairs.a == one) & (pairs.b == other)) | ((pairs.a == other) & (pairs.b == one))]
+    return None if found.empty else found.iloc[0]
+
+
+def decision(known: pd.DataFrame, pairs: pd.DataFrame, contenders: set[str]) -> str:
+    """What the tests decide, what they leave open, and what would decide it.
+
+    Args:
+        known: Rows of the ranking, best first.
+        pairs: Their comparisons.
+        contenders: The labels that may be the best.
+    """
+    first = known.iloc[0]
+    if pairs.n_seeds.max() < LEAST_SEEDS:
+        common = plural(int(pairs.n_seeds.max()), "common seed")
+        return f"With {common} nothing is decided: it takes {LEAST_SEEDS} to see how much is chance."
+    others = [str(label) for label in known.label[1:]]
+    if is_best(first):
+        rest = pairs[(pairs.a != first.label) & ~pairs.decided.astype(bool)]
+        more = f"; of the other pairs, {len(rest)} are undecided" if len(rest) else ""
+        each = "the other" if len(others) == 1 else f"each of the {len(others)} others"
+        return f"It is decided to be better than {each} (paired by seed and image){more}."
+    possible = [label for label in others if label in contenders]
+    ruled_out = [label for label in others if label not in contenders]
+    could = "any of the others" if not ruled_out and len(others) > 1 else listing_some(possible)
+    text = f"Which is best is undecided: besides {first.label} it may be {could}"
+    if ruled_out:
+        text += f"; {listing_some(ruled_out)} can't be it (95 % confidence)"
+    open_one = next((label for label in possible), others[0])
+    return f"{text}{advice(pair_of(pairs, first.label, open_one), open_one)}."
+
+
+def advice(pair: pd.Series | None, other: str) -> str:
+    """What would decide the closest open pair."""
+    if pair is None or pd.isna(pair.more_seeds):
+        return ""
+    ways = [
+        f"{n:.0f} more {what}"
+        for n, what in ((pair.more_seeds, "seeds"), (pair.more_images, "test images"))
+        if math.isfinite(n)
+    ]
+    if not ways:
+        return f". Against {other}, neither more seeds nor more images alone would decide a difference as small as this"
+    return f". If the difference stayed as it is, {' or '.join(ways)} would decide it against {other}"
 
 
 def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int, skipped: bool) -> str:
@@ -120,6 +170,11 @@ def trouble(ranked: pd.DataFrame) -> str:
 def listing(words: list[str]) -> str:
     """`a, b and c`."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def listing_some(words: list[str], most: int = 4) -> str:
+    """The same, cut after a few."""
+    return listing(words if len(words) <= most else [*words[: most - 1], f"{len(words) - most + 1} others"])
 
 
 def plural(n: int, word: str) -> str:

@@ -20,6 +20,8 @@ ROLES = ("worst", "median", "best")
 BUDGET_BYTES = 4_500_000
 """Of all embedded images together, before base64 adds a third: leaves the page below 10 MB."""
 LARGEST_PX, SMALLEST_PX = 640, 120
+MOST_CONFIGURATIONS = 24
+"""The best-ranked so many are shown; more would leave too few bytes for each picture to be worth looking at."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +45,72 @@ class Gallery:
     """Overlays by where the page shows them."""
 
     by_configuration: dict[str, dict[str, Picture]] = field(default_factory=dict)
-    """Label -> role -> picture, of test images."""
+    """Label -> role -> picture, of test images, in the order of the ranking."""
     crowded: dict[str, list[Picture]] = field(default_factory=dict)
     """Set -> the same image for every configuration, in the order of the ranking."""
+    leader: str = ""
+    """The first in the ranking that has overlays."""
+    leader_abroad: dict[str, dict[str, Picture]] = field(default_factory=dict)
+    """External set -> role -> the leader's picture."""
+    left_out: str = ""
+    """Says how many configurations aren't shown; empty if all are."""
     missing: list[str] = field(default_factory=list)
     """Sentences about overlays that a record names and the ledger lacks."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no picture and nothing to say of one."""
+        return not (self.by_configuration or self.crowded or self.leader_abroad or self.missing)
 
 
 def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Gallery:
     """Choose and shrink the overlays of each configuration's median trial.
 
-    Worst, median and best image come from the test set; the crowded image, the same for all, from every set but `val`.
+    Worst, median and best image come from the test set and, for the leader, from external sets too; the most crowded
+    image, the same for all, comes from every set but `val`.
     """
     ranked = select(tables.ranking, set_name="test", metric=plan.rank_by)
-    chosen = {label: median_trial(str(label), records, tables, plan) for label in ranked.label}
+    chosen = {str(label): median_trial(str(label), records, tables, plan) for label in ranked.label}
+    with_overlays = {label: record for label, record in chosen.items() if record is not None}
+    shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
+    leader = next(iter(shown), "")
     judged = [name for name in tables.sets if name != "val"]
     wanted = [
-        (str(label), record, overlay)
-        for label, record in chosen.items()
-        if record is not None
+        (label, record, overlay)
+        for label, record in shown.items()
         for overlay in record["overlays"]
-        if overlay["set"] == "test" or (overlay["role"] == "crowded" and overlay["set"] in judged)
+        if overlay["set"] in judged and (overlay["role"] == "crowded" or overlay["set"] == "test" or label == leader)
     ]
-    gallery = Gallery()
     limit = BUDGET_BYTES // max(len(wanted), 1)
+    mine: dict[str, dict[str, Picture]] = {}
+    crowded: dict[str, list[Picture]] = {name: [] for name in judged}
+    abroad: dict[str, dict[str, Picture]] = {name: {} for name in judged if name != "test"}
+    missing = []
     for label, record, overlay in wanted:
         path = f"trials/{record['key']}/{overlay['file']}"
         if not ledger.exists(path):
-            gallery.missing.append(f"{label}: {overlay['file']} is not in the ledger")
+            missing.append(f"{label}: {overlay['file']} is not in the ledger")
             continue
         seed = next(t.seed for t in plan.trials if t.label == label and t.key == record["key"])
         picture = make_picture(label, seed, overlay, ledger.read(path), limit)
         if picture.role == "crowded":
-            gallery.crowded.setdefault(picture.set, []).append(picture)
+            crowded[picture.set].append(picture)
+        elif picture.role in ROLES and picture.set == "test":
+            mine.setdefault(label, {})[picture.role] = picture
         elif picture.role in ROLES:
-            gallery.by_configuration.setdefault(label, {})[picture.role] = picture
-    ordered = {name: gallery.crowded[name] for name in tables.sets if name in gallery.crowded}
-    return Gallery(gallery.by_configuration, ordered, gallery.missing)
+            abroad[picture.set][picture.role] = picture
+    n_hidden = len(with_overlays) - len(shown)
+    return Gallery(
+        by_configuration=mine,
+        crowded={name: pictures for name, pictures in crowded.items() if pictures},
+        leader=leader,
+        leader_abroad={name: pictures for name, pictures in abroad.items() if pictures},
+        left_out=f"The {len(shown)} best-ranked configurations are shown; the pictures of the other {n_hidden} lie in "
+        "the ledger, in the folder overlays of each trial."
+        if n_hidden
+        else "",
+        missing=missing,
+    )
 
 
 def median_trial(label: str, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Record | None:

@@ -106,15 +106,14 @@ def distinct(values: Iterable[object]) -> str:
 
 
 def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
-    """Planned, ended and used, one row a configuration in the order of the ranking."""
+    """Planned, ended and trained, one row a configuration in the order of the ranking; costs are in another table."""
     columns = [
         "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
-        "training s", "evaluation s", "peak memory MB", "parameters", "learning rate",
+        "parameters", "learning rate",
     ]  # fmt: skip
     rows = []
     for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
         mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
-        seconds = [r.get("seconds") or {} for r in mine]
         rows.append(
             [
                 str(row.label),
@@ -123,9 +122,6 @@ def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> t
                 str(row.n_missing),
                 span(r.get("epochs") for r in mine),
                 span(r.get("steps") for r in mine),
-                span(s.get("training") for s in seconds),
-                span(s.get("evaluation") for s in seconds),
-                span(r.get("peak_memory_mb") for r in mine),
                 span(r.get("n_parameters") for r in mine),
                 span(r.get("lr") for r in mine),
             ]
@@ -227,7 +223,12 @@ def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
     shared = evaluation.get("shared_point")
     if isinstance(shared, Mapping):
         lines.append(
-            "Shared point: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items()) + "."
+            "Shared point: "
+            + ", ".join(
+                f"{key.replace('_', ' ')} {span([value]) if isinstance(value, bool) else value}"
+                for key, value in shared.items()
+            )
+            + "."
         )
     return lines
 

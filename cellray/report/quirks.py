@@ -8,11 +8,10 @@ from typing import Any
 
 from cellray.errors import StudyError
 from cellray.metrics import quirk_rows, summarise
-from cellray.report.build import Store, nothing_by_set
+from cellray.report.build import Store
 from cellray.report.tables import (
     Plan,
     PlannedTrial,
-    Record,
     TextTable,
     format_rank,
     format_value,
@@ -21,6 +20,7 @@ from cellray.report.tables import (
     rows_of,
     select,
 )
+from cellray.scores import Record, nothing_by_set
 from cellray.study import QUIRKS, Study
 
 TRAINING = tuple(name for name, quirk in QUIRKS.items() if quirk.acts_on == "training")
@@ -60,13 +60,14 @@ def quirk_rankings(ledger: Store, study: Study, plan: Plan, metric: str) -> list
         )
     records = plan.planned(ledger.records())
     twins = twins_of(study)
+    known: dict[str, Any] = {}
 
     def ranked(quirk: str, judged_with: Sequence[str], labels: Mapping[str, str], skip: bool) -> Ranking:
         trials = tuple(
             replace(t, label=base) for base, label in labels.items() for t in plan.trials if t.label == label
         )
         used = [judged(ledger, records[t.key], judged_with) for t in trials if t.key in records]
-        nothing = nothing_by_set(ledger, used)
+        nothing = nothing_by_set(ledger, used, known)
         tables = make_tables(used, replace(plan, trials=plain(trials), skip_collapsed=skip), nothing=nothing)
         rows = rows_of(select(tables.ranking, set_name="test", metric=metric))
         return Ranking(quirk, [(str(row.label), row.rank, row.mean) for row in rows])

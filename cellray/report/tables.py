@@ -7,21 +7,21 @@ is shown as missing and makes the table provisional. The mean of the survivors s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from cellray.metrics import METRICS, Metric, summarise
+from cellray.metrics import METRICS
+from cellray.scores import POINTS, Record, is_finite, score, worst_values
+
+if TYPE_CHECKING:
+    from cellray.report.inference import Inference
 
 OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
-POINTS = ("own", "shared")
-"""Operating points: chosen on each trial's validation images, and the published one shared by all."""
-
-Record = Mapping[str, Any]
-"""The contents of one trial.json."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Tables:
     n_unplanned: int = 0
     """Records in the ledger that the plan doesn't name, or that are out of date (left out)."""
     notes: list[str] = field(default_factory=list)
+    inference: Inference | None = None
+    """Intervals, pairs and ranks over seeds × images; None until `report.inference.infer` has looked at the images."""
 
 
 class TextTable(NamedTuple):
@@ -159,56 +161,6 @@ def set_names(records: Iterable[Record], external_order: Sequence[str] = ()) -> 
     return ["test", *ordered, *(["val"] if "val" in found else [])]
 
 
-def errors_of_nothing(n_true: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """Counting errors of a model that predicts no cell at all, from the true counts of a set's images."""
-    counts = pd.DataFrame({"n_true": np.asarray(n_true), "n_pred": 0})
-    if counts.empty:
-        return {}
-    errors = {key: abs(value) for key, value in summarise(counts).items() if key in METRICS}
-    return {key: value for key, value in errors.items() if METRICS[key].worst is None}
-
-
-def magnitude(metric: Metric, value: float) -> float:
-    """The size by which a value is ranked: |value| for an unbounded error, else the value.
-
-    A signed error (MPE) of +50 in one seed and -50 in another is no good count, so its size is what is averaged.
-    """
-    return abs(value) if metric.worst is None else value
-
-
-def worst_values(
-    records: Iterable[Record],
-    sets: Sequence[str],
-    nothing: Mapping[str, Mapping[str, float]],
-    metrics: Iterable[str],
-) -> dict[tuple[str, str], float]:
-    """The value that a failed or collapsed trial counts as, for each set and metric.
-
-    A bounded metric has its own worst value. An unbounded counting error (MAE, MedAE, |MPE|) has none, so it gets
-    the largest error of any trial in that set, at either operating point, or that of predicting nothing,
-    whichever is worse: a collapse never beats a trial that ended. Where neither is known it is NaN.
-    """
-    worst = {}
-    stored = list(records)
-    for name in sets:
-        rows = [(r.get("metrics") or {}).get(point, {}).get(name, {}) for r in stored for point in POINTS]
-        for key in metrics:
-            metric = METRICS[key]
-            if metric.worst is not None:
-                worst[name, key] = metric.worst
-                continue
-            seen = [abs(row[key]) for row in rows if is_finite(row.get(key))]
-            if key in nothing.get(name, {}):
-                seen.append(nothing[name][key])
-            worst[name, key] = max(seen, default=float("nan"))
-    return worst
-
-
-def is_finite(value: object) -> bool:
-    """Whether a stored value is a real number (None, NaN and infinities aren't)."""
-    return isinstance(value, (int, float)) and bool(np.isfinite(value))
-
-
 def score_table(
     records: Mapping[str, Record],
     plan: Plan,
@@ -236,26 +188,6 @@ def score_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def score(
-    metric: Metric, key: str, outcome: str, values: Mapping[str, Any] | None, worst: float
-) -> tuple[str, float, float, str]:
-    """Outcome in this set, value as stored, value that counts, and a note."""
-    nan = float("nan")
-    stored = None if values is None else values.get(key)
-    value = float(stored) if is_finite(stored) else nan  # type: ignore[arg-type]
-    if outcome in ("failed", "collapsed"):
-        return outcome, value, worst, "worst"
-    if outcome == "missing":
-        return outcome, nan, nan, ""
-    if values is None:
-        if outcome == "stopped":  # ended early and was never judged: dropped for a reason
-            return outcome, nan, worst, "worst"
-        return "missing", nan, nan, "not evaluated"
-    if np.isnan(value):
-        return outcome, nan, worst, "nan"
-    return outcome, value, magnitude(metric, value), ""
-
-
 def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row a configuration, set, point and metric, ordered by rank and then by label.
 
@@ -263,6 +195,7 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     n_collapsed, n_failed, n_stopped, n_missing, n_nan, n (trials in the mean), mean and sd (default rule), worst
     (the worst seed's), survivors_n, survivors_mean, survivors_sd, survivors_rank (finished trials with a value),
     order_differs (the two ranks differ), provisional (a planned trial is missing). SDs have n - 1 below the line.
+    The 95 % intervals of the mean (low, high) and of the rank (rank_low, rank_high) are NaN until `infer` fills them.
     """
     if scores.empty:
         return pd.DataFrame(columns=RANK_COLUMNS)
@@ -300,10 +233,11 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     return table.reindex(columns=RANK_COLUMNS).reset_index(drop=True)
 
 
+INTERVALS = ["low", "high", "rank_low", "rank_high"]
 RANK_COLUMNS = [
     "set", "point", "metric", "rank", "label", "n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped",
     "n_missing", "n_nan", "n", "mean", "sd", "worst", "survivors_n", "survivors_mean", "survivors_sd",
-    "survivors_rank", "order_differs", "provisional",
+    "survivors_rank", "order_differs", "provisional", *INTERVALS,
 ]  # fmt: skip
 
 
@@ -394,9 +328,16 @@ def format_spread(key: str, mean: float, sd: float) -> str:
     return format_value(key, mean) + (f" ± {format_value(key, sd)}" if np.isfinite(sd) else "")
 
 
-def format_rank(rank: float) -> str:
-    """A rank as text; a dash where nothing is known yet."""
-    return f"{rank:.0f}" if np.isfinite(rank) else "–"
+def format_interval(key: str, low: float, high: float) -> str:
+    """`[low, high]`; empty where there is none."""
+    return f"[{format_value(key, low)}, {format_value(key, high)}]" if np.isfinite([low, high]).all() else ""
+
+
+def format_rank(rank: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A rank as text, with its interval as in `1 [1–5]` where that is known; a dash where nothing is known yet."""
+    if not np.isfinite(rank):
+        return "–"
+    return f"{rank:.0f}" + (f" [{low:.0f}–{high:.0f}]" if np.isfinite([low, high]).all() else "")
 
 
 def format_counts(row: Any) -> str:
@@ -427,7 +368,8 @@ def format_table(
     rows = select(tables.ranking, set_name=set_name, metric=metric)
     shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")
     more = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in extra}
-    columns = ["rank", "configuration", metric_title(metric), "survivors", "worst seed", "shared point"]
+    title = metric_title(metric)
+    columns = ["rank", "configuration", title, "95 % interval", "survivors", "worst seed", "shared point"]
     columns += [metric_title(key) for key in extra] + ["finished", "else"]
     text = []
     for row in rows_of(rows.head(limit or len(rows))):
@@ -436,9 +378,10 @@ def format_table(
             survivors += f" [{format_rank(row.survivors_rank)}]"
         text.append(
             [
-                format_rank(row.rank),
+                format_rank(row.rank, row.rank_low, row.rank_high),
                 str(row.label),
                 format_spread(metric, row.mean, row.sd),
+                format_interval(metric, row.low, row.high) or "–",
                 survivors,
                 format_value(metric, row.worst),
                 format_value(metric, shared["mean"].get(row.label, np.nan)),

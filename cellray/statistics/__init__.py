@@ -3,7 +3,7 @@
 from cellray.statistics.contributions import contributions
 from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
 from cellray.statistics.medians import mean_median
-from cellray.statistics.pairs import LEAST_SEEDS, PAIR_COLUMNS, compare, holm, median_pairs
+from cellray.statistics.pairs import LEAST_SEEDS, PAIR_COLUMNS, compare, contenders, holm, median_pairs
 from cellray.statistics.planning import detectable, more_needed
 from cellray.statistics.ranks import (
     N_RESAMPLES,
@@ -24,6 +24,7 @@ __all__ = [
     "CrossedMean",
     "Friedman",
     "compare",
+    "contenders",
     "contributions",
     "crossed_mean",
     "detectable",

@@ -112,6 +112,22 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
+def contenders(pairs: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """The configurations that may be the best: with 95 % confidence the truly best is one of them.
+
+    One of k is ruled out if another is decided to be better, or beats it with a one-sided p below 0.05 / (k - 1). The
+    truly best is compared k - 1 times, whichever it is, so that this is right without knowing it (subset selection,
+    Gupta 1965; multiple comparisons with the best, Hsu 1984). Fewer than three common seeds rule nothing out.
+
+    Args:
+        pairs: Of `compare`.
+        labels: Of the configurations.
+    """
+    beaten = (pairs.p / 2 * (len(labels) - 1) < ALPHA) & (pairs.n_seeds >= LEAST_SEEDS)
+    ruled_out = set(pairs.b[beaten | pairs.decided.astype(bool)])
+    return [label for label in labels if label not in ruled_out]
+
+
 def median_pairs(medians: Sequence[MeanMedian], labels: Sequence[str], n_seeds: int) -> pd.DataFrame:
     """The same table for a metric that is a median, lower is better: differences and tests alone, the rest is NaN.
 

@@ -56,6 +56,15 @@ class DatasetConfig(Settings):
     """Full-scale intensity, for cameras that fill only part of 16 bits (4095 for 12 bits)."""
     rescale: bool = False
     """Resample to the training set's mean cell diameter before anything else (external sets)."""
+    agreement: dict[str, float] = Field(default={})
+    """Metric -> what human experts reach against this ground truth: the report shows it as a ceiling."""
+
+    @field_validator("agreement")
+    @classmethod
+    def names_metrics(cls, agreement: dict[str, float]) -> dict[str, float]:
+        for name in agreement:
+            one_of("metric", name, METRICS)
+        return agreement
 
     @model_validator(mode="after")
     def has_one_source(self) -> DatasetConfig:

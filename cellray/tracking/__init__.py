@@ -1,6 +1,17 @@
 """A sweep shown in MLflow, live or repaired from the ledger; MLflow itself is imported on first use."""
 
+from cellray.tracking.registry import Registered, register_best
 from cellray.tracking.stores import artifact_root, check_store, default_store, public_uri
 from cellray.tracking.tracker import MLflowTracker, Synced, sync
 
-__all__ = ["MLflowTracker", "Synced", "artifact_root", "check_store", "default_store", "public_uri", "sync"]
+__all__ = [
+    "MLflowTracker",
+    "Registered",
+    "Synced",
+    "artifact_root",
+    "check_store",
+    "default_store",
+    "public_uri",
+    "register_best",
+    "sync",
+]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellray.tracking import values
+from cellray.tracking import values, views
 from cellray.tracking.models import ModelSaver
 from cellray.tracking.stores import artifact_root, connect, scrub
 from cellray.tracking.values import Record
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from cellray.ledger import Ledger
 
-PROJECTION = 1
+PROJECTION = 2
 """Raised when a record is shown otherwise: the next sync then writes every run again."""
 
 MODEL_NAME = "best"
+NOTE = "mlflow.note.content"
 METRICS_A_REQUEST, PARAMS_A_REQUEST = 800, 100  # MLflow: 1000 of all kinds together, 100 parameters, 1 MB
 
 Epoch = tuple[Mapping[str, Any], int]
@@ -62,6 +63,8 @@ class Projection:
         self._saver = ModelSaver() if models else None
         self._client: mlflow.MlflowClient | None = None
         self._experiment = ""
+        self._experiment_tags: dict[str, str] = {}
+        self._created_ms = 0
         self._nodes: dict[tuple[str, str], _Node] = {}
         self._last_ms = 0
 
@@ -77,15 +80,16 @@ class Projection:
             client = connect(self._uri)
             experiment = client.get_experiment_by_name(self._study.name)
             if experiment is None:
-                self._experiment = client.create_experiment(
+                made = client.create_experiment(
                     self._study.name,
                     artifact_location=artifact_root(self._uri),
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
-            else:
-                self._experiment = experiment.experiment_id
-                if experiment.lifecycle_stage == "deleted":
-                    client.restore_experiment(self._experiment)
+                experiment = client.get_experiment(made)
+            elif experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment.experiment_id)
+            self._experiment, self._experiment_tags = experiment.experiment_id, dict(experiment.tags)
+            self._created_ms = int(experiment.creation_time or 0)
             self._nodes = self._find_nodes(client)
             self._client = client
         return self._client
@@ -116,19 +120,39 @@ class Projection:
 
     # The three levels.
 
-    def study(self, counts: Mapping[str, float]) -> None:
-        """Bring the study's run up to date: its question, its resolved YAML, how many trials ended how."""
+    def study(self, counts: Mapping[str, float], sets: Sequence[str] = ()) -> None:
+        """Bring the study's run up to date: its question, its resolved YAML, how many trials ended how.
+
+        Args:
+            counts: See `values.outcome_counts`.
+            sets: Names of the sets that are scored, `test` first; with them the web page gets its saved view.
+        """
         node = self._study_node()
         self._write(node, metrics=counts)
+        if sets:
+            self._experiment_tag(
+                views.VIEW_TAG, views.saved_view(self._study.evaluation.rank_by, sets, self._created_ms)
+            )
+            if views.is_note(self._experiment_tags.get(NOTE, "")):  # and not what somebody wrote there
+                self._experiment_tag(NOTE, self._note())
         if self._ledger.exists("study.yaml"):
             self._put_files(node, "cellray.study_digest", {"study.yaml": self._ledger.read("study.yaml")})
 
-    def configuration(self, label: str, records: Sequence[Record], n_planned: int) -> None:
-        """Bring a configuration's run up to date with the records of its seeds."""
+    def configuration(
+        self, label: str, metrics: Mapping[str, float], settings: Mapping[str, Any] | None, *, complete: bool
+    ) -> None:
+        """Bring a configuration's run up to date.
+
+        Args:
+            label: Of the configuration.
+            metrics: See `values.seed_summary`.
+            settings: Of any of its trials; None if none has ended.
+            complete: Whether every seed has its record.
+        """
         node = self._configuration_node(label)
-        settings = values.flatten(records[-1]["settings"]) if records else {}
-        self._write(node, metrics=values.seed_summary(records, n_planned), params=settings)
-        self._status(node, "FINISHED" if len(records) >= n_planned else "RUNNING")
+        params = {"configuration": label, **values.flatten(settings)} if settings else {}
+        self._write(node, metrics=metrics, params=params)
+        self._status(node, "FINISHED" if complete else "RUNNING")
 
     def epochs(self, key: str, label: str, seed: int, epochs: Sequence[Epoch]) -> None:
         """Add epochs to a trial's run, opening it if it is the first."""
@@ -158,10 +182,11 @@ class Projection:
             node,
             epochs=self._history(key, started),
             metrics=values.final_metrics(record),
-            params=values.flatten(record["settings"]),
+            params={"configuration": label, "seed": str(record["seed"]), **values.flatten(record["settings"])},
             tags=tags,
             model_id=model_id,
         )
+        self._datasets(node, record)
         self._put_files(node, None, self._files(record))
         ended = values.milliseconds(record.get("provenance", {}).get("ended"))
         self._status(node, "FAILED" if record["outcome"] == "failed" else "FINISHED", ended)
@@ -190,10 +215,7 @@ class Projection:
     # Runs.
 
     def _study_node(self) -> _Node:
-        tags = {
-            "mlflow.note.content": values.shorten(self._study.question),
-            "cellray.protocol": self._study.protocol,
-        }
+        tags = {NOTE: values.shorten(self._study.question), "cellray.protocol": self._study.protocol}
         return self._node("study", self._study.name, self._study.name, tags=tags)
 
     def _configuration_node(self, label: str) -> _Node:
@@ -238,6 +260,20 @@ class Projection:
             self.client.set_tag(node.id, name, value)
             node.tags[name] = value
 
+    def _experiment_tag(self, name: str, value: str) -> None:
+        if self._experiment_tags.get(name) != value:
+            self.client.set_experiment_tag(self._experiment, name, value)
+            self._experiment_tags[name] = value
+
+    def _note(self) -> str:
+        """The study's description, with links to the runs that there are."""
+        ids: dict[str, list[str]] = {"study": [], "configuration": [], "seed": []}
+        by_name = sorted(self._nodes.items(), key=lambda item: (item[1].tags.get("cellray.label", ""), item[0]))
+        for (kind, _), node in by_name:
+            ids[kind].append(node.id)
+        question = values.shorten(self._study.question)
+        return views.note(question, self._experiment, ids["configuration"], ids["seed"])
+
     def _status(self, node: _Node, status: str, ended: int | None = None) -> None:
         if node.status != status:
             if status == "RUNNING":
@@ -253,7 +289,7 @@ class Projection:
         from mlflow.entities import Metric
 
         if node.epochs is None:
-            logged = self.client.get_metric_history(node.id, "train_loss")
+            logged = self.client.get_metric_history(node.id, values.EPOCH_LOSS)
             node.epochs = {metric.step for metric in logged}
         metrics = [
             Metric(name, value, ms, int(row["epoch"]))
@@ -262,7 +298,7 @@ class Projection:
             for name, value in values.epoch_metrics(row).items()
         ]
         # The loss, by which an epoch is known to be there, goes last: requests may end between two.
-        return sorted(metrics, key=lambda metric: metric.key == "train_loss")
+        return sorted(metrics, key=lambda metric: metric.key == values.EPOCH_LOSS)
 
     def _history(self, key: str, started: int | None) -> list[Epoch]:
         """The stored epochs; each ended after the seconds of all before it."""
@@ -335,6 +371,26 @@ class Projection:
             if self._ledger.exists(f"{folder}/{overlay['file']}"):
                 files[overlay["file"]] = self._ledger.read(f"{folder}/{overlay['file']}")
         return files
+
+    def _datasets(self, node: _Node, record: Record) -> None:
+        """Name the sets of images that a trial used; MLflow leaves out those that the run has already."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    found.name,
+                    found.digest,
+                    source_type="local",
+                    source=json.dumps({"uri": found.source}),
+                    profile=json.dumps({"num_rows": found.n_images, "diameter_px": found.diameter_px}),
+                ),
+                [InputTag("mlflow.data.context", found.context)],
+            )
+            for found in values.dataset_inputs(record)
+        ]
+        if inputs:
+            self.client.log_inputs(node.id, inputs)
 
     def _put_files(self, node: _Node, tag: str | None, files: Mapping[str, bytes]) -> None:
         """Upload files under their paths; with a tag that remembers their digest, only if they changed."""

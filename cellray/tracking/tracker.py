@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cellray.errors import LedgerError
+from cellray.metrics import METRICS
+from cellray.scores import nothing_by_set, worst_values
+from cellray.tracking import values
 from cellray.tracking.runs import Epoch, Projection
 from cellray.tracking.stores import public_uri, scrub
 
@@ -36,7 +39,7 @@ class MLflowTracker:
         tracking_uri: Any that MLflow takes; see `default_store`.
         models: Log the best checkpoint of each trial as a model.
         interval_s: Between two writings of epochs and of the means over seeds.
-        say: Called by `close` with one sentence if something is missing in the store.
+        say: Called with one sentence when the store goes away, and by `close` with one if something is missing there.
     """
 
     def __init__(
@@ -133,6 +136,8 @@ class MLflowTracker:
             if not self._notes.empty() or closing:
                 continue  # first everything that is known, then one round for all of it
             n_failures = 0 if writer.round() else n_failures + 1
+            if n_failures == 2:  # one alone is mended before anybody could look
+                self._say(writer.away())
             wait_s = min(LONGEST_WAIT_S, 2.0 ** min(n_failures, 10)) if n_failures else self._interval_s
             next_round = time.monotonic() + wait_s
         writer.close(self._deadline)
@@ -196,6 +201,7 @@ class _Writer:
         self._due: dict[str, Mapping[str, Any]] = {}
         self._epochs: dict[tuple[str, str, int], list[Epoch]] = {}
         self._labels: set[str] = set()
+        self._nothing: dict[str, dict[str, dict[str, float]]] = {}
         self._report_missing = False
         self._summary_due = True
         self._summary_time = 0.0
@@ -278,17 +284,45 @@ class _Writer:
         if not self._summary_due or (not everything and time.monotonic() < self._summary_time + 3.0):
             return True
         pairs = self._pairs()
-        current = {key: label for (label, _), key in pairs.items() if key is not None}
+        by_label: dict[str, list[Mapping[str, Any]]] = {label: [] for label in self._labels}
+        n_planned = dict.fromkeys(self._labels, 0)
+        for (label, _), key in pairs.items():
+            n_planned[label] = n_planned.get(label, 0) + 1
+            if key in self.records:
+                by_label.setdefault(label, []).append(self.records[key])
         try:
-            for label in sorted(self._labels):
-                records = [r for key, r in self.records.items() if current.get(key) == label]
-                self._projection.configuration(label, records, sum(pair[0] == label for pair in pairs))
-                self._labels.discard(label)
-            self._projection.study(self._counts())
+            worst = self._worst([record for records in by_label.values() for record in records])
+            for label, records in by_label.items():
+                metrics = values.seed_summary(
+                    records,
+                    n_planned[label],
+                    worst,
+                    rank_by=self._study.evaluation.rank_by,
+                    skip_collapsed="skip_collapsed" in self._study.all_quirks,
+                )
+                settings = records[-1]["settings"] if records else None
+                complete = len(records) >= n_planned[label]
+                self._projection.configuration(label, metrics, settings, complete=complete)
+            self._projection.study(self._counts(), list(dict.fromkeys(name for name, _ in worst)))
         except Exception as error:
             return self._failed(error)
+        self._labels.clear()
         self._summary_due, self._summary_time = False, time.monotonic()
         return True
+
+    def _worst(self, records: list[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+        """What a lost trial counts as in each set, `test` first, and each metric that is compared."""
+        scored = [record["metrics"]["own"] for record in records if record.get("metrics")]
+        found = {name for sets in scored for name in sets}
+        sets = [name for name in ("test", *sorted(found - {"test", "val"}), "val") if name in found]
+        metrics = [
+            key
+            for key in dict.fromkeys((self._study.evaluation.rank_by, *values.HEADLINE))
+            if any(key in values_of for sets_of in scored for values_of in sets_of.values())
+        ]
+        unbounded = any(METRICS[key].worst is None for key in metrics)
+        nothing = nothing_by_set(self._ledger, records, self._nothing) if unbounded else {}
+        return worst_values(records, sets, nothing, metrics)
 
     def report(self) -> bool:
         """Put the report's files into the study's run, and close it if every trial has its record."""
@@ -327,6 +361,13 @@ class _Writer:
             f"repair it with: cellray track sync {self._study.name}"
         )
 
+    def away(self) -> str:
+        """One sentence for the time of an outage."""
+        return (
+            f"MLflow at {public_uri(self._uri)} does not answer ({self._error}); "
+            "the sweep goes on, and MLflow gets the rest when it is back"
+        )
+
     def _failed(self, error: Exception) -> bool:
         self.n_errors += 1
         self._error = scrub(error, self._uri) or type(error).__name__
@@ -356,8 +397,7 @@ class _Writer:
     def _counts(self) -> dict[str, float]:
         pairs = self._pairs()
         outcomes = [self.records[key]["outcome"] for key in pairs.values() if key in self.records]
-        counts = {f"n_{name}": float(outcomes.count(name)) for name in ("finished", "collapsed", "failed", "stopped")}
-        return {"n_planned": float(len(pairs)), **counts}
+        return values.outcome_counts(outcomes, len(pairs))
 
     def _is_complete(self) -> bool:
         return all(key in self.records for key in self._pairs().values())

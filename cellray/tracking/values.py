@@ -7,9 +7,12 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+
+from cellray.metrics import METRICS
+from cellray.scores import score
 
 LONGEST_VALUE = 1000
 """Longer parameters and tags are cut; MLflow's limits are 6000 and 8000, and one longer value fails a whole batch."""
@@ -44,50 +47,172 @@ def shorten(text: str, longest: int = LONGEST_VALUE) -> str:
     return text if len(text) <= longest else text[: longest - len(note)] + note
 
 
+def group_of(name: str) -> str:
+    """The group of a set's metrics: `test`, `val` or `external/<set>`; the web page gives each group a section."""
+    return name if name in ("test", "val") else f"external/{name}"
+
+
 def final_metrics(record: Record) -> dict[str, float]:
-    """`test.f1_iou` at the trial's own operating point, `test.shared.f1_iou` at the shared one, and its costs."""
+    """`test/f1_iou` at the trial's own operating point, `test/shared/f1_iou` at the shared one, and its costs.
+
+    A value that a record has as NaN stays NaN; what it doesn't have is left out.
+    """
     found: dict[str, Any] = {}
     for point, sets in record.get("metrics", {}).items():
-        infix = "" if point == "own" else f"{point}."
+        infix = "" if point == "own" else f"{point}/"
         for name, values in sets.items():
-            found.update({safe_name(f"{name}.{infix}{metric}"): value for metric, value in values.items()})
-    found.update({f"seconds.{part}": value for part, value in record.get("seconds", {}).items()})
-    for name in ("operating_point_score", "best_epoch", "epochs", "lr", "n_parameters", "peak_memory_mb"):
-        found[name] = record.get(name)
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+            found.update({f"{group_of(name)}/{infix}{metric}": value for metric, value in values.items()})
+    found["val/operating_point_score"] = record.get("operating_point_score")
+    found.update({f"training/{name}": record.get(name) for name in ("best_epoch", "epochs", "lr", "n_parameters")})
+    seconds = record.get("seconds", {})
+    found |= {"training/seconds": seconds.get("training"), "training/evaluation_seconds": seconds.get("evaluation")}
+    found["training/peak_memory_megabytes"] = record.get("peak_memory_mb")
+    return {safe_name(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+EPOCH_LOSS = "epoch/train_loss"
+"""Every epoch has it, so it tells which epochs a run has."""
+
+SYSTEM = {
+    "seconds": "system/epoch_seconds",
+    "images_per_s": "system/images_per_second",
+    "peak_memory_mb": "system/peak_memory_megabytes",
+}
+"""Columns of a history that measure the machine: MLflow shows what begins with `system/` on a page of its own."""
 
 
 def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """The values of one epoch; an epoch without validation has none of its metrics, while a NaN loss is news."""
     values = {}
-    for name, value in row.items():
-        if name == "epoch" or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
+    for column, value in row.items():
+        if column == "epoch" or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
             continue
-        number = float(value)
-        if name == "train_loss" or not math.isnan(number):
+        number, name = float(value), SYSTEM.get(column, f"epoch/{column}")
+        if name == EPOCH_LOSS or not math.isnan(number):
             values[safe_name(name)] = number
     return values
 
 
-def seed_summary(records: Iterable[Record], n_planned: int) -> dict[str, float]:
-    """Counts of outcomes, and mean and spread over the seeds that finished.
+HEADLINE = ("f1_iou", "f1_distance", "dice", "pq", "mae")
+"""Compared on configuration runs beside the metric that ranks: segmentation, detection, pixels, both, counting.
+The report has every metric; a list of hundreds would hide these."""
 
-    The names say `survivors`, since a collapsed or failed seed has no part in them: the report ranks with both.
+
+def outcome_counts(outcomes: Sequence[str], n_planned: int) -> dict[str, float]:
+    """How many trials are planned, ended how, and are still missing."""
+    counts = {f"n_{name}": float(outcomes.count(name)) for name in ("finished", "collapsed", "failed", "stopped")}
+    counts |= {"n_planned": float(n_planned), "n_missing": float(n_planned - len(outcomes))}
+    return {f"outcome/{name}": count for name, count in counts.items()}
+
+
+def seed_summary(
+    records: Sequence[Record],
+    n_planned: int,
+    worst: Mapping[tuple[str, str], float],
+    *,
+    rank_by: str = "f1_iou",
+    skip_collapsed: bool = False,
+) -> dict[str, float]:
+    """A configuration's metrics: counts of outcomes, and for each set the mean over its seeds by the default rule.
+
+    `test/f1_iou` is that mean, under the name that the seeds have; failed and collapsed seeds and NaNs count as the
+    worst value. Beside it stand `test/sd/…` (n - 1), `test/worst/…` (the worst seed), `test/survivors_mean/…` and
+    `test/shared/…`, the mean at the shared operating point.
+
+    Args:
+        records: Of its seeds, as far as they ended.
+        n_planned: Its planned seeds.
+        worst: What a lost trial counts as; its keys say which sets and metrics there are (`scores.worst_values`).
+        rank_by: The study's metric, shown first.
+        skip_collapsed: The quirk of that name: failed and collapsed seeds have no part in the means.
     """
-    outcomes = [record["outcome"] for record in records]
-    summary: dict[str, float] = {"n_planned": n_planned}
-    for outcome in ("finished", "collapsed", "failed", "stopped"):
-        summary[f"n_{outcome}"] = outcomes.count(outcome)
-    values: dict[str, list[float]] = {}
+    summary: dict[str, float] = {}
+    metrics = [key for key in dict.fromkeys((rank_by, *HEADLINE)) if any(key == known for _, known in worst)]
+    for key in metrics:
+        for name in dict.fromkeys(name for name, _ in worst):
+            group = group_of(name)
+            counted, survivors = _counted(records, "own", name, key, worst[name, key])
+            used = survivors if skip_collapsed else counted
+            summary |= _spread(group, key, used)
+            if survivors:
+                summary[f"{group}/survivors_mean/{key}"] = statistics.fmean(survivors)
+            counted, survivors = _counted(records, "shared", name, key, worst[name, key])
+            if used := survivors if skip_collapsed else counted:
+                summary[f"{group}/shared/{key}"] = statistics.fmean(used)
+    summary |= outcome_counts([record["outcome"] for record in records], n_planned)
+    summary["training/seconds_of_all_seeds"] = sum(r.get("seconds", {}).get("training", 0.0) for r in records)
+    return {safe_name(name): value for name, value in summary.items()}
+
+
+def _counted(
+    records: Iterable[Record], point: str, set_name: str, key: str, worst: float
+) -> tuple[list[float], list[float]]:
+    """What each seed counts as, and the values of those that finished with one."""
+    counted, survivors = [], []
     for record in records:
-        if record["outcome"] == "finished":
-            for name, value in final_metrics(record).items():
-                values.setdefault(name, []).append(value)
-    for name, found in values.items():
-        summary[f"{name}.survivors_mean"] = statistics.fmean(found)
-        if len(found) > 1:
-            summary[f"{name}.survivors_sd"] = statistics.stdev(found)
-    return summary
+        values = (record.get("metrics") or {}).get(point, {}).get(set_name)
+        outcome, _, value, note = score(METRICS[key], key, record["outcome"], values, worst)
+        if outcome != "missing":
+            counted.append(value)
+        if outcome == "finished" and not note:
+            survivors.append(value)
+    return counted, survivors
+
+
+def _spread(group: str, key: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean, SD and worst of what was counted; a NaN among the values makes a NaN of each."""
+    if not values:
+        return {}
+    worst = min if METRICS[key].higher_is_better else max
+    spread = {
+        f"{group}/{key}": statistics.fmean(values),
+        f"{group}/worst/{key}": math.nan if any(map(math.isnan, values)) else worst(values),
+    }
+    if len(values) > 1:
+        spread[f"{group}/sd/{key}"] = math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+    return spread
+
+
+class DatasetInput(NamedTuple):
+    """A set of images that a trial used, as MLflow describes one."""
+
+    name: str
+    digest: str
+    """MLflow takes up to 36 characters."""
+    context: str
+    source: str
+    """The path that the study gives, or `synthetic`."""
+    n_images: int
+    diameter_px: float
+
+
+def dataset_inputs(record: Record) -> list[DatasetInput]:
+    """Training, validation, test and external images of a trial, from its record alone.
+
+    The digest is the fingerprint of the files; of the images drawn for training and validation also the split's hash,
+    since MLflow keeps one description of each name and digest, and every seed draws others.
+    """
+    facts, settings = record.get("data", {}), record["settings"].get("data", {})
+    if "n_train" not in facts or "train" not in settings:
+        return []
+    given, found = settings["train"], []
+    for part in ("train", "val", "test"):
+        digest = facts["fingerprint"] if part == "test" else f"{facts['fingerprint']}.{facts['split_hash']}"
+        name, n_images = f"{given['name']}/{part}", facts[f"n_{part}"]
+        found.append(DatasetInput(name, digest[:36], part, _source(given), n_images, facts.get("diameter_px") or 0.0))
+    by_name = {dataset["name"]: dataset for dataset in settings.get("external", ())}
+    for name, dataset in facts.get("sets", {}).items():
+        source = _source(by_name.get(name, {}))
+        found.append(
+            DatasetInput(
+                name, dataset["fingerprint"][:36], "external", source, dataset["n_images"], dataset["diameter_px"]
+            )
+        )
+    return found
+
+
+def _source(dataset: Mapping[str, Any]) -> str:
+    return dataset.get("path") or "synthetic"
 
 
 def record_tags(record: Record) -> dict[str, str]:

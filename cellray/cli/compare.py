@@ -1,0 +1,44 @@
+"""`cellray compare`: two configurations, or two studies."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cellray.cli.common import Json, Storage, find
+from cellray.cli.show import print_table
+from cellray.errors import one_of
+
+
+def compare(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A configuration's label with --study, else a study.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
+    study: Annotated[
+        str | None, typer.Option(metavar="STUDY", help="Compare two configurations of this study.")
+    ] = None,
+    storage: Storage = "studies",
+    as_json: Json = False,
+) -> None:
+    """Compare one configuration with another, or one study with another, paired by seed and image.
+
+    Example: [bold]cellray compare "BCE: low" Dice --study quickstart[/bold]
+    """
+    from cellray.report import stored_plan
+    from cellray.report.comparing import compare_configurations, compare_studies
+
+    if study is not None:
+        ledger, one = find(study, storage)
+        for label in (a, b):
+            one_of("configuration", label, [c.label for c in one.configurations])
+        table = compare_configurations(ledger, stored_plan(ledger, one), a, b)
+    else:
+        both = [find(name, storage) for name in (a, b)]
+        table = compare_studies([ledger for ledger, _ in both], [stored_plan(*found) for found in both])
+    if as_json:
+        print(json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows]))
+        return
+    print_table(*table)

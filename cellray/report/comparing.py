@@ -1,0 +1,132 @@
+"""One configuration against another, or one study against another, by the statistics of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from cellray.errors import StudyError
+from cellray.report.build import Store
+from cellray.report.exports import EXTRA
+from cellray.report.inference import versus
+from cellray.report.samples import Sample, read_samples
+from cellray.report.tables import (
+    Plan,
+    Tables,
+    TextTable,
+    format_interval,
+    format_value,
+    make_tables,
+    metric_title,
+    rows_of,
+    select,
+)
+from cellray.scores import nothing_by_set
+
+
+def compare_configurations(ledger: Store, plan: Plan, a: str, b: str) -> TextTable:
+    """Two configurations of a study: the metric that ranks on every set, and a few more on the test set.
+
+    Args:
+        ledger: The study's.
+        plan: Its planned trials.
+        a: A label.
+        b: Another one.
+    """
+    records = ledger.records()
+    used = list(plan.planned(records).values())
+    samples = read_samples(ledger, used)
+    tables = make_tables(records, plan, nothing=nothing_by_set(ledger, used))
+    asked = [(name, plan.rank_by) for name in tables.sets if name != "val"]
+    asked += [("test", key) for key in EXTRA if key != plan.rank_by and key in tables.metrics]
+    rows = []
+    for name, metric in asked:
+        found = versus(tables, samples, plan, [(a, b)], set_name=name, metric=metric)
+        rows.append([name, metric_title(metric), *_cells(tables, found, a, b, name, metric)])
+    return TextTable(["set", "metric", *_columns(a, b)], rows, list(_notes()))
+
+
+def compare_studies(ledgers: Sequence[Store], plans: Sequence[Plan]) -> TextTable:
+    """Two studies, configuration by configuration where they have the same label, on the test set.
+
+    They are paired by seed, and by image where both were judged on the same images.
+
+    Raises:
+        StudyError: If no label is in both, or they are ranked by different metrics.
+    """
+    first, second = plans
+    metric = first.rank_by
+    if second.rank_by != metric:
+        raise StudyError(f"{first.study} is ranked by {metric}, {second.study} by {second.rank_by}: nothing to compare")
+    common = [label for label in first.labels if label in second.labels]
+    if not common:
+        raise StudyError(f"no configuration of {first.study} has a namesake in {second.study}")
+    records, trials = [], []
+    samples: dict[str, dict[tuple[str, str], Sample]] = {}
+    nothing: dict[str, dict[str, float]] = {}
+    for i, (ledger, plan) in enumerate(zip(ledgers, plans, strict=True)):
+        used = plan.planned(ledger.records())
+        # the same trial may be in both, judged differently
+        records += [{**record, "key": f"{i}/{key}"} for key, record in used.items()]
+        samples |= {f"{i}/{key}": s for key, s in read_samples(ledger, used.values()).items()}
+        trials += [
+            replace(t, label=f"{i}/{t.label}", key=f"{i}/{t.key}", evaluation_key="")
+            for t in plan.trials
+            if t.label in common
+        ]
+        for name, errors in nothing_by_set(ledger, list(used.values())).items():
+            nothing[name] = {key: max(value, nothing.get(name, {}).get(key, value)) for key, value in errors.items()}
+    plan = replace(first, trials=tuple(trials))
+    tables = make_tables(records, plan, nothing=nothing)
+    couples = [(f"0/{label}", f"1/{label}") for label in common]
+    found = versus(tables, samples, plan, couples, set_name="test", metric=metric)
+    rows = []
+    for label, (a, b) in zip(common, couples, strict=True):
+        pair = found[(found.a.isin((a, b))) & (found.b.isin((a, b)))]
+        rows.append([label, *_cells(tables, pair, a, b, "test", metric)])
+    notes = [f"{metric_title(metric)} on the test set.", *_notes()]
+    if len(found) and found.n_images.max() < 2:
+        notes.append("The test images differ, or their rows are missing: only seeds are paired.")
+    return TextTable(["configuration", *_columns(first.study, second.study)], rows, notes)
+
+
+def _columns(a: str, b: str) -> list[str]:
+    return [a, b, "difference", "95 % interval", "p", "P(first > second)", "verdict"]
+
+
+def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, metric: str) -> list[str]:
+    means = select(tables.ranking, set_name=set_name, metric=metric).set_index("label")["mean"]
+    shown = [format_value(metric, float(means.get(label, np.nan))) for label in (a, b)]
+    if found.empty:
+        return [*shown, "–", "–", "–", "–", "no common seed"]
+    pair = rows_of(found)[0]
+    # the first is named first, whichever is better
+    sign = 1.0 if pair.a == a else -1.0
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    chance = pair.superiority if sign > 0 else 1 - pair.superiority
+    better = "the first" if sign > 0 else "the second"
+    return [
+        *shown,
+        format_value(metric, sign * pair.difference),
+        format_interval(metric, low, high) or "–",
+        format_p(pair.p_holm),
+        f"{chance:.2f}" if np.isfinite(chance) else "–",
+        f"{better} is better" if pair.decided else "undecided",
+    ]
+
+
+def format_p(p: float) -> str:
+    """A p-value with two digits; `< 0.0001` below."""
+    if not np.isfinite(p):
+        return "–"
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _notes() -> Sequence[str]:
+    return (
+        "Differences are paired by seed and image; above 0, the first is better. Failed and collapsed trials count as "
+        "the worst value.",
+    )

@@ -1,0 +1,102 @@
+"""What a configuration costs and what it scores for that; how balanced losses were scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.metrics import METRICS
+from cellray.report.figures.base import INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.parts import MOST_PANELS, axis_title, best_of, label_looks, panels, seed_look
+from cellray.report.tables import select
+
+
+def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name: str = "test") -> Figure | None:
+    """Mean score of each configuration against its mean training time and, where known, its peak memory.
+
+    A grey line joins the configurations that no other one beats at a lower cost.
+
+    Args:
+        trials: Of `make_tables`, with the columns label, training_s and peak_memory_mb.
+        ranking: The same.
+        metric: A key of ``METRICS``.
+        set_name: The set of the score.
+    """
+    order = select(ranking, set_name=set_name, metric=metric).set_index("label")["mean"]
+    spent = trials.groupby("label")[["training_s", "peak_memory_mb"]].mean()
+    table = spent.assign(score=order).loc[[label for label in order.index if label in spent.index]]
+    table = table[np.isfinite(table.training_s) & np.isfinite(table.score.astype(float))]
+    if len(table) < 2:
+        return None
+    n_known = list(table.index)
+    table = table.iloc[:MOST_PANELS]
+    unit, seconds = ("min", 60) if table.training_s.max() < 7200 else ("h", 3600)
+    kinds = [(table.training_s / seconds, f"training time of a trial, {unit}")]
+    if np.isfinite(table.peak_memory_mb).all() and (table.peak_memory_mb > 0).all():
+        kinds.append((table.peak_memory_mb / 1024, "peak memory, GB"))
+    figure = new_figure(9.6 if len(kinds) == 2 else 7.4, 4.2)
+    axes = list(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True, squeeze=False)).ravel())
+    looks = label_looks(list(table.index))
+    for axis, (cost, title) in zip(axes, kinds, strict=True):
+        front = cheapest(cost, table.score, higher_is_better=METRICS[metric].higher_is_better)
+        axis.plot(cost[front], table.score[front], color=MUTED, lw=1, zorder=1)
+        for label in reversed(table.index):
+            axis.plot([cost[label]], [table.score[label]], ls="", ms=8, mec=PAPER, mew=0.6, **looks[label])
+        axis.set_xlabel(title)
+        axis.margins(0.08)
+    axes[0].set_ylabel(axis_title(metric, set_name))
+    handles = [Line2D([], [], ls="", ms=8, mew=0, label=plain(label), **looks[label]) for label in table.index]
+    handles.append(Line2D([], [], color=MUTED, lw=1, label="best for the cost"))
+    figure.legend(handles=handles, loc="outside right upper", title=best_of(n_known, len(table)).strip(" ()"))
+    return figure
+
+
+def cheapest(cost: pd.Series, score: pd.Series, *, higher_is_better: bool) -> list[str]:
+    """The labels that no other one beats in both, by rising cost."""
+    best, front = -np.inf, []
+    gain = score if higher_is_better else -score
+    for label in pd.DataFrame({"cost": cost, "gain": -gain}).sort_values(["cost", "gain"], kind="stable").index:
+        if gain[label] > best:
+            best = gain[label]
+            front.append(str(label))
+    return front
+
+
+def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+    """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.
+
+    Args:
+        records: (label, seed) -> record; only those with `term_scales` are drawn.
+        labels: Best first.
+    """
+    scaled = {key: record for key, record in records.items() if record.get("term_scales")}
+    known = [label for label in labels if any(key[0] == label for key in scaled)]
+    if not known:
+        return None
+    shown = known[:MOST_PANELS]
+    looks = seed_look(sorted({seed for _, seed in scaled}))
+    figure, axes = panels(len(shown), height=1.7, same_x=False)
+    for axis, label in zip(axes, shown, strict=True):
+        axis.set_title(plain(label, 32), loc="left")
+        axis.set_xscale("log")
+        rows = {seed: record for (name, seed), record in scaled.items() if name == label}
+        first = next(iter(rows.values()))
+        names = [str(term.get("name", "")) for term in first["settings"]["loss"]["terms"]]
+        for i, (seed, record) in enumerate(sorted(rows.items())):
+            at = np.arange(len(record["term_scales"])) + (i - (len(rows) - 1) / 2) * 0.1
+            axis.plot(record["term_scales"], at, ls="", marker="o", ms=6, mew=0, color=looks[seed]["color"])
+        axis.set_yticks(range(len(names)), [plain(name, 16) for name in names])
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.axvline(1, color=INK, lw=0.8, zorder=1)
+    figure.supxlabel("factor of the term, from the size of its gradient" + best_of(known, len(shown)), fontsize=10)
+    handles = [
+        Line2D([], [], ls="", marker="o", mew=0, color=look["color"], label=f"seed {seed}")
+        for seed, look in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=7)
+    return figure

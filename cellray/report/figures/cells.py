@@ -1,0 +1,119 @@
+"""Which cells are found and what goes wrong with the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from cellray.report.figures.base import PAPER, new_figure, plain
+from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, bare, best_of, heat_cells, named_rows, sets_of
+
+LEVELS = (
+    ("crowding", "sparse", "f1_iou", "F1\nsparse"),
+    ("crowding", "crowded", "f1_iou", "F1\ncrowded"),
+    ("size", "small", "recall_iou", "recall\nsmall"),
+    ("size", "medium", "recall_iou", "recall\nmedium"),
+    ("size", "large", "recall_iou", "recall\nlarge"),
+)
+"""Stratum, level, what is shown of it, and the column's title."""
+
+KINDS = {
+    "missed": GROUP_COLOURS[0],
+    "merged": GROUP_COLOURS[1],
+    "split": GROUP_COLOURS[2],
+    "spurious": GROUP_COLOURS[3],
+}
+
+
+def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+    """Heat maps, one a set: F1 of images with few and many touching cells, recall of small, medium and large cells.
+
+    Means over seeds; failed and collapsed trials are 0. Levels that a set lacks are left out. Of images without cells,
+    the last column gives how many cells were predicted per image, over the trials that neither failed nor collapsed.
+
+    Args:
+        levels: The strata of `Details`.
+        labels: Best first.
+        sets: In the order to show.
+    """
+    means = levels.groupby(["set", "stratum", "level", "label"])[["f1_iou", "recall_iou"]].mean()
+    empty = levels[(levels.level == "empty") & levels.mae.notna()].groupby(["set", "label"])["mae"].mean()
+    there = set(zip(levels["set"], levels.stratum, levels.level, strict=True))
+    known = [label for label in labels if label in set(levels.label)]
+    shown = known[:MOST_PANELS]
+    grids = {}
+    for name in sets_of(levels, sets):
+        columns = {
+            title: means[score].xs((name, stratum, level)).reindex(shown)
+            for stratum, level, score, title in LEVELS
+            if (name, stratum, level) in there
+        }
+        if columns:
+            grids[name] = pd.DataFrame(columns)
+    if not grids or not shown:
+        return None
+    across = min(2, len(grids))
+    down = math.ceil(len(grids) / across)
+    figure = new_figure(9.6 if across == 2 else 6.0, 0.3 + down * (0.8 + 0.27 * len(shown)))
+    axes = list(np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel())
+    for axis in axes[len(grids) :]:
+        axis.remove()
+    for k, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=False)):
+        values = grid.to_numpy(dtype=float)
+        titles = list(grid.columns)
+        drawn = values
+        if name in empty.index.get_level_values("set"):
+            titles.append("per empty\nimage")
+            drawn = np.column_stack([values, np.full(len(values), np.nan)])
+            for i, number in enumerate(empty[name].reindex(shown)):
+                text = f"{number:.1f}" if np.isfinite(number) else "–"
+                axis.text(len(titles) - 1, i, text, ha="center", va="center", fontsize=9)
+        image = axis.imshow(drawn, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        heat_cells(axis, image, values, [[f"{x:.2f}".removeprefix("0") for x in row] for row in values])
+        bare(axis, [plain(label, 24) for label in shown], titles)
+        axis.tick_params(labelleft=k % across == 0)
+        axis.set_title(plain(name, 32), loc="left")
+    if len(shown) < len(known):
+        figure.supxlabel(best_of(known, len(shown)).strip(" ()"), fontsize=10)
+    return figure
+
+
+def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+    """Missed, merged, split and spurious cells per true cell, stacked, one panel a set; means over seeds.
+
+    A failed or collapsed trial missed every cell. Each set has its own scale, as spurious cells have no bound.
+
+    Args:
+        scores: Of `make_tables`, with the four metrics.
+        labels: Best first.
+        sets: In the order to show.
+    """
+    rows = scores[scores.metric.isin(KINDS) & (scores.point == "own") & (scores.outcome != "missing")]
+    rows = rows[rows["set"] != "val"]
+    if rows.empty:
+        return None
+    lost = rows.note != ""
+    rows = rows.assign(rate=rows.value.where(~lost, (rows.metric == "missed").astype(float)))
+    means = rows.groupby(["set", "metric", "label"])["rate"].mean()
+    known = [label for label in labels if label in set(rows.label)]
+    shown = known[:MOST_PANELS]
+    names = sets_of(rows, sets)
+    figure, axes = named_rows(len(names), shown, row=0.235, top=0.5)
+    for axis, name in zip(axes, names, strict=True):
+        left = np.zeros(len(shown))
+        for kind, colour in KINDS.items():
+            width = means.xs((name, kind)).reindex(shown).fillna(0.0).to_numpy()
+            axis.barh(range(len(shown)), width, left=left, height=0.72, color=colour, edgecolor=PAPER, linewidth=0.4)
+            left += width
+        axis.set_title(plain(name, 30), loc="left")
+        axis.grid(axis="y", visible=False)
+    figure.supxlabel("cells per true cell" + best_of(known, len(shown)), fontsize=10)
+    figure.legend(
+        handles=[Patch(color=colour, label=kind) for kind, colour in KINDS.items()], loc="outside upper right", ncols=4
+    )
+    return figure

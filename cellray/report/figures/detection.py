@@ -1,0 +1,161 @@
+"""Finding cells: F1 over IoU thresholds, precision against recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.report.figures.base import BAD, BLUE, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, best_of, label_looks, panels, sets_of
+from cellray.report.tables import select
+
+TOP = 3
+"""Configurations in colour where all are drawn into one panel."""
+
+TOP_STYLES = tuple(zip(GROUP_COLOURS[:TOP], ("-", "--", "-."), strict=True))
+
+
+def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "test") -> Figure | None:
+    """F1 against the IoU that a hit needs, one panel a configuration: its mean, its seeds, and all others in grey.
+
+    Failed and collapsed trials are 0 throughout, and so pull the mean down.
+
+    Args:
+        iou: Of `Details`.
+        labels: Best first.
+        set_name: The set.
+    """
+    rows = iou[iou["set"] == set_name]
+    known = [label for label in labels if label in set(rows.label)]
+    if not known:
+        return None
+    shown = known[:MOST_PANELS]
+    means = mean_curves(rows)
+    figure, axes = panels(len(shown), same_y=True)
+    for axis, label in zip(axes, shown, strict=True):
+        draw_together(axis, means, [other for other in shown if other != label])
+        for _, seed in rows[rows.label == label].groupby("seed"):
+            axis.plot(seed.threshold, seed.f1, color=BLUE, lw=0.7, alpha=0.5)
+        axis.plot(means.columns, means.loc[label], color=BLUE, lw=2)
+        axis.set_title(plain(label, 32), loc="left")
+        frame_curves(axis)
+    figure.supxlabel("IoU that a hit needs" + best_of(known, len(shown)), fontsize=10)
+    figure.supylabel(f"F1 on {plain(set_name)}", fontsize=10)
+    handles = [
+        Line2D([], [], color=BLUE, lw=2, label="mean, worst counted"),
+        Line2D([], [], color=BLUE, lw=0.7, alpha=0.5, label="one seed"),
+        Line2D([], [], color=MUTED, lw=0.7, alpha=0.5, label="the other configurations"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    return figure
+
+
+def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+    """F1 against the IoU that a hit needs, one panel a set: the best three configurations in colour."""
+    shown = sets_of(iou, sets)
+    if len(shown) < 2:
+        return None
+    figure, axes = panels(len(shown), height=2.3, same_y=True)
+    top = [label for label in labels if label in set(iou.label)][:TOP]
+    for axis, name in zip(axes, shown, strict=True):
+        means = mean_curves(iou[iou["set"] == name])
+        draw_together(axis, means, list(means.index.difference(top)))
+        for label, (colour, dashes) in reversed(list(zip(top, TOP_STYLES, strict=False))):
+            if label in means.index:
+                axis.plot(means.columns, means.loc[label], color=colour, ls=dashes, lw=2)
+        axis.set_title(plain(name, 32), loc="left")
+        frame_curves(axis)
+    figure.supxlabel("IoU that a hit needs", fontsize=10)
+    figure.supylabel("F1, mean over seeds", fontsize=10)
+    handles = [
+        Line2D([], [], color=colour, ls=dashes, lw=2, label=plain(label, 30))
+        for label, (colour, dashes) in zip(top, TOP_STYLES, strict=False)
+    ]
+    if len(set(iou.label)) > TOP:
+        handles.append(Line2D([], [], color=MUTED, lw=0.7, alpha=0.5, label="the others"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=4)
+    return figure
+
+
+def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean F1 over seeds, one row a label and one column a threshold."""
+    return rows.groupby(["label", "threshold"])["f1"].mean().unstack()
+
+
+def draw_together(axis: Axes, means: pd.DataFrame, labels: Sequence[str]) -> None:
+    """The curves of many configurations in grey, as one path with gaps: a twelfth of the bytes of twelve paths."""
+    rows = means.loc[list(labels)].assign(gap=np.nan).to_numpy()
+    axis.plot([*means.columns, np.nan] * len(rows), rows.ravel(), color=MUTED, lw=0.7, alpha=0.45)
+
+
+def frame_curves(axis: Axes) -> None:
+    """The same axes in every panel."""
+    axis.set_xlim(0.08, 0.92)
+    axis.set_ylim(0, 1)
+    axis.set_xticks([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: str = "test") -> Figure | None:
+    """Precision against recall at each trial's operating point, one point a seed, with lines of equal F1.
+
+    Failed and collapsed trials have neither precision nor recall: their cross stands in the corner towards (0, 0), with
+    their number, so that they don't squeeze the others together.
+
+    Args:
+        scores: Of `make_tables`, with the metrics precision_iou and recall_iou.
+        labels: Best first; colours tell groups of configurations, markers tell the members of a group.
+        set_name: The set.
+    """
+    value = {
+        key: select(scores, set_name=set_name, metric=f"{key}_iou").set_index(["label", "seed"])
+        for key in ("precision", "recall")
+    }
+    points = value["precision"][["outcome", "note"]].assign(
+        precision=value["precision"]["counted"], recall=value["recall"]["counted"]
+    )
+    points = points[np.isfinite(points.precision) & np.isfinite(points.recall)].reset_index()
+    if points.empty:
+        return None
+    lost = points[points.note != ""]
+    alive = points[points.note == ""]
+    known = [label for label in labels if label in set(alive.label)]
+    shown = known[:MOST_PANELS]
+    figure = new_figure(8.6, 5.4)
+    axis = figure.add_subplot()
+    low = max(0.0, float(alive[["precision", "recall"]].min().min()) - 0.06) if len(alive) else 0.0
+    draw_equal_f1(axis, low)
+    looks = label_looks(shown)
+    for label in reversed(shown):  # the best on top
+        rows = alive[alive.label == label]
+        axis.plot(rows.recall, rows.precision, ls="", ms=7, mec=PAPER, mew=0.6, alpha=0.9, **looks[label])
+    handles = [Line2D([], [], ls="", ms=7, mew=0, label=plain(label), **looks[label]) for label in shown]
+    if len(lost):
+        axis.plot([0.03], [0.03], "x", transform=axis.transAxes, ms=9, mec=BAD, mew=2.2, zorder=6)
+        axis.annotate(f"{len(lost)} at (0, 0)", (0.055, 0.03), xycoords="axes fraction", va="center", fontsize=9)
+        handles.append(Line2D([], [], ls="", marker="x", mec=BAD, mew=2, ms=8, label="failed or collapsed"))
+    axis.set_xlim(low, 1)
+    axis.set_ylim(low, 1)
+    axis.set_aspect("equal")
+    axis.set_xlabel(f"recall on {plain(set_name)}" + best_of(known, len(shown)))
+    axis.set_ylabel("precision")
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
+def draw_equal_f1(axis: Axes, low: float) -> None:
+    """Lines on which F1 = 2PR / (P + R) is the same, each with its value at its end."""
+    for f1 in np.arange(0.1, 1.0, 0.1):
+        if f1 / (2 - f1) >= 1 or f1 <= low:
+            continue
+        recall = np.linspace(f1 / (2 - f1), 1, 60)
+        axis.plot(recall, f1 * recall / (2 * recall - f1), color=MUTED, lw=0.7, alpha=0.5, zorder=1)
+        if f1 / (2 - f1) > low:
+            axis.annotate(
+                f"F1 {f1:.1f}", (1, f1 / (2 - f1)), xytext=(4, 0), textcoords="offset points", va="center",
+                color=MUTED, fontsize=9, annotation_clip=False,
+            )  # fmt: skip

@@ -1,0 +1,143 @@
+"""Parts that several figures share: panels, looks, heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from cellray.metrics import METRICS
+from cellray.report.figures.base import INK, new_figure, plain
+from cellray.report.tables import metric_title
+
+# one off BLUE, which a dark page lightens: there it would be the sky blue at the end
+SEED_COLOURS = ("#0072b3", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
+SEED_STYLES = ("-", "--", ":", "-.")
+GROUP_COLOURS = (*SEED_COLOURS, INK)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+MOST_PANELS = 24
+"""Configurations that get a panel of their own; a study of more shows its best."""
+
+
+def axis_title(metric: str, set_name: str) -> str:
+    """Metric, set and which way is better."""
+    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    return f"{metric_title(metric)} on {plain(set_name)} ({better})"
+
+
+def seed_look(seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Colour and dash of each seed, the same in every figure."""
+    n = len(SEED_COLOURS)
+    return {
+        seed: {"color": SEED_COLOURS[i % n], "ls": SEED_STYLES[(i // n) % len(SEED_STYLES)]}
+        for i, seed in enumerate(sorted(seeds))
+    }
+
+
+def panels(
+    n: int, *, width: float = 8.6, height: float = 1.95, same_x: bool = True, same_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A grid of small panels, three across, and the unused ones removed; scales that all share stand at the edge."""
+    columns = min(3, n)
+    rows = math.ceil(n / columns)
+    figure = new_figure(width, 0.7 + height * rows)
+    axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
+    for axis in axes[n:]:
+        axis.remove()
+    for i, axis in enumerate(axes[:n]):
+        axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= n)
+        axis.tick_params(axis="y", labelleft=not same_y or i % columns == 0)
+    return figure, axes[:n]
+
+
+def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tuple[Figure, list[Axes]]:
+    """A grid of panels with a row for each label, three across, labelled at the left and best on top.
+
+    Args:
+        n: Panels.
+        labels: The rows of each.
+        row: Height of a row in inches.
+        top: Height of what is above and below the rows of a panel.
+    """
+    across = min(3, n)
+    down = math.ceil(n / across)
+    figure = new_figure(9.6 if across > 1 else 7.0, 0.8 + down * (top + row * len(labels)))
+    axes = list(np.atleast_1d(figure.subplots(down, across, sharey=True, squeeze=False)).ravel())
+    for axis in axes[n:]:
+        axis.remove()
+    for k, axis in enumerate(axes[:n]):
+        axis.set_yticks(range(len(labels)), [plain(label, 24) for label in labels])
+        axis.tick_params(axis="y", length=0, labelleft=k % across == 0)
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+    return figure, axes[:n]
+
+
+def label_looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each configuration: a colour for what its label says before a colon, a marker within."""
+    groups: dict[str, int] = {}
+    members: dict[str, int] = {}
+    looks = {}
+    for label in sorted(set(labels)):
+        name = label.split(":")[0]
+        group = groups.setdefault(name, len(groups))
+        member = members[name] = members.get(name, -1) + 1
+        n = len(GROUP_COLOURS)
+        looks[label] = {
+            "color": GROUP_COLOURS[group % n],
+            "marker": MARKERS[(member + group // n) % len(MARKERS)],
+        }
+    return looks
+
+
+def best_of(labels: Sequence[str], n_shown: int) -> str:
+    """What an axis title adds if only the first labels are shown."""
+    return "" if n_shown >= len(labels) else f" (the best {n_shown} of {len(labels)} configurations)"
+
+
+def signed(value: float, text: str) -> str:
+    """A number's text with its sign before it."""
+    return ("+" if value >= 0 else "−") + text
+
+
+def sets_of(table: pd.DataFrame, sets: Sequence[str]) -> list[str]:
+    """Those of the sets that a table has rows of, in their order, without the validation images."""
+    there = set(table["set"])
+    return [name for name in sets if name != "val" and name in there]
+
+
+def heat_cells(
+    axis: Axes, image: AxesImage, grid: np.ndarray, texts: Sequence[Sequence[str]], *, bold: np.ndarray | None = None
+) -> None:
+    """Write a text into each cell of a heat map, black or white, whichever its colour lets one read; a dash for NaN."""
+    for i, j in np.ndindex(*grid.shape):
+        if not np.isfinite(grid[i, j]):
+            axis.text(j, i, "–", ha="center", va="center", color=INK)
+            continue
+        red, green, blue, _ = image.cmap(image.norm(grid[i, j]))
+        ink = "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#ffffff"
+        weight = "bold" if bold is not None and bold[i, j] else "normal"
+        look: dict[str, Any] = {"color": ink, "fontsize": 9, "linespacing": 1.05, "fontweight": weight}
+        axis.text(j, i, texts[i][j], ha="center", va="center", **look)
+
+
+def bare(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
+    """Names beside and above a heat map, and nothing else around it."""
+    axis.grid(visible=False)
+    how: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+    axis.set_xticks(range(len(columns)), columns, **how)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def draw_ceiling(axis: Axes, value: float | None) -> None:
+    """What two people reach against each other, as a dashed line; nothing if it isn't known."""
+    if value is not None and math.isfinite(value):
+        axis.axvline(value, color=INK, lw=1.2, ls="--", zorder=1)

@@ -1,0 +1,154 @@
+"""The ranking of one set: every seed of every configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.metrics import METRICS
+from cellray.report.figures.base import BAD, BLUE, INK, MEAN, MUTED, new_figure, plain
+from cellray.report.figures.parts import axis_title, draw_ceiling
+from cellray.report.tables import format_rank, format_value, rows_of, select
+
+
+def ranking_dots(
+    scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, metric: str, ceiling: float | None = None
+) -> Figure | None:
+    """Every seed of every configuration, best on top; failed and collapsed ones stand apart at the worst value.
+
+    Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean; where it has
+    `rank_low` and `rank_high`, the rank's interval stands behind the rank.
+
+    Args:
+        scores: Of `make_tables`.
+        ranking: The same.
+        set_name: Of ``tables.sets``.
+        metric: A key of ``METRICS``.
+        ceiling: What two people reach against each other on this set.
+    """
+    order = select(ranking, set_name=set_name, metric=metric)
+    points = select(scores, set_name=set_name, metric=metric)
+    lost = points[points.note.isin(["worst", "nan"])]
+    alive = points[(points.outcome != "missing") & ~points.index.isin(lost.index)]
+    if alive.empty and lost.empty:
+        return None
+    higher = METRICS[metric].higher_is_better
+    figure = new_figure(8.6, 1.5 + 0.34 * len(order))
+    gutter, main = make_axes(figure, has_gutter=not lost.empty, left=higher)
+    y = {label: i for i, label in enumerate(order.label)}
+    has_interval = "low" in order and bool(order.low.notna().any())
+    extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
+    if has_interval:  # an interval that a collapse stretches runs off the axis, or it would squeeze all the others
+        whole = order[order.n == order.survivors_n]
+        extremes += [whole.low.dropna(), whole.high.dropna()]
+    low, high = limits(pd.concat(extremes))
+    draw_ceiling(main, ceiling)
+    for row in rows_of(order):
+        at = y[row.label]
+        seeds = alive[alive.label == row.label].sort_values("seed")
+        stopped = seeds.outcome == "stopped"
+        main.plot(seeds.counted[~stopped], [at] * int((~stopped).sum()), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
+        main.plot(seeds.counted[stopped], [at] * int(stopped.sum()), "o", ms=6, mfc="none", mec=BLUE)
+        draw_mean(main, row, at, low, high, metric)
+        if has_interval and math.isfinite(row.low):
+            main.plot([row.low, row.high], [at + 0.27] * 2, "-", color=MEAN, lw=1.1, solid_capstyle="butt")
+        gone = lost[lost.label == row.label].sort_values("seed")
+        for i, bad in enumerate(rows_of(gone)):
+            marker = "s" if bad.outcome == "failed" else "x"
+            spot = (i - (len(gone) - 1) / 2) * 0.11
+            gutter.plot([spot], [at], marker, ms=6, mfc="none", mec=BAD, mew=1.8, clip_on=False)
+        if row.n_missing:
+            main.annotate(
+                f"{row.n_missing} missing", (1, at), xycoords=main.get_yaxis_transform(), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=9, color=MUTED, annotation_clip=False,
+            )  # fmt: skip
+    main.set_xlim(low, high)
+    main.set_xlabel(axis_title(metric, set_name))
+    labels = gutter if (higher and gutter is not None) else main
+    labels.set_yticks(range(len(order)))
+    labels.set_yticklabels([f"{plain(row.label)}  {rank_text(row)}" for row in rows_of(order)])
+    main.set_ylim(len(order) - 0.5, -0.5)
+    for axis in (main, gutter):
+        if axis is not None:
+            axis.tick_params(axis="y", length=0)
+    if gutter is not None:
+        value = lost.counted.max() if not higher else lost.counted.min()
+        gutter.set_xlim(-0.4, 0.4)
+        gutter.set_xticks([0])
+        gutter.set_xticklabels([f"worst\n{format_value(metric, value)}"])
+        gutter.grid(axis="x", visible=False)
+    figure.legend(
+        handles=dot_legend(points, order, has_interval, ceiling is not None),
+        loc="outside upper right",
+        ncols=5,
+        handletextpad=0.3,
+        columnspacing=1.2,
+    )
+    return figure
+
+
+def rank_text(row: Any) -> str:
+    """`3` or, with the interval of the rank, `3 [2–5]`; a dash where nothing is known yet."""
+    low, high = getattr(row, "rank_low", math.nan), getattr(row, "rank_high", math.nan)
+    return format_rank(row.rank) + (f" [{low:.0f}–{high:.0f}]" if math.isfinite(low) and math.isfinite(high) else "")
+
+
+def make_axes(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:
+    """The main axis and, on the bad side, a narrow one for trials that count as worst."""
+    if not has_gutter:
+        return None, figure.add_subplot()  # type: ignore[return-value]
+    ratios = [1, 7] if left else [7, 1]
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": ratios, "wspace": 0.02})
+    return (axes[0], axes[1]) if left else (axes[1], axes[0])
+
+
+def limits(values: pd.Series) -> tuple[float, float]:
+    """Axis limits with a margin, wide enough that equal values don't fill the axis."""
+    if values.empty:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    pad = max(0.07 * (high - low), 0.01 * max(abs(high), 1e-3))
+    return low - pad, high + pad
+
+
+def draw_mean(axis: Axes, row: Any, at: int, low: float, high: float, metric: str) -> None:
+    """The ranking mean as a bar (an arrow with its value if it lies beyond the axis), the survivors' as a diamond."""
+    if math.isnan(row.mean):
+        return
+    if low <= row.mean <= high:
+        axis.plot([row.mean] * 2, [at - 0.32, at + 0.32], "-", color=MEAN, lw=2, solid_capstyle="butt")
+    else:
+        below = row.mean < low
+        axis.annotate(
+            f"◂ {format_value(metric, row.mean)}" if below else f"{format_value(metric, row.mean)} ▸",
+            (low if below else high, at), xytext=(3 if below else -3, 0), textcoords="offset points",
+            ha="left" if below else "right", va="center", fontsize=9, color=INK, fontweight="bold",
+        )  # fmt: skip
+    if row.survivors_n and row.survivors_n < row.n:
+        axis.plot([row.survivors_mean], [at], "D", ms=8, mfc="none", mec=MUTED, mew=1.2)
+
+
+def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, has_ceiling: bool) -> list[Line2D]:
+    """Only what the figure shows."""
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=6, color=BLUE, alpha=0.75, mew=0, label="one seed"),
+        Line2D([], [], ls="", marker="|", ms=11, mew=2, color=MEAN, label="mean, worst counted"),
+    ]
+    if has_interval:
+        handles.append(Line2D([], [], lw=1.1, color=MEAN, label="95 % interval"))
+    if has_ceiling:
+        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="two people"))
+    if ((order.survivors_n > 0) & (order.survivors_n < order.n)).any():
+        handles.append(Line2D([], [], ls="", marker="D", ms=7, mfc="none", mec=MUTED, label="survivors' mean"))
+    if (points.outcome == "stopped").any():
+        handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=BLUE, label="stopped early"))
+    if ((points.outcome == "collapsed") | (points.note == "nan")).any():
+        handles.append(Line2D([], [], ls="", marker="x", mec=BAD, mew=1.8, label="collapsed"))
+    if (points.outcome == "failed").any():
+        handles.append(Line2D([], [], ls="", marker="s", mfc="none", mec=BAD, mew=1.8, label="failed"))
+    return handles

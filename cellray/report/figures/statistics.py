@@ -1,0 +1,191 @@
+"""What the tests of a study decide: critical differences, paired differences, how stable a rank is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from cellray.report.figures.base import BLUE, INK, MEAN, MUTED, new_figure, plain
+from cellray.report.figures.parts import MOST_PANELS, bare, best_of, heat_cells, signed
+from cellray.report.tables import format_value, metric_title, rows_of
+
+MOST_NUMBERS = 16
+"""Configurations up to which the cells of a pair matrix have room for numbers."""
+
+
+def critical_difference(ranks: pd.DataFrame, friedman: pd.DataFrame, *, set_name: str = "test") -> Figure | None:
+    """Mean ranks over images on one axis, bars joining what the Nemenyi test can't tell apart (Demšar 2006).
+
+    A picture of the whole field; which pair is decided is said by the paired tests, not by it.
+
+    Args:
+        ranks: Of the inference: set, label, mean_rank (1 = best).
+        friedman: Of the inference: set, n_images, p, critical_difference.
+        set_name: The set.
+    """
+    rows = ranks[(ranks["set"] == set_name) & ranks.mean_rank.notna()].sort_values("mean_rank", kind="stable")
+    test = friedman[friedman["set"] == set_name]
+    if len(rows) < 2 or test.empty:
+        return None
+    (test,) = rows_of(test.iloc[:1])
+    names, at = list(rows.label), rows.mean_rank.to_numpy(dtype=float)
+    n = len(names)
+    groups = joined(at, float(test.critical_difference))
+    n_left = (n + 1) // 2
+    step, bar_step = 0.24, 0.13
+    first = 0.3 + bar_step * len(groups)
+    height = first + step * n_left
+    figure = new_figure(9.2, height + 1.3)
+    axis = figure.add_subplot()
+    low, high = math.floor(at.min()), math.ceil(at.max())
+    reach = max(high - low, 1)
+    axis.set_xlim(low - 0.03 * reach, high + 0.03 * reach)
+    axis.set_ylim(height, -0.6)  # in inches below the axis of ranks
+    axis.plot([low, low + test.critical_difference], [-0.4, -0.4], color=INK, lw=1.2, marker="|", ms=6, clip_on=False)
+    axis.annotate("critical difference", (low, -0.45), va="bottom", fontsize=9)
+    axis.plot([low, high], [0, 0], color=INK, lw=1.2)
+    for tick in range(low, high + 1):
+        axis.plot([tick, tick], [0, -0.07], color=INK, lw=1)
+        axis.annotate(f"{tick}", (tick, -0.1), ha="center", va="bottom", fontsize=9)
+    for i, (name, rank) in enumerate(zip(names, at, strict=True)):
+        is_left = i < n_left
+        y = first + step * (i if is_left else n - 1 - i)
+        edge = low - 0.02 * reach if is_left else high + 0.02 * reach
+        axis.plot([rank, rank, edge], [0, y, y], color=MUTED, lw=0.9, clip_on=False)
+        axis.plot([rank], [0], "o", ms=4, color=BLUE, mew=0, zorder=4)
+        text = f"{plain(name)}  {rank:.2f}" if is_left else f"{rank:.2f}  {plain(name)}"
+        axis.annotate(
+            text, (edge, y), xytext=(-4 if is_left else 4, 0), textcoords="offset points",
+            ha="right" if is_left else "left", va="center", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    for k, (start, end) in enumerate(groups):
+        y = 0.16 + bar_step * k
+        axis.plot([at[start], at[end]], [y, y], color=INK, lw=3.2, solid_capstyle="round", zorder=5)
+    axis.set_axis_off()
+    difference = f"critical difference {test.critical_difference:.2f} ranks"
+    how = f"Friedman test over {int(test.n_images)} images or groups: p {small_p(float(test.p))}"
+    axis.set_title(f"mean rank on {plain(set_name)}: {difference}; {how}", loc="center", fontsize=10)
+    return figure
+
+
+def joined(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
+    """First and last place of each largest run of sorted ranks whose ends differ by no more than a difference."""
+    groups: list[tuple[int, int]] = []
+    for start in range(len(ranks)):
+        end = int(np.flatnonzero(ranks - ranks[start] <= difference)[-1])
+        if end > start and (not groups or end > groups[-1][1]):
+            groups.append((start, end))
+    return groups
+
+
+def small_p(p: float) -> str:
+    """`= 0.03`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_name: str = "test") -> Figure | None:
+    """Paired differences, row minus column, turned so that above 0 the row is better; decided ones bold with a frame.
+
+    Args:
+        pairs: Of the inference: set, metric, a, b, difference, decided.
+        labels: Best first.
+        metric: A key of ``METRICS``.
+        set_name: The set.
+    """
+    rows = pairs[(pairs["set"] == set_name) & (pairs["metric"] == metric)]
+    known = [label for label in labels if label in set(rows.a) | set(rows.b)]
+    if len(known) < 2:
+        return None
+    shown = known[:MOST_PANELS]
+    place = {label: i for i, label in enumerate(shown)}
+    n = len(shown)
+    grid, decided = np.full((n, n), np.nan), np.zeros((n, n), dtype=bool)
+    for row in rows_of(rows):
+        if row.a in place and row.b in place:
+            i, j = place[row.a], place[row.b]
+            grid[i, j], grid[j, i] = row.difference, -row.difference
+            decided[i, j] = decided[j, i] = bool(row.decided)
+    top = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
+    has_numbers = n <= MOST_NUMBERS
+    side = 0.5 if has_numbers else 0.3
+    figure = new_figure(min(3.0 + side * n, 11), min(1.9 + 0.75 * side * n, 9))
+    axis = figure.add_subplot()
+    image = axis.imshow(grid, cmap="PuOr_r", vmin=-max(top, 1e-9), vmax=max(top, 1e-9), aspect="auto")
+    if has_numbers:
+        texts = [[short(metric, value) for value in row] for row in grid]
+        heat_cells(axis, image, np.where(np.eye(n, dtype=bool), 0.0, grid), texts, bold=decided)
+    for i, j in np.argwhere(decided):
+        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec="#000000", lw=1.1))
+    bare(axis, [plain(label) for label in shown], [plain(label, 22) for label in shown], slanted=True)
+    axis.set_xlabel(f"{metric_title(metric)} on {plain(set_name)}: row better by" + best_of(known, n))
+    axis.xaxis.set_label_position("bottom")
+    figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02).outline.set_visible(False)
+    handles = [Line2D([], [], ls="", marker="s", ms=9, mfc="none", mec=INK, label="decided (p < 0.05 after Holm)")]
+    figure.legend(handles=handles, loc="outside lower right")
+    return figure
+
+
+def short(metric: str, difference: float) -> str:
+    """A difference with its sign and without a leading zero, or nothing on the diagonal."""
+    if not math.isfinite(difference):
+        return ""
+    return signed(difference, format_value(metric, abs(difference)).removeprefix("0"))
+
+
+def rank_stability(stability: pd.DataFrame, ranks: pd.DataFrame, *, set_name: str = "test") -> Figure | None:
+    """Share of resamples (images × seeds) in which a configuration had each rank, as the area of a dot.
+
+    The line below the dots is the interval of the rank, the bar the rank itself.
+
+    Args:
+        stability: Of the inference: set, label, rank, share (of a label they sum to 1).
+        ranks: Of the inference: set, label, rank, rank_low, rank_high.
+        set_name: The set.
+    """
+    order = ranks[(ranks["set"] == set_name) & ranks["rank"].notna()].sort_values(["rank", "label"], kind="stable")
+    shares = stability[(stability["set"] == set_name) & (stability.share >= 0.005)]
+    if len(order) < 2 or shares.empty:
+        return None
+    n_known = list(order.label)
+    order = order.iloc[:MOST_PANELS]
+    place = {label: i for i, label in enumerate(order.label)}
+    shares = shares[shares.label.isin(place)]
+    figure = new_figure(8.6, 1.5 + 0.34 * len(order))
+    axis = figure.add_subplot()
+    axis.scatter(
+        shares["rank"], shares.label.map(place), s=190 * shares.share, color=BLUE, alpha=0.75, linewidths=0, zorder=3
+    )
+    for row in rows_of(order):
+        i = place[row.label]
+        axis.plot([row.rank] * 2, [i - 0.34, i + 0.34], color=MEAN, lw=2, zorder=4)
+        if math.isfinite(row.rank_low) and math.isfinite(row.rank_high):
+            axis.plot([row.rank_low, row.rank_high], [i + 0.34] * 2, color=MEAN, lw=1.1, zorder=2)
+    axis.set_yticks(range(len(order)), [plain(label) for label in order.label])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(order) - 0.45, -0.6)
+    rank_axis(axis, len(n_known))
+    axis.set_xlabel(f"rank on {plain(set_name)}" + best_of(n_known, len(order)))
+    handles = [
+        Line2D([], [], ls="", marker="|", ms=11, mew=2, color=MEAN, label="rank"),
+        Line2D([], [], lw=1.1, color=MEAN, label="95 % interval"),
+        *(
+            Line2D([], [], ls="", marker="o", ms=math.sqrt(190 * share), mew=0, color=BLUE, alpha=0.75, label=text)
+            for share, text in ((0.1, "10 %"), (0.5, "50 %"), (1.0, "100 % of resamples"))
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=5, handletextpad=0.5)
+    return figure
+
+
+def rank_axis(axis: Axes, n: int) -> None:
+    """Whole ranks from 1 to n."""
+    axis.set_xlim(0.4, n + 0.6)
+    every = 1 if n <= 15 else 5
+    axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or rank % every == 0])

@@ -1,0 +1,140 @@
+"""How trials trained: learning curves and learning-rate range tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.report.figures.base import BAD, INK, plain
+from cellray.report.figures.parts import MOST_PANELS, best_of, panels, seed_look
+
+ALIVE = 0.01
+"""Validation Dice below which a network shows no cells."""
+
+MOST_MARKERS = 16
+"""Points of a line that get markers; on a denser one they would hide it."""
+
+END_MARKS = {"collapsed": "x", "failed": "s"}
+
+
+def collapse_epoch(history: pd.DataFrame) -> int | None:
+    """The epoch from which a trial showed no sign of life again, or None if it was alive when last seen.
+
+    A validation Dice of at least 0.01 is a sign of life. A lower or undefined one, and a training loss that is not a
+    number, are signs of death; an epoch without validation says nothing about the Dice, and the last epoch is always
+    validated. The answer is the first sign of death after the last sign of life.
+
+    Args:
+        history: One row an epoch, in order, with the columns epoch, train_loss and val_dice (NaN = not validated).
+    """
+    if history.empty:
+        return None
+    dice = history["val_dice"].to_numpy(dtype=float)
+    dead = (dice < ALIVE) | ~np.isfinite(history["train_loss"].to_numpy(dtype=float))
+    dead[-1] |= not np.isfinite(dice[-1])
+    living = np.flatnonzero(dice >= ALIVE)
+    after = np.flatnonzero(dead & (np.arange(len(dice)) > (living[-1] if len(living) else -1)))
+    return int(history["epoch"].iloc[after[0]]) if len(after) else None
+
+
+def curves(
+    histories: Mapping[tuple[str, int], pd.DataFrame],
+    outcomes: Mapping[tuple[str, int], str],
+    labels: Sequence[str],
+    *,
+    column: str,
+    title: str,
+    shared_y: tuple[float, float] | None = None,
+) -> Figure | None:
+    """One panel a configuration, one line a seed; a cross marks the epoch at which a trial collapsed.
+
+    Points that not every epoch has get markers. Where a collapse leaves no trace in the history (too much predicted,
+    say), the cross ends the line; so does the square of a trial that failed.
+    """
+    known = [label for label in labels if any(key[0] == label for key in histories)]
+    if not known:
+        return None
+    shown = known[:MOST_PANELS]
+    looks = seed_look(sorted({seed for _, seed in histories}))
+    figure, axes = panels(len(shown), same_y=shared_y is not None)
+    last = max(float(h.epoch.max()) for h in histories.values() if len(h))
+    marked: set[str] = set()
+    for axis, label in zip(axes, shown, strict=True):
+        axis.set_title(plain(label, 32), loc="left")
+        for seed, look in looks.items():
+            history = histories.get((label, seed))
+            if history is None or column not in history:
+                continue
+            rows = history[np.isfinite(history[column].astype(float))]
+            is_rare = len(rows) == 1 or len(rows) < min(len(history), MOST_MARKERS)
+            axis.plot(rows.epoch, rows[column], lw=1.3, marker="o" if is_rare else "", ms=3.2, **look)
+            outcome = outcomes.get((label, seed), "")
+            if outcome in END_MARKS:
+                marked.add(outcome)
+                end = collapse_epoch(history) if outcome == "collapsed" else None
+                end = end or int(history.epoch.max())
+                before = rows[rows.epoch <= end]
+                height = before[column].iloc[-1] if len(before) else (shared_y or (0, 0))[0]
+                axis.plot(
+                    [end], [height], END_MARKS[outcome], ms=8, mfc="none", mec=BAD, mew=2, clip_on=False, zorder=5
+                )
+        axis.set_xlim(0, last * 1.03 + 0.5)
+        if shared_y:
+            axis.set_ylim(*shared_y)
+    figure.supxlabel("epoch" + best_of(known, len(shown)), fontsize=10)
+    figure.supylabel(title, fontsize=10)
+    handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
+    for outcome in sorted(marked):
+        handles.append(
+            Line2D([], [], ls="", marker=END_MARKS[outcome], mfc="none", mec=BAD, mew=2, ms=7, label=outcome)
+        )
+    figure.legend(handles=handles, loc="outside upper right", ncols=7)
+    return figure
+
+
+def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+    """Loss against learning rate in the range test of each trial; a dot marks the rate that training then used."""
+    tested = {key: r for key, r in records.items() if (r.get("range_test") or {}).get("lr")}
+    known = [label for label in labels if any(key[0] == label for key in tested)]
+    if not known:
+        return None
+    shown = known[:MOST_PANELS]
+    looks = seed_look(sorted({seed for _, seed in tested}))
+    tried = [rate for record in tested.values() for rate in record["range_test"]["lr"]]
+    rates = (min(tried) / 1.3, max(tried) * 1.3)
+    figure, axes = panels(len(shown))
+    for axis, label in zip(axes, shown, strict=True):
+        axis.set_title(plain(label, 32), loc="left")
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xlim(*rates)
+        tops = []
+        for seed, look in looks.items():
+            record = tested.get((label, seed))
+            if record is None:
+                continue
+            lr = np.asarray(record["range_test"]["lr"], dtype=float)
+            loss = np.asarray([np.nan if v is None else v for v in record["range_test"]["loss"]], dtype=float)
+            ok = np.isfinite(loss)
+            if not ok.any():
+                continue
+            axis.plot(lr[ok], loss[ok], lw=1.1, **look)
+            tops.append((loss[ok].min(), loss[ok][: max(3, ok.sum() // 3)].max()))
+            if record.get("lr"):
+                height = np.interp(math.log(record["lr"]), np.log(lr[ok]), loss[ok])
+                axis.plot([record["lr"]], [height], "o", ms=7, color=look["color"], mec=INK, mew=1.2, zorder=4)
+        if tops:  # the explosion at the right end would flatten everything else
+            low, high = min(t[0] for t in tops), max(t[1] for t in tops)
+            axis.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low) + 1e-6)
+    figure.supxlabel("learning rate" + best_of(known, len(shown)), fontsize=10)
+    figure.supylabel("training loss", fontsize=10)
+    handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
+    handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=7, label="rate used"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=7)
+    return figure

@@ -1,0 +1,104 @@
+"""What is left of a score on external sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.metrics import METRICS
+from cellray.report.figures.base import BLUE, INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.parts import (
+    MOST_PANELS,
+    bare,
+    best_of,
+    draw_ceiling,
+    heat_cells,
+    named_rows,
+    sets_of,
+    signed,
+)
+from cellray.report.tables import format_value, metric_title
+
+
+def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> Figure | None:
+    """Mean of each configuration on each set (test first), with the change from test written below the value."""
+    shown = [name for name in sets if name != "val"]
+    if len(shown) < 2:
+        return None
+    rows = ranking[(ranking.metric == metric) & (ranking.point == "own") & ranking.set.isin(shown)]
+    order = list(rows[rows.set == "test"].label)
+    grid = rows.pivot(index="label", columns="set", values="mean").loc[order, shown].to_numpy(dtype=float)
+    if not np.isfinite(grid).any():
+        return None
+    figure = new_figure(min(2.6 + 1.25 * len(shown), 12), 1.2 + 0.46 * len(order))
+    axis = figure.add_subplot()
+    span = METRICS[metric].worst is not None
+    image = axis.imshow(
+        grid, cmap="cividis" if METRICS[metric].higher_is_better else "cividis_r", aspect="auto",
+        vmin=0 if span else None, vmax=1 if span else None,
+    )  # fmt: skip
+    texts = [[cell_text(metric, value, row[0] if j else None) for j, value in enumerate(row)] for row in grid]
+    heat_cells(axis, image, grid, texts)
+    bare(axis, [plain(label) for label in order], [plain(name, 16) for name in shown])
+    return figure
+
+
+def cell_text(metric: str, value: float, home: float | None) -> str:
+    """A mean and, below it, the change from the test set."""
+    text = format_value(metric, value)
+    return text if home is None else f"{text}\n({change_text(value - home)})"
+
+
+def change_text(change: float) -> str:
+    """A change with its sign."""
+    return signed(change, f"{abs(change):.2f}")
+
+
+def drop(
+    ranking: pd.DataFrame, sets: Sequence[str], *, metric: str, ceiling: Mapping[str, float] | None = None
+) -> Figure | None:
+    """One panel an external set: each configuration from its mean on the test set to its mean there, best on top.
+
+    Args:
+        ranking: Of `make_tables`.
+        sets: In the order to show, test among them.
+        metric: A key of ``METRICS``.
+        ceiling: Set -> what two people reach against each other in this metric, drawn as a dashed line.
+    """
+    rows = ranking[(ranking.metric == metric) & (ranking.point == "own")]
+    rows = rows[np.isfinite(rows["mean"].astype(float))]
+    shown = [name for name in sets_of(rows, sets) if name != "test"]
+    home = rows[rows.set == "test"].set_index("label")["mean"]
+    if not shown or home.empty:
+        return None
+    labels = list(home.index[:MOST_PANELS])
+    figure, axes = named_rows(len(shown), labels, row=0.235, top=0.55)
+    for axis, name in zip(axes, shown, strict=True):
+        away = rows[rows.set == name].set_index("label")["mean"].reindex(labels)
+        for i, label in enumerate(labels):
+            if not np.isfinite(away[label]):
+                continue
+            axis.plot([home[label], away[label]], [i, i], "-", color=MUTED, lw=1)
+            axis.plot([home[label]], [i], "o", ms=5, mfc=PAPER, mec=MUTED)
+            axis.plot([away[label]], [i], "o", ms=6, color=BLUE, mew=0)
+            axis.annotate(
+                change_text(away[label] - home[label]), (1, i), xycoords=axis.get_yaxis_transform(), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=9, color=INK, annotation_clip=False,
+            )  # fmt: skip
+        axis.set_title(plain(name, 30), loc="left")
+        draw_ceiling(axis, (ceiling or {}).get(name))
+        if METRICS[metric].worst is not None:
+            axis.set_xlim(0, 1)
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=5, mfc=PAPER, mec=MUTED, label="test set"),
+        Line2D([], [], ls="", marker="o", ms=6, color=BLUE, mew=0, label="external set (difference at the right)"),
+    ]
+    if any(name in (ceiling or {}) for name in shown):
+        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="two people against each other"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    figure.supxlabel(metric_title(metric) + best_of(list(home.index), len(labels)), fontsize=10)
+    return figure

@@ -1,0 +1,242 @@
+"""What the numbers of a study allow to say: intervals, paired comparisons and ranks over seeds × images.
+
+A lost trial counts on every image as the worst value, as in the ranking. Where the trials of a configuration were not
+judged on the same images (validation), or their image rows aren't there, only seeds are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from cellray.metrics import MEDIANS, METRICS
+from cellray.report.samples import Samples
+from cellray.report.tables import INTERVALS, Plan, Tables, select
+from cellray.statistics import (
+    ALPHA,
+    LEAST_SEEDS,
+    compare,
+    contenders,
+    crossed_mean,
+    detectable,
+    friedman,
+    holm,
+    mean_median,
+    median_pairs,
+    rank_shares,
+    rank_table,
+    resampled_means,
+)
+
+MOST_COMPARED = 60
+"""Configurations up to which every pair is compared; among more, the leader with each other one."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Tables at the own operating point; sets and metrics in the order of `Tables`."""
+
+    pairs: pd.DataFrame
+    """One row a set, metric and pair: set, metric, and `statistics.PAIR_COLUMNS`. Differences are turned so that above
+    0 means that a is better. All columns for the metric that ranks, the tests alone for the others."""
+    ranks: pd.DataFrame
+    """One row a set and configuration, for the metric that ranks: set, the columns of `statistics.rank_table`, and
+    may_be_best (`statistics.contenders`)."""
+    stability: pd.DataFrame
+    """set, label, rank, share: of 2,000 resamples of seeds and images, those in which it had that rank."""
+    friedman: pd.DataFrame
+    """set, n_images, statistic, p, critical_difference: for the metric that ranks."""
+    detectable: pd.DataFrame
+    """set, metric, difference: the smallest true difference of one pair that is found with 80 % power."""
+
+    def pairs_of(self, set_name: str, metric: str) -> pd.DataFrame:
+        """The pairs of one set and metric, best first."""
+        return self.pairs[(self.pairs["set"] == set_name) & (self.pairs.metric == metric)]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One set, point and metric: every configuration's trials, higher is better."""
+
+    values: np.ndarray
+    """Shape (n_configurations, n_seeds, n_units); NaN throughout where a trial is missing. The units are images, or one
+    only, the trial's score, where trials can't be compared image by image."""
+    is_median: bool
+
+
+def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = False) -> Tables:
+    """The same tables with intervals in the ranking (columns low, high, rank_low, rank_high) and an `Inference`.
+
+    Args:
+        tables: Of `make_tables`.
+        samples: Of its trials.
+        plan: The planned trials.
+        only_ranking: Only the metric that ranks on the test set, for a table that is made anew every few seconds.
+    """
+    labels, seeds = plan.labels, sorted({trial.seed for trial in plan.trials})
+    scores = tables.scores.assign(turned=tables.scores.metric.map(_sign) * tables.scores.counted)
+    ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
+    for by, rows in scores.groupby(["set", "point", "metric"], sort=False):
+        name, point, metric = map(str, by)
+        if only_ranking and (name, point, metric) != ("test", "own", plan.rank_by):
+            continue
+        block = _block(rows, samples, labels, seeds, tables)
+        ends += [
+            (name, point, metric, label, *_interval(v, block, metric))
+            for label, v in zip(labels, block.values, strict=True)
+        ]
+        if point != "own":
+            continue
+        ranks_it = metric == plan.rank_by
+        compared = _compare(block, labels, detail=ranks_it)
+        places = rank_table(*_means(block), compared, labels)
+        may_be_best = places.label.isin(contenders(compared, labels)) & places["rank"].notna()
+        ranks.append(places.assign(set=name, metric=metric, may_be_best=may_be_best))
+        pairs.append(compared.assign(set=name, metric=metric))
+        effects.append({"set": name, "metric": metric, "difference": _detectable(block)})
+        if ranks_it and len(labels) <= MOST_COMPARED:
+            shares.append(_stability(block, labels).assign(set=name))
+            test = friedman(_means(block)[1])
+            if test is not None:
+                tests.append({"set": name, **vars(test)})
+    found = pd.DataFrame(ends, columns=["set", "point", "metric", "label", "low", "high"])
+    if not ranks:  # no record has the metric
+        return tables
+    all_ranks = pd.concat(ranks, ignore_index=True)
+    ranking = tables.ranking.drop(columns=INTERVALS).merge(
+        found, on=["set", "point", "metric", "label"], how="left", sort=False
+    )
+    bounds = all_ranks[["set", "metric", "label", "rank_low", "rank_high"]].assign(point="own")
+    ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
+    inference = Inference(
+        pairs=pd.concat(pairs, ignore_index=True)[["set", "metric", *compared.columns]],
+        ranks=all_ranks[all_ranks.metric == plan.rank_by].drop(columns="metric").reset_index(drop=True),
+        stability=pd.concat(shares, ignore_index=True)
+        if shares
+        else pd.DataFrame(columns=["set", "label", "rank", "share"]),
+        friedman=pd.DataFrame(tests, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
+        detectable=pd.DataFrame(effects, columns=["set", "metric", "difference"]),
+    )
+    return replace(tables, ranking=ranking, inference=inference)
+
+
+def versus(
+    tables: Tables, samples: Samples, plan: Plan, couples: Sequence[tuple[str, str]], *, set_name: str, metric: str
+) -> pd.DataFrame:
+    """Chosen couples of configurations, each compared alone; Holm's adjustment is over the couples.
+
+    Args:
+        tables: Of `make_tables`.
+        samples: Of its trials.
+        plan: Of the study, or of several put together.
+        couples: Labels; those without a common seed are left out.
+        set_name: One of ``tables.sets``.
+        metric: A key of ``METRICS``; medians are compared by their seeds.
+
+    Returns:
+        One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one.
+    """
+    seeds = sorted({trial.seed for trial in plan.trials})
+    rows = select(tables.scores, set_name=set_name, metric=metric)
+    rows = rows.assign(turned=_sign(metric) * rows.counted)
+    found = []
+    for couple in couples:
+        block = _block(rows[rows.label.isin(couple)], samples, couple, seeds, tables)
+        values = np.median(block.values, axis=2, keepdims=True) if block.is_median else block.values
+        found.append(compare(values, couple))
+    table = pd.concat(found, ignore_index=True)
+    table["p_holm"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
+    table["decided"] = (table.p_holm < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
+    # what would decide a couple that is so alone, but not among the others, isn't known
+    table.loc[~table.decided & (table.more_seeds == 0), ["more_seeds", "more_images"]] = np.nan
+    return table
+
+
+def _sign(metric: str) -> float:
+    return 1.0 if METRICS[metric].higher_is_better else -1.0
+
+
+def _block(rows: pd.DataFrame, samples: Samples, labels: Sequence[str], seeds: Sequence[int], tables: Tables) -> _Block:
+    """The trials of one set, point and metric as an array."""
+    name, point, metric = (str(rows[column].iloc[0]) for column in ("set", "point", "metric"))
+    if tables.skip_collapsed:
+        rows = rows[rows.note == ""]
+    rows = rows[rows.turned.notna()]
+    is_median = metric in MEDIANS
+    place, order = {label: i for i, label in enumerate(labels)}, {seed: i for i, seed in enumerate(seeds)}
+    at = [(place[label], order[seed]) for label, seed in zip(rows.label, rows.seed, strict=True)]
+    lost = (rows.note != "").tolist()
+    found = [samples.get(key, {}).get((name, point)) for key in rows.key]
+    per_image = [None if s is None else (s.images if is_median else s.values).get(metric) for s in found]
+    units = {
+        None if s is None or v is None else s.units
+        for s, v, gone in zip(found, per_image, lost, strict=True)
+        if not gone
+    }
+    alike = units.pop() if len(units) == 1 else None
+    size = next(len(v) for v, gone in zip(per_image, lost, strict=True) if v is not None and not gone) if alike else 1
+    block = np.full((len(labels), len(seeds), size), np.nan)
+    # a signed error is ranked by its size
+    flips = np.where((rows.value < 0) & (rows.counted > 0), -1.0, 1.0) * _sign(metric)
+    for where, score, values, flip, gone in zip(at, rows.turned, per_image, flips, lost, strict=True):
+        # a lost trial counts as worst on every image
+        block[where] = score if alike is None or gone else flip * values
+    return _Block(block, is_median and alike is not None)
+
+
+def _interval(trials: np.ndarray, block: _Block, metric: str) -> tuple[float, float]:
+    """95 % interval of one configuration's mean, in the metric's own direction and range."""
+    known = trials[~np.isnan(trials).any(1)]
+    if len(known) == 0:
+        return np.nan, np.nan
+    if block.is_median:
+        _, low, high = mean_median(known)
+    else:
+        low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())
+    if not METRICS[metric].higher_is_better:
+        low, high = -high, -low
+    worst = METRICS[metric].worst
+    top = np.inf if worst is None else max(worst, METRICS[metric].best)
+    return max(low, 0.0) if not np.isnan(low) else low, min(high, top) if not np.isnan(high) else high
+
+
+def _compare(block: _Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:
+    if block.is_median:
+        known = {label: v[~np.isnan(v).any(1)] for label, v in zip(labels, block.values, strict=True)}
+        known = {label: -v for label, v in known.items() if len(v)}
+        n_seeds = min((len(v) for v in known.values()), default=0)
+        return median_pairs([mean_median(v) for v in known.values()], list(known), n_seeds)
+    few = len(labels) <= MOST_COMPARED
+    return compare(block.values, labels, detail=detail, leader_only=not few)
+
+
+def _means(block: _Block) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds of each configuration, as a whole and image by image; NaN without a trial."""
+    known = ~np.isnan(block.values).any(2)
+    by_image = np.full((len(block.values), block.values.shape[2]), np.nan)
+    means = np.full(len(block.values), np.nan)
+    for i, (trials, there) in enumerate(zip(block.values, known, strict=True)):
+        if there.any():
+            by_image[i] = trials[there].mean(0)
+            means[i] = np.median(trials[there], axis=1).mean() if block.is_median else by_image[i].mean()
+    return means, by_image
+
+
+def _stability(block: _Block, labels: Sequence[str]) -> pd.DataFrame:
+    shares = rank_shares(resampled_means(block.values, is_median=block.is_median))
+    rows = [
+        (label, place + 1, share) for label, row in zip(labels, shares, strict=True) for place, share in enumerate(row)
+    ]
+    return pd.DataFrame(rows, columns=["label", "rank", "share"])
+
+
+def _detectable(block: _Block) -> float:
+    """For the leader's pairs over the seeds that all have."""
+    values = block.values[:, ~np.isnan(block.values).any((0, 2))]
+    if block.is_median or len(values) < 2 or values.shape[1] == 0 or values.shape[1] * values.shape[2] < 2:
+        return float("nan")
+    leader = int(values.mean((1, 2)).argmax())
+    return detectable(crossed_mean(values[leader] - np.delete(values, leader, axis=0)))

@@ -1,0 +1,146 @@
+"""What the page's tables are made of: cells, columns, numbers as text, and small drawings of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from cellray.metrics import METRICS
+from cellray.report.tables import format_value, rows_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: what it shows, what it sorts by, and how it looks."""
+
+    text: str
+    sort: float | str
+    kind: str = "number"
+    """`number`, `text`, `head` (the row's label), `strip` (drawn seeds), `moved` or `good`."""
+    note: str = ""
+    """Shown small below the text, a line each."""
+    html: Markup | None = None
+    """Instead of the text."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A sortable table."""
+
+    columns: list[tuple[str, str]]
+    """Title and explanation of each column."""
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def text_columns(self) -> list[int]:
+        """Columns whose titles stand at the left, as their cells do."""
+        return [i for i, cell in enumerate(self.rows[0]) if cell.kind in ("head", "strip", "text")] if self.rows else []
+
+    @property
+    def explained(self) -> list[tuple[str, str]]:
+        """The columns that have an explanation, for readers who can't hover over a title."""
+        return [(title, text) for title, text in self.columns if text]
+
+
+def head(text: str) -> Cell:
+    """The label of a row."""
+    return Cell(text, text, "head")
+
+
+def number(value: float, text: str, note: str = "", kind: str = "number") -> Cell:
+    """A number; a dash, sorted last, where there is none."""
+    return Cell(text if not np.isnan(value) else "–", sort_key(value), kind, note=note)
+
+
+def sort_key(value: float) -> float | str:
+    """A value to sort by; empty where there is none, which sorts last."""
+    return "" if np.isnan(value) else float(value)
+
+
+def signed(metric: str, value: float) -> str:
+    """A difference with its sign."""
+    if not np.isfinite(value):
+        return "–"
+    text = format_value(metric, abs(value))
+    return ("+" if value >= 0 else "−") + text
+
+
+def interval(metric: str, low: float, high: float) -> str:
+    """`[0.801, 0.845]`, or nothing where it is unknown."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return ""
+    return f"[{with_minus(metric, low)}, {with_minus(metric, high)}]"
+
+
+def with_minus(metric: str, value: float) -> str:
+    """A number with a real minus sign."""
+    return ("−" if value < 0 else "") + format_value(metric, abs(value))
+
+
+def rank_interval(rank: float, low: float, high: float) -> str:
+    """`1 [1–4]`; the rank alone where its interval is unknown, a dash without a rank."""
+    if not np.isfinite(rank):
+        return "–"
+    known = np.isfinite(low) and np.isfinite(high)
+    return f"{rank:.0f}" + (f" [{low:.0f}–{high:.0f}]" if known else "")
+
+
+def p_value(p: float) -> str:
+    """A p-value or a probability as papers print it."""
+    if not np.isfinite(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def agreement_note(agreement: Mapping[str, Mapping[str, float]], set_name: str) -> str:
+    """A sentence on how well human experts agree on a set, or nothing where it is unknown."""
+    known = [(METRICS[key].title, format_value(key, v)) for key, v in agreement.get(set_name, {}).items()
+             if key in METRICS]  # fmt: skip
+    if not known:
+        return ""
+    values = ", ".join(f"{title} {value}" for title, value in known)
+    return f"Human experts agree with each other at {values} on these images: no method can be shown to do better."
+
+
+def strip_limits(seeds: pd.DataFrame) -> tuple[float, float]:
+    """The common scale of a table's strips: the values of trials that ended, so that they can be told apart."""
+    values = seeds[(seeds.outcome != "missing") & (seeds.note == "")].counted
+    if values.empty:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def strip(mine: pd.DataFrame, mean: float, low: float, high: float, metric: str) -> Markup:
+    """A small drawing of one configuration's seeds; worst-counted ones are crosses at the bad end."""
+    width, left, right = 132, 14, 126
+    if not METRICS[metric].higher_is_better:
+        left, right = 6, 118
+    lost_x = 5.0 if METRICS[metric].higher_is_better else width - 5.0
+
+    def x(value: float) -> float:
+        return left + (right - left) * min(max((value - low) / (high - low), 0.0), 1.0)
+
+    parts, spoken = [], []
+    for row in rows_of(mine.sort_values("seed")):
+        if row.note:
+            spoken.append(f"seed {row.seed} {row.outcome if row.note == 'worst' else 'not a number'}")
+            continue
+        spoken.append(f"seed {row.seed} {format_value(metric, row.counted)}")
+        parts.append(f'<circle cx="{x(row.counted):.1f}" cy="10" r="3.6"/>')
+    lost = int((mine.note != "").sum())
+    for i in range(lost):
+        y = 10 + (i - (lost - 1) / 2) * min(4.0, 12 / max(lost - 1, 1))
+        parts.append(f'<path d="M{lost_x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"/>')
+    if np.isfinite(mean) and low <= mean <= high:
+        parts.append(f'<rect x="{x(mean) - 1:.1f}" y="1" width="2" height="18"/>')
+    text = Markup.escape("; ".join(spoken) or "no result yet")
+    return Markup(
+        f'<svg class="strip" viewBox="0 0 {width} 20" width="{width}" height="20" role="img" aria-label="{text}">'
+        f'<title>{text}</title><line x1="0" x2="{width}" y1="10" y2="10"/>{"".join(parts)}</svg>'
+    )

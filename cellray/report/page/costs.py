@@ -1,0 +1,102 @@
+"""What each configuration took: time, memory, epochs, images a second, and the hours of the whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from cellray.report.page.cells import PageTable, head, number
+from cellray.report.tables import Plan, Record, Tables, rows_of, select
+from cellray.report.tables import number as stored_number
+
+
+def cost_table(
+    records: Mapping[str, Record], plan: Plan, tables: Tables, speeds: Mapping[tuple[str, int], float]
+) -> PageTable | None:
+    """Means over the trials of a configuration, and the hours of all of them.
+
+    Args:
+        records: Of the planned trials, by key.
+        plan: The planned trials.
+        tables: Give the order.
+        speeds: Training images a second by label and seed; (label, seed) may be absent.
+
+    Returns:
+        A table with the study's totals as notes; None if no record holds a time.
+    """
+    columns = [
+        ("Configuration", ""),
+        ("Trials", "With a record"),
+        ("Training", "Seconds a trial, mean; the range below"),
+        ("Evaluation", "Seconds a trial on every set, with the choice of the operating point"),
+        ("Images/s", "Crops trained on in a second, mean over epochs and trials"),
+        ("Epochs", "Mean; the range below where it varies"),
+        ("Peak memory", "MB, the largest of any trial"),
+        ("Hours", "Training and evaluation of all its trials together"),
+    ]
+    body = []
+    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
+        trials = [t for t in plan.trials if t.label == row.label and t.key in records]
+        mine = [records[t.key] for t in trials]
+        training, evaluation = (seconds(mine, what) for what in ("training", "evaluation"))
+        epochs = finite(stored_number(r.get("epochs")) for r in mine)
+        memory = finite(stored_number(r.get("peak_memory_mb")) for r in mine)
+        speed = finite(speeds.get((t.label, t.seed), np.nan) for t in trials)
+        hours = (training.sum() + evaluation.sum()) / 3600
+        body.append(
+            [
+                head(str(row.label)),
+                number(len(mine), str(len(mine))),
+                number(mean(training), f"{mean(training):.0f} s", reach(training)),
+                number(mean(evaluation), f"{mean(evaluation):.0f} s", reach(evaluation)),
+                number(mean(speed), f"{mean(speed):.0f}"),
+                number(mean(epochs), f"{mean(epochs):.0f}", reach(epochs)),
+                number(max(memory, default=np.nan), f"{max(memory, default=np.nan):,.0f} MB".replace(",", " ")),
+                number(hours, f"{hours:.2f}"),
+            ]
+        )
+    used = {trial.key: records[trial.key] for trial in plan.trials if trial.key in records}
+    totals = hours_by_device(used.values())
+    if not totals:
+        return None
+    text = "; ".join(f"{hours:.1f} h on {device}" for device, hours in totals.items())
+    return PageTable(
+        columns,
+        body,
+        [f"All trials together: {text}. Hours add up over trials, whether they ran one by one or side by side."],
+    )
+
+
+def hours_by_device(records: Iterable[Record]) -> dict[str, float]:
+    """Hours of training and evaluation by the device that the records name."""
+    totals: dict[str, float] = {}
+    for record in records:
+        spent = seconds([record], "training").sum() + seconds([record], "evaluation").sum()
+        if spent:
+            device = str((record.get("provenance") or {}).get("device") or "an unnamed device")
+            totals[device] = totals.get(device, 0.0) + float(spent) / 3600
+    return dict(sorted(totals.items()))
+
+
+def seconds(records: list[Record], what: str) -> np.ndarray:
+    """The known seconds of some records."""
+    return finite(stored_number((r.get("seconds") or {}).get(what)) for r in records)
+
+
+def finite(values: Iterable[float]) -> np.ndarray:
+    """Those that are known."""
+    array = np.array(list(values), dtype=float)
+    return array[np.isfinite(array)]
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean, NaN of nothing."""
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def reach(values: np.ndarray) -> str:
+    """`from–to`, or nothing where all are the same when rounded."""
+    if not len(values) or round(values.min()) == round(values.max()):
+        return ""
+    return f"{values.min():.0f}–{values.max():.0f}"

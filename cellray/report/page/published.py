@@ -1,0 +1,76 @@
+"""This study beside the reference study's published table, where it is the same ablation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cellray import published
+from cellray.report.page.cells import PageTable, head, number
+from cellray.report.tables import Tables, format_rank, format_spread, rows_of, select
+
+METRIC = "f1_iou"
+ENOUGH = 6
+"""Labels of the reference study that a study must share with it to be put beside it."""
+
+
+def published_table(tables: Tables) -> PageTable | None:
+    """Published F1, the same with collapsed runs counted, and this study's, in this study's order.
+
+    None where fewer than `ENOUGH` of the twelve configurations are in this study, or it doesn't know the metric.
+    """
+    known = published.compare()
+    known = known[known.metric == METRIC].set_index("configuration")
+    rows = [row for row in rows_of(select(tables.ranking, set_name="test", metric=METRIC)) if row.label in known.index]
+    if len(rows) < ENOUGH:
+        return None
+    columns = [
+        ("Configuration", ""),
+        ("Published", "Mean ± SD of the slides' table"),
+        ("Rank", "By the published means"),
+        ("Collapses counted", "The public runs, those that predict nothing counted as 0"),
+        ("Rank, counted", "By those means"),
+        ("This study", "Mean ± SD on the test set, failed and collapsed counted as worst"),
+        ("Rank here", "In this study's whole ranking by F1 (IoU)"),
+    ]
+    slides_rank = known.slides_mean.round(9).rank(ascending=False, method="min")
+    body = []
+    for row in rows:
+        theirs = known.loc[row.label]
+        collapsed = f"{theirs.n_collapsed:.0f} of {theirs.n_runs:.0f} runs" if theirs.n_collapsed else ""
+        body.append(
+            [
+                head(str(row.label)),
+                number(theirs.slides_mean, format_spread(METRIC, theirs.slides_mean, theirs.slides_sd)),
+                number(slides_rank[row.label], format_rank(slides_rank[row.label])),
+                number(theirs.all_mean, format_spread(METRIC, theirs.all_mean, theirs.all_sd), collapsed),
+                number(theirs.all_rank, format_rank(theirs.all_rank)),
+                number(row.mean, format_spread(METRIC, row.mean, row.sd)),
+                number(row.rank, format_rank(row.rank)),
+            ]
+        )
+    notes = [
+        "The reference study trained on fluorescent neuronal cells with its own budget: where this study's data or "
+        "budget differ, orders may be compared, values may not. See cellray audit published for every metric.",
+    ]
+    ended = [row for row in rows if np.isfinite(row.mean)]
+    if len(ended) >= ENOUGH:
+        here = np.array([row.mean for row in ended])
+        labels = [row.label for row in ended]
+        rho = {
+            name: spearman(here, known.loc[labels, column].to_numpy(dtype=float))
+            for name, column in (("published", "slides_mean"), ("counted", "all_mean"))
+        }
+        if np.isfinite(rho["published"]) and np.isfinite(rho["counted"]):
+            values = {name: f"{value:+.2f}".replace("-", "−") for name, value in rho.items()}
+            notes.append(
+                f"Spearman's rank correlation over these {len(ended)} configurations: {values['published']} with the "
+                f"published order, {values['counted']} with collapses counted (1 is the same order, 0 no relation)."
+            )
+    return PageTable(columns, body, notes)
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation in [-1, 1]; NaN if either is constant."""
+    a, b = (pd.Series(values.round(9)).rank().to_numpy() for values in (x, y))
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")

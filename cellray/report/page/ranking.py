@@ -1,0 +1,140 @@
+"""The ranked tables of the page."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cellray.metrics import METRICS
+from cellray.report.page.cells import (
+    Cell,
+    PageTable,
+    head,
+    interval,
+    number,
+    rank_interval,
+    signed,
+    sort_key,
+    strip,
+    strip_limits,
+)
+from cellray.report.tables import (
+    Tables,
+    format_counts,
+    format_rank,
+    format_spread,
+    format_value,
+    metric_title,
+    rows_of,
+    select,
+    table_notes,
+)
+
+SHOWN = (
+    "f1_iou", "precision_iou", "recall_iou", "f1_distance", "precision_distance", "recall_distance", "miou", "dice",
+    "pq", "ap_50_90", "aji", "mae", "medae", "mpe",
+)  # fmt: skip
+"""The metrics that the page's tables show; the exports have all of them."""
+
+
+def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
+    """The ranking of one set: seeds, mean, survivors, worst seed, shared point, outcomes."""
+    rows = select(tables.ranking, set_name=set_name, metric=metric)
+    shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")["mean"]
+    seeds = select(tables.scores, set_name=set_name, metric=metric)
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    counted = "skipped, as the quirk has it" if tables.skip_collapsed else "counted as worst"
+    has_intervals = bool(rows.low.notna().any())
+    brackets = "; below, its 95 % interval over new seeds and new images" if has_intervals else ""
+    columns = [
+        (
+            "Rank",
+            f"By the mean, failed and collapsed trials {counted}"
+            + (
+                "; in brackets the ranks that the paired tests leave possible, all at once with 95 % confidence"
+                * has_intervals
+            ),
+        ),
+        ("Configuration", ""),
+        (metric_title(metric), f"Mean ± SD over seeds, failed and collapsed {counted}: this ranks{brackets}"),
+        ("Seeds", "A dot is a seed, the bar their mean; a cross is a failed or collapsed one at the worst value"),
+        ("Survivors", "Mean ± SD over finished trials alone, and their number"),
+        ("Worst seed", ""),
+        ("Shared point", "The same mean with one threshold and post-processing shared by all"),
+        ("Gain", "What choosing them for each trial on its validation images gains over that"),
+        ("Finished", "Finished of planned trials"),
+    ]
+    low, high = strip_limits(seeds)
+    body = []
+    for row in rows_of(rows):
+        mine = seeds[(seeds.label == row.label) & (seeds.outcome != "missing")]
+        at_shared = float(shared.get(row.label, np.nan))
+        gain = sign * (row.mean - at_shared)
+        place = f"rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
+        moved = row.order_differs and row.survivors_n < row.n
+        ranks = rank_interval(row.rank, row.rank_low, row.rank_high)
+        body.append(
+            [
+                number(row.rank, ranks),
+                head(str(row.label)),
+                number(
+                    row.mean,
+                    format_spread(metric, row.mean, row.sd),
+                    interval(metric, row.low, row.high),
+                ),
+                Cell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
+                number(
+                    row.survivors_mean,
+                    format_spread(metric, row.survivors_mean, row.survivors_sd),
+                    f"n = {row.survivors_n}" + (f", {place}" if place else ""),
+                    "moved" if moved else "number",
+                ),
+                number(row.worst, format_value(metric, row.worst)),
+                number(at_shared, format_value(metric, at_shared)),
+                number(gain, signed(metric, gain)),
+                Cell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
+            ]
+        )
+    notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
+    if len(rows) and rows.order_differs.any():
+        notes.append("Where a rank stands below a survivors' mean, survivors alone would take that place instead.")
+    return PageTable(columns, body, notes)
+
+
+def lead_sentence(tables: Tables, metric: str, set_name: str) -> str:
+    """Who leads on an external set, and what became of the test set's leader; nothing without a result."""
+    here, home = (select(tables.ranking, set_name=name, metric=metric) for name in (set_name, "test"))
+    known = here[here["rank"].notna()]
+    if known.empty or home.empty:
+        return ""
+    first, favourite = known.iloc[0], home.iloc[0].label
+    tied = list(known[known["rank"] == first["rank"]].label)
+    who = str(first.label) if len(tied) == 1 else f"{first.label} and {len(tied) - 1} more"
+    verb = "leads" if len(tied) == 1 else "lead"
+    text = f"{who} {verb} with {metric_title(metric)} {format_spread(metric, first['mean'], first.sd)}"
+    if favourite in tied:
+        return f"{text}, as on the test set." if len(tied) == 1 else f"{text}."
+    row = known[known.label == favourite]
+    if row.empty:
+        return f"{text}; {favourite}, first on the test set, has no result here."
+    there = format_spread(metric, row.iloc[0]["mean"], row.iloc[0].sd)
+    return f"{text}; {favourite}, first on the test set, is at rank {format_rank(row.iloc[0]['rank'])} with {there}."
+
+
+def metrics_table(tables: Tables, metric: str, set_name: str) -> PageTable:
+    """The best-known metrics of one set, default rule, in the order of the ranking; ranking.csv has all."""
+    keys = [key for key in dict.fromkeys((metric, *SHOWN)) if key in tables.metrics]
+    order = select(tables.ranking, set_name=set_name, metric=metric)
+    by_metric = {
+        key: {row.label: row for row in rows_of(select(tables.ranking, set_name=set_name, metric=key))} for key in keys
+    }
+    columns = [("Configuration", "")] + [(metric_title(key), METRICS[key].description) for key in keys]
+    body = []
+    for label in order.label:
+        cells = [head(str(label))]
+        for key, rows in by_metric.items():
+            row = rows[label]
+            spread = f"± {format_value(key, row.sd)}" if np.isfinite(row.sd) else ""
+            note = [spread, interval(key, row.low, row.high)]
+            cells.append(number(row.mean, format_value(key, row.mean), "\n".join(filter(None, note))))
+        body.append(cells)
+    return PageTable(columns, body)

@@ -1,0 +1,126 @@
+"""The page as text: tables, figures and images put into the templates beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cellray.overlay import OVERLAY_COLOURS
+from cellray.report.exports import set_title_plain
+from cellray.report.figures import Drawing
+from cellray.report.images import ROLES, Gallery
+from cellray.report.page.cells import agreement_note
+from cellray.report.page.costs import cost_table
+from cellray.report.page.differences import compare
+from cellray.report.page.published import published_table
+from cellray.report.page.ranking import lead_sentence, metrics_table, ranked_table
+from cellray.report.page.sections import arrange, named
+from cellray.report.protocol import Protocol
+from cellray.report.tables import Plan, Record, Tables, metric_title
+
+TITLES = {
+    "ranking": "Ranking on the test set",
+    "differences": "Which differences hold",
+    "quality": "How cells are found and counted",
+    "generalisation": "Beyond the test set",
+    "training": "Training, outcomes and cost",
+    "images": "Images",
+    "protocol": "Protocol",
+    "weights": "Loss weights and search",
+}
+"""Every section in order, by its id; one that has nothing to show is left out."""
+
+
+def render_page(
+    *,
+    tables: Tables,
+    plan: Plan,
+    records: Mapping[str, Record],
+    answer: list[str],
+    drawings: Mapping[str, Drawing],
+    gallery: Gallery,
+    protocol: Protocol,
+    speeds: Mapping[tuple[str, int], float] | None = None,
+    agreement: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """The whole page as text.
+
+    Args:
+        tables: Scores and ranks.
+        plan: The planned trials and the question.
+        records: Of the planned trials, by key.
+        answer: Sentences that open the page.
+        drawings: Figures by name; each needs a place in `sections.PLACES`.
+        gallery: Overlays.
+        protocol: What the report states about how it was made.
+        speeds: Training images a second by label and seed.
+        agreement: Set -> metric -> how well human experts agree.
+    """
+    metric = plan.rank_by
+    external = [name for name in tables.sets if name not in ("test", "val")]
+    figures = arrange(drawings)
+    comparisons = {name: compare(tables, metric, name) for name in ("test", *external)}
+    troubles = tables.trials[~tables.trials.outcome.isin(["finished", "missing"])]
+    shown = {
+        "ranking": True,
+        "differences": not comparisons["test"].is_empty or "differences" in figures,
+        "quality": "quality" in figures,
+        "generalisation": bool(external) or "generalisation" in figures,
+        "training": True,
+        "images": not gallery.is_empty,
+        "protocol": True,
+        "weights": "weights" in figures,
+    }
+    page = environment().get_template("page.html.j2").render(
+        plan=plan,
+        answer=answer,
+        tested=tables.inference is not None,
+        provisional=bool((tables.trials.outcome == "missing").any()),
+        metric_title=metric_title(metric),
+        titles={key: title for key, title in TITLES.items() if shown[key]},
+        sets=tables.sets,
+        external=external,
+        main={name: ranked_table(tables, metric, name) for name in tables.sets},
+        all_metrics={name: metrics_table(tables, metric, name) for name in tables.sets},
+        comparisons=comparisons,
+        leads={name: lead_sentence(tables, metric, name) for name in external},
+        agreement={name: agreement_note(agreement or {}, name) for name in tables.sets},
+        set_title=set_title_plain,
+        figures=figures,
+        figure_of=named(figure for group in figures.values() for figure in group),
+        costs=cost_table(records, plan, tables, speeds or {}),
+        published=published_table(tables),
+        gallery=gallery,
+        roles=ROLES,
+        legend=[
+            ("hit", "found"),
+            ("missed", "missed (true outline)"),
+            ("spurious", "spurious (predicted outline)"),
+        ],
+        colours=OVERLAY_COLOURS,
+        troubles=troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
+        nan_notes=tables.notes,
+        protocol=protocol,
+        n_records=tables.n_records,
+        n_planned=len(plan.trials),
+    )  # fmt: skip
+    return page.lstrip()
+
+
+def environment() -> Environment:
+    """The templates, with a function that pastes a style sheet or script as it is."""
+    loader = PackageLoader("cellray.report.page", "")
+    found = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    globals_: dict[str, Any] = found.globals
+    globals_["paste"] = lambda name: Markup(loader.get_source(found, name)[0])
+    return found

@@ -1,0 +1,110 @@
+"""What MLflow's web page shows of a study at first sight: a saved view of its configurations, and links to it.
+
+The page keeps the views that people save as JSON in tags of the experiment; cellray puts one of its own beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from cellray.metrics import METRICS
+from cellray.tracking.values import HEADLINE, group_of
+
+VIEW = "cellray"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_NAME = "Configurations compared"
+
+BEGINNING = "Configurations:"
+
+LONGEST_TAG = 5000
+"""Characters of a tag of an experiment."""
+
+
+def saved_view(rank_by: str, sets: Sequence[str], created_ms: int) -> str:
+    """The saved view: configuration runs alone, best first, a few columns, parallel coordinates and bars.
+
+    Args:
+        rank_by: The study's metric.
+        sets: Names of the sets that are scored, `test` first; as many as a tag holds are shown.
+        created_ms: When the experiment was made.
+    """
+    for n_sets in range(len(sets), 0, -1):
+        state = json.dumps(_state(rank_by, sets[:n_sets]), separators=(",", ":"))
+        view = {"name": VIEW_NAME, "createdAt": created_ms, "updatedAt": created_ms, "state": state}
+        text = json.dumps(view, separators=(",", ":"))
+        if len(text) <= LONGEST_TAG:
+            break
+    return text
+
+
+def note(question: str, experiment: str, configurations: Sequence[str], seeds: Sequence[str]) -> str:
+    """A description in Markdown: links to the configurations side by side, and the question.
+
+    Args:
+        question: The study's.
+        experiment: Its id.
+        configurations: Ids of the configurations' runs.
+        seeds: Ids of the trials' runs.
+    """
+    view = f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode="
+    links = [f"[table]({view}TABLE)", f"[charts]({view}CHART)"]
+    links += _compare("side by side", experiment, configurations)
+    links += _compare("box plot of all seeds", experiment, seeds)
+    while True:
+        text = f"{BEGINNING} {' · '.join(links)}\n\n{question}"  # the page folds all but the first line
+        if len(text) <= LONGEST_TAG:
+            return text
+        links.pop()  # of hundreds of runs
+
+
+def is_note(text: str) -> bool:
+    """Whether a description is empty or one of `note`."""
+    return not text or text.startswith(BEGINNING)
+
+
+def _state(rank_by: str, sets: Sequence[str]) -> Mapping[str, Any]:
+    first, *others = [f"{group_of(name)}/{rank_by}" for name in sets]
+    spread = [f"test/{kind}/{rank_by}" for kind in ("worst", "sd", "survivors_mean")]
+    counts = [f"outcome/{name}" for name in ("n_finished", "n_collapsed", "n_failed")]
+    headline = [f"test/{key}" for key in HEADLINE if key != rank_by]
+    columns = [f"metrics.`{name}`" for name in (first, *spread, *counts, *others, *headline)]
+    return {
+        "searchFilter": "tags.`cellray.kind` = 'configuration'",
+        "orderByKey": columns[0],
+        "orderByAsc": not METRICS[rank_by].higher_is_better,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "runsHiddenMode": "SHOW_ALL",
+        "isAccordionReordered": True,  # else the page sorts its own sections before these
+        "compareRunSections": [
+            {"uuid": "sets", "name": f"{rank_by}: all sets", "display": True, "columns": 1},
+            {"uuid": "spread", "name": f"{rank_by}: test", "display": True, "columns": 2},
+        ],
+        "compareRunCharts": [
+            {
+                "type": "PARALLEL",
+                "uuid": "parallel",
+                "metricSectionId": "sets",
+                "selectedParams": ["configuration"],
+                "selectedMetrics": [first, *others],
+                "showAllRuns": True,
+                "displayName": "Parallel coordinates",
+            },
+            *(
+                {"type": "BAR", "uuid": name, "metricSectionId": "spread", "metricKey": name, "displayName": name}
+                for name in (first, *spread)
+            ),
+        ],
+    }
+
+
+def _compare(title: str, experiment: str, runs: Sequence[str]) -> list[str]:
+    """A link to the page that compares runs, if there are two."""
+    if len(runs) < 2:
+        return []
+    named = {"runs": list(runs), "experiments": [experiment]}
+    query = "&".join(f"{key}={quote(json.dumps(ids, separators=(',', ':')))}" for key, ids in named.items())
+    return [f"[{title}](#/compare-runs?{query})"]

