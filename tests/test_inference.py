@@ -150,9 +150,10 @@ def pair(tables: Tables, a: str, b: str, metric: str = "f1_iou", set_name: str =
     return row
 
 
-def ends(values: Any) -> Any:
+def ends(values: Any, span: float = math.inf) -> Any:
+    """The interval's, cut where no difference can lie."""
     low, high = crossed_mean(np.array(values)).interval()
-    return pytest.approx((float(low), float(high)))
+    return pytest.approx((max(float(low), -span), min(float(high), span)))
 
 
 def clipped(values: Any) -> Any:
@@ -248,7 +249,7 @@ def test_a_lost_trial_counts_as_worst_on_every_image(outcome):
     assert ends_of(tables, "A") == clipped(counted)
     found = pair(tables, "B", "A")
     assert (found.n_seeds, found.n_images) == (3, 4)
-    assert (found.low, found.high) == ends(f1("B") - counted)
+    assert (found.low, found.high) == ends(f1("B") - counted, 1)
 
 
 def test_a_collapse_that_predicts_well_counts_as_worst_all_the_same():
@@ -263,7 +264,7 @@ def test_a_failed_trial_without_images_is_lost_too():
     tables = inferred(trials, outcomes={("C", 2): "failed"}, unread=[("C", 2)])
     counted = f1("C")
     counted[2] = 0
-    assert (pair(tables, "A", "C").low, pair(tables, "A", "C").high) == ends(f1("A") - counted)
+    assert (pair(tables, "A", "C").low, pair(tables, "A", "C").high) == ends(f1("A") - counted, 1)
 
 
 def test_a_metric_that_is_no_number_counts_as_worst():
@@ -271,7 +272,7 @@ def test_a_metric_that_is_no_number_counts_as_worst():
     counted = f1("B")
     counted[0] = 0
     assert ranked(tables).loc["B", "n_nan"] == 1
-    assert (pair(tables, "A", "B").low, pair(tables, "A", "B").high) == ends(f1("A") - counted)
+    assert (pair(tables, "A", "B").low, pair(tables, "A", "B").high) == ends(f1("A") - counted, 1)
 
 
 def test_a_lost_trials_counting_error_is_the_worst_seen_on_every_image():
@@ -435,6 +436,11 @@ def test_an_unbounded_error_may_exceed_1_but_not_fall_below_0():
     row = ranked(inferred(of_counts({"A": [[10, 18], [10, 10], [12, 10]]})), "mae").loc["A"]
     assert row.low == 0
     assert row.high > 1
+
+
+def test_a_difference_of_shares_lies_between_minus_1_and_1():
+    pairs = inferred(of_hits({"A": [[10, 10]] * 2, "B": [[0, 0], [10, 10]]})).inference.pairs_of("test", "f1_iou")
+    assert (pairs.low.item(), pairs.high.item()) == (-1, 1)  # mean 0.5, but with two seeds 12.7 x 0.5 on either side
 
 
 # The tables.

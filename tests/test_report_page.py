@@ -103,7 +103,7 @@ def test_fits_the_screen_and_shows_its_parts_in_order(page):
     links = page.eval_on_selector_all("nav a", "all => all.map(a => a.hash.slice(1))")
     assert [link for link in links if link in sections] == sections
     assert page.evaluate("ids => ids.every(id => document.getElementById(id))", links)
-    assert page.locator("#generalisation").get_by_text("Human experts agree with each other at F1 (IoU) 0.830").count()
+    assert page.locator("#generalisation").get_by_text("Human experts reach F1 (IoU) 0.830").count()
     ids = page.eval_on_selector_all("[id]", "all => all.map(e => e.id)")
     assert len(ids) == len(set(ids))
 

@@ -91,7 +91,7 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
-        compared = _compare(block, labels, detail=ranks_it)
+        compared = _within_range(_compare(block, labels, detail=ranks_it), metric)
         places = rank_table(*_means(block), compared, labels)
         may_be_best = places.label.isin(contenders(compared, labels)) & places["rank"].notna()
         ranks.append(places.assign(set=name, metric=metric, may_be_best=may_be_best))
@@ -147,7 +147,7 @@ def versus(
         block = _block(rows[rows.label.isin(couple)], samples, couple, seeds, tables)
         values = np.median(block.values, axis=2, keepdims=True) if block.is_median else block.values
         found.append(compare(values, couple))
-    table = pd.concat(found, ignore_index=True)
+    table = _within_range(pd.concat(found, ignore_index=True), metric)
     table["p_holm"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
     table["decided"] = (table.p_holm < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
     # what would decide a couple that is so alone, but not among the others, isn't known
@@ -201,6 +201,13 @@ def _interval(trials: np.ndarray, block: _Block, metric: str) -> tuple[float, fl
     worst = METRICS[metric].worst
     top = np.inf if worst is None else max(worst, METRICS[metric].best)
     return max(low, 0.0) if not np.isnan(low) else low, min(high, top) if not np.isnan(high) else high
+
+
+def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The same with intervals cut where no difference of a bounded metric can lie."""
+    worst, best = METRICS[metric].worst, METRICS[metric].best
+    span = np.inf if worst is None else abs(best - worst)
+    return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))
 
 
 def _compare(block: _Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:

@@ -138,6 +138,6 @@ def bare(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bo
 
 
 def draw_ceiling(axis: Axes, value: float | None) -> None:
-    """What two people reach against each other, as a dashed line; nothing if it isn't known."""
+    """What human experts reach against the ground truth, as a dashed line; nothing if it isn't known."""
     if value is not None and math.isfinite(value):
         axis.axvline(value, color=INK, lw=1.2, ls="--", zorder=1)

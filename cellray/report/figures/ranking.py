@@ -29,7 +29,7 @@ def ranking_dots(
         ranking: The same.
         set_name: Of ``tables.sets``.
         metric: A key of ``METRICS``.
-        ceiling: What two people reach against each other on this set.
+        ceiling: What human experts reach against the ground truth of this set.
     """
     order = select(ranking, set_name=set_name, metric=metric)
     points = select(scores, set_name=set_name, metric=metric)
@@ -142,7 +142,7 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
     if has_interval:
         handles.append(Line2D([], [], lw=1.1, color=MEAN, label="95 % interval"))
     if has_ceiling:
-        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="two people"))
+        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="human experts"))
     if ((order.survivors_n > 0) & (order.survivors_n < order.n)).any():
         handles.append(Line2D([], [], ls="", marker="D", ms=7, mfc="none", mec=MUTED, label="survivors' mean"))
     if (points.outcome == "stopped").any():

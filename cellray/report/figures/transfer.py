@@ -67,7 +67,7 @@ def drop(
         ranking: Of `make_tables`.
         sets: In the order to show, test among them.
         metric: A key of ``METRICS``.
-        ceiling: Set -> what two people reach against each other in this metric, drawn as a dashed line.
+        ceiling: Set -> what human experts reach against the ground truth in this metric, drawn as a dashed line.
     """
     rows = ranking[(ranking.metric == metric) & (ranking.point == "own")]
     rows = rows[np.isfinite(rows["mean"].astype(float))]
@@ -98,7 +98,7 @@ def drop(
         Line2D([], [], ls="", marker="o", ms=6, color=BLUE, mew=0, label="external set (difference at the right)"),
     ]
     if any(name in (ceiling or {}) for name in shown):
-        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="two people against each other"))
+        handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="human experts"))
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
     figure.supxlabel(metric_title(metric) + best_of(list(home.index), len(labels)), fontsize=10)
     return figure

@@ -104,7 +104,10 @@ def agreement_note(agreement: Mapping[str, Mapping[str, float]], set_name: str) 
     if not known:
         return ""
     values = ", ".join(f"{title} {value}" for title, value in known)
-    return f"Human experts agree with each other at {values} on these images: no method can be shown to do better."
+    return (
+        f"Human experts reach {values} against this ground truth: a method above that has learned the ground truth, "
+        "not found more."
+    )
 
 
 def strip_limits(seeds: pd.DataFrame) -> tuple[float, float]:
