@@ -159,7 +159,9 @@ def test_the_answer_says_undecided_where_seeds_overlap():
     # mean 0.7443, SD 0.0223 of five: 2.776 x 0.0223 / sqrt(5) = 0.0276 on either side
     score = "0.744 (mean over 5 seeds; 95 % interval [0.717, 0.772])"
     assert first.startswith(f"CombinedFT: balanced leads by F1 (IoU) on the test set, {score}")
-    assert second.startswith("Which is best is undecided: besides CombinedFT: balanced it may be any of the others.")
+    # Dice: differences 0.0092 0.0006 0.0118 0.0161 0.0090, t = 3.66, one-sided p 0.0108 x 4 others < 0.05
+    others = "CombinedFT: overcrowd, Focal and Focal Tversky; Dice can't be it (95 % confidence)"
+    assert second.startswith(f"Which is best is undecided: besides CombinedFT: balanced it may be {others}.")
     assert "3 of 25 trials collapsed (Focal Tversky 2, Focal 1)" in third
     assert "would have put Focal Tversky first (0.781 over 3 of 5 seeds)" in third
 
@@ -183,6 +185,15 @@ def test_the_answer_names_the_best_where_every_comparison_decides():
     assert answered([], plan) == ["No trial has a result yet (6 of 6 planned trials are missing)."]
     lost = [record(x, s, None, outcome="failed") for x in "AB" for s in SEEDS]
     assert answered(lost, plan)[0].startswith("No trial gave a usable result: 6 of 6 trials failed")
+
+
+def test_a_range_test_without_a_result_is_a_caveat():
+    plan = plan_for(["A", "B"], seeds=SEEDS)
+    tested = {"lr": [1e-5, 1e-4, 1e-3], "loss": [3.0, 4.0, 9.0]}
+    records = [record(x, s, {"test": scores(0.6 + s / 10)}, range_test=tested, lr=1e-5) for x in "AB" for s in SEEDS]
+    records[0] = record("A", 0, {"test": scores(0.6)}, range_test=tested, lr=1e-4)
+    told = answered(records, plan)[-1]
+    assert told.startswith("The range test of 5 trials chose the lowest rate that it tried (B 3 and A 2)")
 
 
 def test_two_seeds_decide_nothing_however_far_apart():

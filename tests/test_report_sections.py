@@ -35,10 +35,12 @@ def pair(a, b, difference, *, decided=False, more_seeds=NAN, more_images=NAN, **
 
 def inference_of(pairs, ranks=(), friedman=(), detectable=()):
     """Frames like those of a comparison."""
-    ranks_columns = ["set", "label", "rank", "rank_low", "rank_high", "rank_then_mean", "by_tests", "mean_rank"]
+    ranks_columns = [
+        "set", "label", "rank", "rank_low", "rank_high", "rank_then_mean", "by_tests", "mean_rank", "may_be_best",
+    ]  # fmt: skip
     return SimpleNamespace(
         pairs=pd.DataFrame(pairs, columns=list(pair("", "", 0.0))),
-        ranks=pd.DataFrame(ranks, columns=ranks_columns),
+        ranks=pd.DataFrame(ranks, columns=ranks_columns).astype({"may_be_best": bool}),
         friedman=pd.DataFrame(friedman, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
         detectable=pd.DataFrame(detectable, columns=["set", "metric", "difference"]),
     )
@@ -108,12 +110,12 @@ def test_friedman_and_detectable_sentences_say_what_the_numbers_allow():
         detectable=[("test", "f1_iou", 0.021)],
     )
     assert differences.friedman_sentence(inference.friedman, "test") == [
-        "Friedman's test over 70 images or groups of images: χ² = 12.3, p < 0.001: the configurations differ as a "
-        "whole; mean ranks closer than 1.99 (Nemenyi, 5\u00a0%) belong together."
+        "Friedman's test over 70 images or groups of images: χ² = 12.3, p < 0.001: as these seeds went, the "
+        "configurations differ as a whole; mean ranks closer than 1.99 (Nemenyi, 5\u00a0%) belong together."
     ]
     assert differences.friedman_sentence(inference.friedman, "far") == [
-        "Friedman's test over 9 images or groups of images: χ² = 1.0, p = 0.400: the configurations can't be told "
-        "apart as a whole."
+        "Friedman's test over 9 images or groups of images: χ² = 1.0, p = 0.400: as these seeds went, the "
+        "configurations can't be told apart as a whole."
     ]
     assert "at least 0.021" in differences.detectable_sentence(inference.detectable, "test", "f1_iou")[0]
     assert differences.detectable_sentence(inference.detectable, "far", "f1_iou") == []
@@ -152,7 +154,7 @@ def test_an_interval_below_zero_has_real_minus_signs():
 
 def test_agreement_is_named_for_its_set_alone():
     agreement = {"far": {"f1_iou": 0.8, "unknown": 1.0}}
-    assert "F1 (IoU) 0.800 on these images" in cells.agreement_note(agreement, "far")
+    assert "Human experts reach F1 (IoU) 0.800 against" in cells.agreement_note(agreement, "far")
     assert cells.agreement_note(agreement, "test") == ""
 
 

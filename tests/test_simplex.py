@@ -100,3 +100,13 @@ def test_the_same_points_give_the_same_region():
 def test_points_that_give_no_surface_are_named(spoil, says):
     with pytest.raises(DataError, match=says):
         fit_simplex(spoil(points(simplex_grid(4))))
+
+
+def test_nothing_is_claimed_beyond_the_measured_mixtures():
+    inner = [(i, j, 6 - i - j) for i in range(1, 5) for j in range(1, 6 - i)]  # no weight below 1/6 or above 4/6
+    points = pd.DataFrame(inner, columns=["a", "b", "c"], dtype=float) / 6
+    points["mean"], points["se"] = points.a, 0.01  # rises towards the corner, which wasn't measured
+    fit = fit_simplex(points)
+    assert fit.best == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+    assert fit.region.max() <= 4 / 6 + 1e-9
+    assert fit.region.min() >= 1 / 6 - 1e-9

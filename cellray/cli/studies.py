@@ -222,10 +222,10 @@ def schema() -> None:
 
 def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
     """Print the ranked table and the report's path; exit 3 if trials failed."""
-    from cellray.report import facts_of, format_table, load_tables, stored_plan
+    from cellray.report import format_table, load_tables, stored_plan
 
     planned = stored_plan(ledger, study)
-    tables = load_tables(ledger, ledger.records(), planned, external_order=facts_of(study)["sets"])
+    tables = load_tables(ledger, ledger.records(), planned, only_ranking=True)
     outcomes = {str(k): int(v) for k, v in tables.trials.outcome.value_counts().items()}
     page = f"{ledger.uri}/report/index.html"
     table = format_table(tables, metric=study.evaluation.rank_by)

@@ -42,7 +42,7 @@ def write_answer(tables: Tables, plan: Plan) -> list[str]:
     if len(known) > 1 and len(pairs):
         ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
         sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
-    last = caveats(known, ranked, metric, missing, plan.skip_collapsed)
+    last = caveats(known, ranked, tables.trials, metric, missing, plan.skip_collapsed)
     return sentences + ([last] if last else [])
 
 
@@ -125,8 +125,11 @@ def advice(pair: pd.Series | None, other: str) -> str:
     return f". If the difference stayed as it is, {' or '.join(ways)} would decide it against {other}"
 
 
-def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int, skipped: bool) -> str:
-    """Collapses, failures, another leader among the survivors, missing trials: one sentence, or none."""
+def caveats(
+    known: pd.DataFrame, ranked: pd.DataFrame, trials: pd.DataFrame, metric: str, missing: int, skipped: bool
+) -> str:
+    """Collapses, failures, another leader among the survivors, range tests without a result, missing trials: one
+    sentence, or none."""
     parts = []
     words = trouble(ranked)
     if words:
@@ -142,6 +145,13 @@ def caveats(known: pd.DataFrame, ranked: pd.DataFrame, metric: str, missing: int
         parts.append(
             f"leaving them out would have put {row.label} first ({mean} over {row.survivors_n} of "
             f"{plural(int(row.n_planned), 'seed')})"
+        )
+    at_edge = trials[trials.lr_at_edge].label.value_counts()
+    if len(at_edge):
+        named = listing_some([f"{label} {n}" for label, n in at_edge.items()])
+        parts.append(
+            f"the range test of {plural(int(at_edge.sum()), 'trial')} chose the lowest rate that it tried ({named}), "
+            "so that these may be undertrained"
         )
     if missing:
         parts.append(

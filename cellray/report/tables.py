@@ -253,7 +253,10 @@ def spread(frame: pd.DataFrame, group: list[str]) -> pd.DataFrame:
 
 
 def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a planned trial: outcome, budget, operating point, and each metric as `point.set.metric` (as stored)."""
+    """One row a planned trial: outcome, budget, operating point, and each metric as `point.set.metric` (as stored).
+
+    `lr_at_edge`: the range test chose the lowest rate that it tried.
+    """
     rows = []
     for trial in plan.trials:
         record = records.get(trial.key, {})
@@ -265,6 +268,7 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
             "outcome": record.get("outcome", "missing"),
             "reason": record.get("reason") or "",
             **{name: number(record.get(name)) for name in ("epochs", "steps", "best_epoch", "lr", "n_parameters")},
+            "lr_at_edge": is_at_edge(record),
             "training_s": number(seconds.get("training")),
             "evaluation_s": number(seconds.get("evaluation")),
             "peak_memory_mb": number(record.get("peak_memory_mb")),
@@ -290,6 +294,12 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
     # label and seed too: two labels with the same settings share a key
     wide = wide.pivot(index=["label", "seed", "key"], columns="column", values="value")[order]
     return table.merge(wide.reset_index(), on=["label", "seed", "key"], how="left", sort=False)
+
+
+def is_at_edge(record: Record) -> bool:
+    """Whether a range test chose the lowest rate that it tried: it found no rate at which the loss falls."""
+    tried, lr = (record.get("range_test") or {}).get("lr"), record.get("lr")
+    return bool(tried and is_finite(lr) and lr <= min(tried) * 1.001)
 
 
 def rows_of(table: pd.DataFrame) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import Delaunay
 
 from cellray.errors import DataError
 
@@ -25,9 +26,10 @@ class SimplexFit:
     covariance: Floats
     """Of the coefficients; shape (6, 6)."""
     best: Floats
-    """The best weights, to 0.01; shape (3,)."""
+    """The best weights among the measured mixtures and those between them, to 0.01; shape (3,)."""
     region: Floats
-    """Weights on a grid of 0.05 that hold the best point with 95 % probability; shape (k, 3)."""
+    """Weights on a grid of 0.05, again between measured mixtures, that hold the best point with 95 % probability;
+    shape (k, 3)."""
 
     def predict(self, weights: ArrayLike) -> tuple[Floats, Floats]:
         """The surface and its standard error.
@@ -50,7 +52,8 @@ def fit_simplex(points: pd.DataFrame, *, higher_is_better: bool = True) -> Simpl
     standard errors, times how much the points scatter about the surface beyond these (never less than once; one
     point more than terms is needed to see it). Where a standard error is missing or 0, all points weigh alike and the
     scatter alone gives the covariance. The region of the best point comes from 2,000 surfaces drawn from the fit's
-    normal distribution: the fewest grid points that hold the best point in 95 % of them.
+    normal distribution: the fewest grid points that hold the best point in 95 % of them. Nothing is claimed outside of
+    the measured mixtures.
 
     Args:
         points: One row a configuration with the columns a, b, c (weights >= 0, of which only the proportions matter),
@@ -66,7 +69,8 @@ def fit_simplex(points: pd.DataFrame, *, higher_is_better: bool = True) -> Simpl
     missing = {"a", "b", "c", "mean", "se"} - set(points)
     if missing:
         raise DataError(f"points of a simplex: columns {', '.join(sorted(missing))} are missing")
-    terms = mixture_terms(proportions(points[["a", "b", "c"]].to_numpy(dtype=float)))
+    measured = proportions(points[["a", "b", "c"]].to_numpy(dtype=float))
+    terms = mixture_terms(measured)
     mean, se = (points[name].to_numpy(dtype=np.float64) for name in ("mean", "se"))
     if not np.isfinite(mean).all():
         raise DataError("points of a simplex: a mean is not a number")
@@ -81,14 +85,20 @@ def fit_simplex(points: pd.DataFrame, *, higher_is_better: bool = True) -> Simpl
     scatter = float((((mean - terms @ coefficients) / scale) ** 2).sum() / n_spare) if n_spare else 0.0
     covariance = covariance * (max(scatter, 1.0) if has_errors else scatter)
     sign = 1.0 if higher_is_better else -1.0
-    fine = simplex_grid(100)
+    fine = between(measured, simplex_grid(100))
     best = fine[int(np.argmax(sign * mixture_terms(fine) @ coefficients))]
-    return SimplexFit(coefficients, covariance, best, best_region(coefficients, covariance, sign))
+    coarse = between(measured, simplex_grid(20))
+    return SimplexFit(coefficients, covariance, best, best_region(coarse, coefficients, covariance, sign))
 
 
-def best_region(coefficients: Floats, covariance: Floats, sign: float) -> Floats:
+def between(measured: Floats, grid: Floats) -> Floats:
+    """The grid points in the convex hull of the measured mixtures, and the mixtures themselves; shape (n, 3)."""
+    inside = Delaunay(measured[:, :2]).find_simplex(grid[:, :2], tol=1e-9) >= 0
+    return np.unique(np.concatenate([grid[inside], measured]).round(12), axis=0)
+
+
+def best_region(grid: Floats, coefficients: Floats, covariance: Floats, sign: float) -> Floats:
     """The fewest grid points that hold the best point of 95 % of drawn surfaces."""
-    grid = simplex_grid(20)
     # the square root of a matrix that may be singular, where a Cholesky factor would not exist
     values, vectors = np.linalg.eigh(covariance)
     normal = np.random.default_rng(0).standard_normal((N_DRAWS, N_TERMS))

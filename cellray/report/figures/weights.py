@@ -12,7 +12,7 @@ from matplotlib.tri import Triangulation
 
 from cellray.errors import DataError
 from cellray.report.figures.base import INK, MUTED, new_figure, plain
-from cellray.statistics.simplex import SimplexFit, fit_simplex, proportions, simplex_grid
+from cellray.statistics.simplex import SimplexFit, between, fit_simplex, proportions, simplex_grid
 
 HEIGHT = 3**0.5 / 2
 N_COLOURS = 12
@@ -42,6 +42,7 @@ def simplex_response(
     figure = new_figure(7.6, 5.6)
     axis = figure.add_subplot()
     grid = simplex_grid(50)
+    grid = between(proportions(known[["a", "b", "c"]].to_numpy(float)), grid) if fit else grid
     mean, error = fit.predict(grid) if fit else (known["mean"].to_numpy(float), np.empty(0))
     values = np.concatenate([mean, known["mean"].to_numpy(float)])
     low, high = float(values.min()), float(values.max())

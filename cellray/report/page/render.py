@@ -103,6 +103,7 @@ def render_page(
         colours=OVERLAY_COLOURS,
         troubles=troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
         nan_notes=tables.notes,
+        at_edge=tables.trials[tables.trials.lr_at_edge][["label", "seed", "lr"]].to_dict("records"),
         protocol=protocol,
         n_records=tables.n_records,
         n_planned=len(plan.trials),
