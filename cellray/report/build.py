@@ -121,12 +121,13 @@ def load_tables(
         plan: The planned trials.
         external_order: The order in which to show external sets.
         known: Pass the same again to read new trials only.
-        only_ranking: Read and compare no more than the ranking needs; see `infer`.
+        only_ranking: Read and compare no more than the ranking needs, and few other metrics; see `infer`.
     """
     known = known or Known()
     used = list(plan.planned(records).values())
     nothing = nothing_by_set(ledger, used, known.nothing)
-    tables = make_tables(records, plan, nothing=nothing, external_order=external_order)
+    only = (plan.rank_by, *exports.EXTRA) if only_ranking else None
+    tables = make_tables(records, plan, nothing=nothing, external_order=external_order, only=only)
     samples = read_samples(ledger, used, known=known.samples, metric=plan.rank_by if only_ranking else None)
     return infer(tables, samples, plan, only_ranking=only_ranking)
 

@@ -66,10 +66,10 @@ def samples_of(data: bytes, metric: str | None) -> dict[tuple[str, str], Sample]
     fields = {field.name: field.type for field in file.schema_arrow}
     numbers = [n for n, kind in fields.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
     if metric is not None:
-        numbers = [name for name in numbers if name in columns_of(metric)]
+        numbers = sorted(set(numbers) & set(columns_of(metric)))
     words = [name for name in WHERE if name in fields]
     table = file.read(columns=[*words, *numbers])
-    read = {name: table[name].to_numpy() for name in words}
+    read = {name: np.array(table[name].to_pylist(), dtype=object) for name in words}
     columns = {name: table[name].to_numpy().astype(np.float64) for name in numbers}
     image = read["image"].astype(str)
     # an old table has no groups, and one without any has them empty

@@ -8,7 +8,7 @@ is shown as missing and makes the table provisional. The mean of the survivors s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,6 +107,7 @@ def make_tables(
     *,
     nothing: Mapping[str, Mapping[str, float]] | None = None,
     external_order: Sequence[str] = (),
+    only: Collection[str] | None = None,
 ) -> Tables:
     """Score and rank a study.
 
@@ -115,11 +116,12 @@ def make_tables(
         plan: The planned trials; records are found by key and labelled as the plan says.
         nothing: For each set, the counting errors of predicting nothing (`errors_of_nothing`).
         external_order: The order in which to show external sets; by name where it is silent.
+        only: Metrics wanted, for speed; None: all.
     """
     stored = list(records)
     used = plan.planned(stored)
     sets = set_names(used.values(), external_order)
-    metrics = metric_keys(used.values())
+    metrics = [key for key in metric_keys(used.values()) if only is None or key in only]
     worst = worst_values(used.values(), sets, nothing or {}, metrics)
     scores = score_table(used, plan, sets, metrics, worst)
     notes = [
