@@ -33,7 +33,7 @@ from cellray.study import Study
 from cellray.tracking import MLflowTracker, sync
 from cellray.trial import Planned
 
-MOST_SECONDS_A_TRIAL, MOST_CALL_MS = 2.0, 1.0
+MOST_SECONDS_A_TRIAL, MOST_CALL_MS = 1.0, 1.0
 N_METRICS = 20
 SETS = ("test", "external_a", "external_b", "val")
 
