@@ -336,6 +336,8 @@ def test_images_of_one_group_are_one_unit():
     row = pair(tables, "A", "B")
     assert row.n_images == 2
     assert (row.low, row.high) == ends(of_group["A"] - of_group["B"])
+    assert tables.inference.unit == "group of images"
+    assert inferred(of_hits(HITS)).inference.unit == "image"
 
 
 def test_an_image_without_a_group_is_a_unit_even_if_it_is_called_like_one():

@@ -25,6 +25,7 @@ from cellray.report import (
     make_tables,
     write_answer,
 )
+from cellray.report.answer import plural
 from cellray.report.exports import md, tex
 from cellray.report.images import shrink
 from cellray.report.inference import infer
@@ -216,6 +217,14 @@ def test_an_error_is_compared_from_the_right_side():
     close = [record(x, s, {"test": scores(0.7, error=e + s)}) for x, e in (("A", 1.0), ("B", 1.5)) for s in SEEDS]
     close[0] = record("A", 0, {"test": scores(0.7, error=2.0)})
     assert "undecided" in answered(close, plan)[1]
+
+
+def test_counts_are_spelt_out():
+    assert [plural(1, "seed"), plural(5, "seed"), plural(3, "group of images")] == [
+        "1 seed",
+        "5 seeds",
+        "3 groups of images",
+    ]
 
 
 def test_text_is_escaped_for_each_format():

@@ -38,7 +38,8 @@ def write_answer(tables: Tables, plan: Plan) -> list[str]:
     if not known.survivors_n.sum():
         return [f"No trial gave a usable result: {trouble(ranked)}."]
     pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
-    sentences = [lead(known, pairs, metric, missing)]
+    unit = tables.inference.unit if tables.inference else "image"
+    sentences = [lead(known, pairs, metric, missing, unit)]
     if len(known) > 1 and len(pairs):
         ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
         sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
@@ -46,13 +47,13 @@ def write_answer(tables: Tables, plan: Plan) -> list[str]:
     return sentences + ([last] if last else [])
 
 
-def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int) -> str:
+def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
     """Who leads and by how much; `is best` only where that is decided."""
     so_far = "So far, " if missing else ""
     first = known.iloc[0]
     over = plural(int(first.n), "seed")
     if len(pairs) and pairs.n_images.max() > 1:
-        over += f" and {plural(int(pairs.n_images.max()), 'image')} or groups of images"
+        over += f" and {plural(int(pairs.n_images.max()), unit)}"
     interval = format_interval(metric, first.low, first.high)
     score = f"{metric_title(metric)} on the test set, {format_value(metric, first['mean'])}"
     score += f" (mean over {over}; 95 % interval {interval})" if interval else f" (mean over {over})"
@@ -188,5 +189,6 @@ def listing_some(words: list[str], most: int = 4) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{n} {word}" + ("" if n == 1 else "s")
+    """`1 seed`, `5 seeds`, `3 groups of images`."""
+    first, rest = word.split(" ", 1) if " of " in word else (word, "")
+    return f"{n} {first}" + ("" if n == 1 else "s") + (f" {rest}" if rest else "")

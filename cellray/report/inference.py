@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import MEDIANS, METRICS
-from cellray.report.samples import Samples
+from cellray.report.samples import Samples, has_groups
 from cellray.report.tables import INTERVALS, Plan, Tables, select
 from cellray.statistics import (
     ALPHA,
@@ -51,6 +51,8 @@ class Inference:
     """set, n_images, statistic, p, critical_difference: for the metric that ranks."""
     detectable: pd.DataFrame
     """set, metric, difference: the smallest true difference of one pair that is found with 80 % power."""
+    unit: str = "image"
+    """What seeds are crossed with on the test set: `image`, or `group of images`."""
 
     def pairs_of(self, set_name: str, metric: str) -> pd.DataFrame:
         """The pairs of one set and metric, best first."""
@@ -119,6 +121,7 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
         else pd.DataFrame(columns=["set", "label", "rank", "share"]),
         friedman=pd.DataFrame(tests, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
         detectable=pd.DataFrame(effects, columns=["set", "metric", "difference"]),
+        unit="group of images" if has_groups(samples) else "image",
     )
     return replace(tables, ranking=ranking, inference=inference)
 

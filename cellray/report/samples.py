@@ -16,6 +16,8 @@ from cellray.scores import Record
 from cellray.statistics import contributions
 
 WHERE = ("set", "point", "image", "group")
+GROUP = "group "
+"""Begins the name of a unit that is a group of images."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def samples_of(data: bytes, metric: str | None) -> dict[tuple[str, str], Sample]
     image = read["image"].astype(str)
     # an old table has no groups, and one without any has them empty
     group = np.array([word or "" for word in read.get("group", [""] * len(image))], dtype=str)
-    unit = np.where(group != "", np.char.add("group ", group), np.char.add("image ", image))
+    unit = np.where(group != "", np.char.add(GROUP, group), np.char.add("image ", image))
     wanted = dict.fromkeys(zip(read["set"], read["point"], strict=True))
     found = {}
     for name, point in wanted if metric is None else wanted.keys() & {("test", "own")}:
@@ -94,3 +96,9 @@ def sample_of(columns: Mapping[str, np.ndarray], unit: np.ndarray) -> Sample:
         values={key: found[key] for key in METRICS if key in found},
         images={key: terms[term] for key, term in MEDIANS.items() if term in terms},
     )
+
+
+def has_groups(samples: Samples) -> bool:
+    """Whether images of the test set belong together."""
+    tested = (s for sets in samples.values() for (name, _), s in sets.items() if name == "test")
+    return any(unit.startswith(GROUP) for sample in tested for unit in sample.units)
