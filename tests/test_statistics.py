@@ -12,7 +12,7 @@ from label_images import random_pair, row_of
 from scipy import stats
 
 from cellray.metrics import image_terms, metrics_of, summarise
-from cellray.statistics import CrossedMean, contributions, crossed_mean, detectable, more_needed
+from cellray.statistics import CrossedMean, contributions, crossed_mean, detectable, more_needed, unseen_rate
 from cellray.statistics.crossed import LEAST_P
 
 
@@ -332,3 +332,9 @@ def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
 
 def test_without_an_error_nothing_is_detectable():
     assert math.isnan(detectable(crossed_mean(np.array([[[0.3]]]))))
+
+
+def test_what_no_trial_showed_may_still_happen():
+    assert unseen_rate(5) == pytest.approx(0.4507, abs=1e-4)  # 0.5493 to the fifth is 0.05
+    assert unseen_rate(1) == pytest.approx(0.95)
+    assert unseen_rate(300) == pytest.approx(3 / 300, rel=0.01)

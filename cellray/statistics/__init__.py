@@ -4,7 +4,7 @@ from cellray.statistics.contributions import contributions
 from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
 from cellray.statistics.medians import mean_median
 from cellray.statistics.pairs import LEAST_SEEDS, PAIR_COLUMNS, compare, contenders, holm, median_pairs
-from cellray.statistics.planning import detectable, more_needed
+from cellray.statistics.planning import detectable, more_needed, unseen_rate
 from cellray.statistics.ranks import (
     N_RESAMPLES,
     Friedman,
@@ -38,4 +38,5 @@ __all__ = [
     "rank_shares",
     "rank_table",
     "resampled_means",
+    "unseen_rate",
 ]

@@ -49,6 +49,14 @@ def detectable(differences: CrossedMean) -> float:
     return float(np.median(sizes)) if sizes.size else math.nan
 
 
+def unseen_rate(n: int) -> float:
+    """The largest probability of an event that n trials without it leave open, with 95 % confidence.
+
+    1 - 0.05^(1/n), about 3 / n (Hanley and Lippman-Hand 1983).
+    """
+    return float(1 - ALPHA ** (1 / n))
+
+
 def _half(d: CrossedMean, n_seeds: Floats, n_images: Floats, level: float) -> Floats:
     """Half-width of each interval with other numbers of seeds and images; shape (n_pairs, n_sizes)."""
     rest = d.rest[:, None]

@@ -20,6 +20,7 @@ from cellray.report.page.ranking import lead_sentence, metrics_table, ranked_tab
 from cellray.report.page.sections import arrange, named
 from cellray.report.protocol import Protocol
 from cellray.report.tables import Plan, Record, Tables, metric_title
+from cellray.statistics import unseen_rate
 
 TITLES = {
     "ranking": "Ranking on the test set",
@@ -63,6 +64,7 @@ def render_page(
     external = [name for name in tables.sets if name not in ("test", "val")]
     figures = arrange(drawings)
     comparisons = {name: compare(tables, metric, name) for name in ("test", *external)}
+    n_seeds = len({trial.seed for trial in plan.trials})
     troubles = tables.trials[~tables.trials.outcome.isin(["finished", "missing"])]
     shown = {
         "ranking": True,
@@ -103,6 +105,8 @@ def render_page(
         colours=OVERLAY_COLOURS,
         troubles=troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
         nan_notes=tables.notes,
+        n_seeds=n_seeds,
+        unseen=unseen_rate(n_seeds),
         at_edge=tables.trials[tables.trials.lr_at_edge][["label", "seed", "lr"]].to_dict("records"),
         protocol=protocol,
         n_records=tables.n_records,
