@@ -128,7 +128,7 @@ class TestOneStudy:
         assert "paired by seed and image" in told.stdout
         rows = json.loads(cellray(place, "compare", "tiny", "tiny", "--json").stdout)
         assert [row["configuration"] for row in rows] == ["Dice", "BCE"]
-        assert {row["difference"] for row in rows} == {"0.000"}
+        assert {row["difference"] for row in rows} == {"+0.000"}
         wrong = cellray(place, "compare", "Dize", "BCE", "--study", "tiny", code=2)
         assert "did you mean 'Dice'" in wrong.stderr
         assert "no study 'Dice' in studies" in cellray(place, "compare", "Dice", "BCE", code=2).stderr

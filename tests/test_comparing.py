@@ -35,10 +35,10 @@ def test_two_configurations_whichever_is_named_first(tmp_path):
     ledger, plan = stored(tmp_path, {"A": GOOD, "B": POOR})
     # mean 0.2067, SD 0.00577 of three: 4.303 x 0.00577 / sqrt(3) = 0.0143 on either side
     forth = row_of(compare_configurations(ledger, plan, "A", "B"), ["test", "F1 (IoU)"])
-    assert (forth["A"], forth["B"], forth["difference"]) == ("0.810", "0.603", "0.207")
+    assert (forth["A"], forth["B"], forth["difference"]) == ("0.810", "0.603", "+0.207")
     assert (forth["95 % interval"], forth["verdict"]) == ("[0.192, 0.221]", "the first is better")
     back = row_of(compare_configurations(ledger, plan, "B", "A"), ["test", "F1 (IoU)"])
-    assert (back["difference"], back["95 % interval"]) == ("-0.207", "[-0.221, -0.192]")
+    assert (back["difference"], back["95 % interval"]) == ("−0.207", "[−0.221, −0.192]")
     assert (back["P(first > second)"], back["verdict"]) == ("0.00", "the second is better")
     assert back["p"] == forth["p"]
 
@@ -47,7 +47,13 @@ def test_a_collapse_counts_against_its_configuration(tmp_path):
     ledger, plan = stored(tmp_path, {"A": (0.80, None, 0.81), "B": POOR})
     found = row_of(compare_configurations(ledger, plan, "A", "B"), ["test", "F1 (IoU)"])
     assert (found["A"], found["verdict"]) == ("0.537", "undecided")
-    assert found["difference"] == "-0.067"  # (0.20 - 0.61 + 0.21) / 3
+    assert found["difference"] == "−0.067"  # (0.20 - 0.61 + 0.21) / 3
+
+
+def test_a_configuration_is_not_compared_with_itself(tmp_path):
+    ledger, plan = stored(tmp_path, {"A": GOOD, "B": POOR})
+    with pytest.raises(StudyError, match="'A' is named twice"):
+        compare_configurations(ledger, plan, "A", "A")
 
 
 def test_two_studies_by_common_labels(tmp_path):
@@ -56,8 +62,13 @@ def test_two_studies_by_common_labels(tmp_path):
     table = compare_studies(*zip(one, other, strict=True))
     assert [row[0] for row in table.rows] == ["A", "B"]
     same, better = row_of(table, ["A"]), row_of(table, ["B"])
-    assert (same["one"], same["other"], same["difference"], same["verdict"]) == ("0.810", "0.810", "0.000", "undecided")
-    assert (better["difference"], better["verdict"]) == ("-0.207", "the second is better")
+    assert (same["one"], same["other"], same["difference"], same["verdict"]) == (
+        "0.810",
+        "0.810",
+        "+0.000",
+        "undecided",
+    )
+    assert (better["difference"], better["verdict"]) == ("−0.207", "the second is better")
     assert any("only seeds are paired" in note for note in table.notes)
 
 
@@ -74,5 +85,5 @@ def test_a_missing_trial_leaves_its_seed_out(tmp_path):
     ledger, plan = stored(tmp_path, {"A": GOOD, "B": POOR})
     ledger.delete(f"trials/{key_of('A', 0)}/trial.json")
     found = row_of(compare_configurations(ledger, plan, "A", "B"), ["test", "F1 (IoU)"])
-    assert found["difference"] == "0.210"
+    assert found["difference"] == "+0.210"
     assert found["verdict"] == "undecided"  # two seeds are left

@@ -539,14 +539,19 @@ def test_chosen_couples_are_adjusted_over_themselves():
     assert sorted(table.p_holm) == pytest.approx(sorted([2 * least, max(2 * least, most)]))
 
 
-def test_couples_of_medians_are_compared_by_their_seeds():
+def test_couples_of_medians_are_compared_as_in_the_report():
     counts = {"A": [[9, 12, 10], [8, 11, 10], [10, 11, 9]], "B": [[2, 18, 1], [3, 2, 3], [2, 4, 7]]}
     tables, samples, plan = study(of_counts(counts))
     row = versus(tables, samples, plan, [("A", "B")], set_name="test", metric="medae").iloc[0]
-    # medians 1 1 1 and 8 7 6
-    assert (row.a, row.n_seeds, row.n_images) == ("A", 3, 1)
-    assert row.difference == pytest.approx(6)
-    assert (row.low, row.high) == by_seed(7, 6, 5)
+    assert (row.a, row.n_seeds) == ("A", 3)
+    assert row.difference == pytest.approx(6)  # medians 1 1 1 and 8 7 6
+    # of three images the ends are the least and the greatest: means 0 and 5/3 for A, 6 and 25/3 for B
+    seeds = 4.3027 / math.sqrt(3)  # Student's half-width of B's medians, of SD 1
+    below, above = math.hypot(7 - 6, seeds), math.hypot(25 / 3 - 7, seeds)
+    ends_of_both = (6 - math.hypot(below, 5 / 3 - 1), 6 + math.hypot(above, 1 - 0))
+    assert (row.low, row.high) == pytest.approx(ends_of_both, abs=1e-4)
+    report = infer(tables, samples, plan).inference.pairs_of("test", "medae").iloc[0]
+    assert (row.low, row.high, row.p) == (report.low, report.high, report.p)
 
 
 # The couple alone is decided, which is when nothing more is asked of it.

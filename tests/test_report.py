@@ -25,7 +25,7 @@ from cellray.report import (
     make_tables,
     write_answer,
 )
-from cellray.report.answer import plural
+from cellray.report.answer import decision, plural
 from cellray.report.exports import md, tex
 from cellray.report.images import shrink
 from cellray.report.inference import infer
@@ -195,6 +195,12 @@ def test_a_range_test_without_a_result_is_a_caveat():
     records[0] = record("A", 0, {"test": scores(0.6)}, range_test=tested, lr=1e-4)
     told = answered(records, plan)[-1]
     assert told.startswith("The range test of 5 trials chose the lowest rate that it tried (B 3 and A 2)")
+
+
+def test_the_answer_says_so_where_only_the_leader_may_be_best():
+    ranked = pd.DataFrame([{"label": x, "n": 3, "rank_low": 1, "rank_high": 2} for x in "AB"])
+    pairs = pd.DataFrame([{"a": "A", "b": "B", "n_seeds": 3, "decided": False, "more_seeds": 2.0}])
+    assert "A is the only one that may be the best" in decision(ranked, pairs, {"A"})
 
 
 def test_two_seeds_decide_nothing_however_far_apart():

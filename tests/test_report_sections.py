@@ -18,7 +18,7 @@ from cellray.report.figures import Drawing
 from cellray.report.page import cells, costs, differences, ranking
 from cellray.report.page.published import published_table, spearman
 from cellray.report.page.sections import PLACES, arrange, place_of
-from cellray.report.tables import select
+from cellray.report.tables import format_interval, format_p, select
 
 NAN, INF = math.nan, math.inf
 
@@ -144,12 +144,12 @@ def test_an_external_set_says_what_became_of_the_test_sets_leader():
     ("p", "text"), [(0.0004, "< 0.001"), (0.001, "0.001"), (0.0449, "0.045"), (1.0, "1.000"), (NAN, "–")]
 )
 def test_p_values_are_written_as_papers_do(p, text):
-    assert cells.p_value(p) == text
+    assert format_p(p) == text
 
 
 def test_an_interval_below_zero_has_real_minus_signs():
-    assert cells.interval("f1_iou", -0.0021, 0.028) == "[−0.002, 0.028]"
-    assert cells.interval("f1_iou", NAN, 0.028) == ""
+    assert format_interval("f1_iou", -0.0021, 0.028) == "[−0.002, 0.028]"
+    assert format_interval("f1_iou", NAN, 0.028) == ""
 
 
 def test_agreement_is_named_for_its_set_alone():

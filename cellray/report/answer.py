@@ -104,12 +104,13 @@ def decision(known: pd.DataFrame, pairs: pd.DataFrame, contenders: set[str]) -> 
         return f"It is decided to be better than {each} (paired by seed and image){more}."
     possible = [label for label in others if label in contenders]
     ruled_out = [label for label in others if label not in contenders]
+    if not possible:  # each is beaten by some other, if not by the leader
+        return f"With 95 % confidence {first.label} is the only one that may be the best (paired by seed and image)."
     could = "any of the others" if not ruled_out and len(others) > 1 else listing_some(possible)
     text = f"Which is best is undecided: besides {first.label} it may be {could}"
     if ruled_out:
         text += f"; {listing_some(ruled_out)} can't be it (95 % confidence)"
-    open_one = next((label for label in possible), others[0])
-    return f"{text}{advice(pair_of(pairs, first.label, open_one), open_one)}."
+    return f"{text}{advice(pair_of(pairs, first.label, possible[0]), possible[0])}."
 
 
 def advice(pair: pd.Series | None, other: str) -> str:

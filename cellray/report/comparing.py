@@ -17,7 +17,9 @@ from cellray.report.tables import (
     Plan,
     Tables,
     TextTable,
+    format_difference,
     format_interval,
+    format_p,
     format_value,
     make_tables,
     metric_title,
@@ -35,7 +37,12 @@ def compare_configurations(ledger: Store, plan: Plan, a: str, b: str) -> TextTab
         plan: Its planned trials.
         a: A label.
         b: Another one.
+
+    Raises:
+        StudyError: If both are the same.
     """
+    if a == b:
+        raise StudyError(f"{a!r} is named twice: nothing to compare")
     records = ledger.records()
     used = list(plan.planned(records).values())
     samples = read_samples(ledger, used)
@@ -110,19 +117,12 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
     better = "the first" if sign > 0 else "the second"
     return [
         *shown,
-        format_value(metric, sign * pair.difference),
+        format_difference(metric, sign * pair.difference),
         format_interval(metric, low, high) or "–",
         format_p(pair.p_holm),
         f"{chance:.2f}" if np.isfinite(chance) else "–",
         f"{better} is better" if pair.decided else "undecided",
     ]
-
-
-def format_p(p: float) -> str:
-    """A p-value with two digits; `< 0.0001` below."""
-    if not np.isfinite(p):
-        return "–"
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _notes() -> Sequence[str]:

@@ -137,7 +137,7 @@ def versus(
         plan: Of the study, or of several put together.
         couples: Labels; those without a common seed are left out.
         set_name: One of ``tables.sets``.
-        metric: A key of ``METRICS``; medians are compared by their seeds.
+        metric: A key of ``METRICS``.
 
     Returns:
         One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one.
@@ -148,8 +148,7 @@ def versus(
     found = []
     for couple in couples:
         block = _block(rows[rows.label.isin(couple)], samples, couple, seeds, tables)
-        values = np.median(block.values, axis=2, keepdims=True) if block.is_median else block.values
-        found.append(compare(values, couple))
+        found.append(_compare(block, couple, detail=True))
     table = _within_range(pd.concat(found, ignore_index=True), metric)
     table["p_holm"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
     table["decided"] = (table.p_holm < ALPHA) & (table.n_seeds >= LEAST_SEEDS)

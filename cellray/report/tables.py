@@ -330,9 +330,21 @@ def format_value(key: str, value: float) -> str:
     """A number as tables show it: three decimals for a ratio, two for a counting error, a dash for none."""
     if not np.isfinite(value):
         return "–"
-    if METRICS[key].worst is not None:
-        return f"{value:.3f}"
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    bounded = METRICS[key].worst is not None
+    text = f"{value:.3f}" if bounded else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def format_difference(key: str, value: float) -> str:
+    """A difference with its sign."""
+    return ("+" if value >= 0 else "") + format_value(key, value)
+
+
+def format_p(p: float) -> str:
+    """A p-value or a probability as papers print it."""
+    if not np.isfinite(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_spread(key: str, mean: float, sd: float) -> str:

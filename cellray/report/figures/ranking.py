@@ -71,7 +71,9 @@ def ranking_dots(
     main.set_xlabel(axis_title(metric, set_name))
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
-    labels.set_yticklabels([f"{plain(row.label)}  {rank_text(row)}" for row in rows_of(order)])
+    labels.set_yticklabels(
+        [f"{plain(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
+    )
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -90,12 +92,6 @@ def ranking_dots(
         columnspacing=1.2,
     )
     return figure
-
-
-def rank_text(row: Any) -> str:
-    """`3` or, with the interval of the rank, `3 [2–5]`; a dash where nothing is known yet."""
-    low, high = getattr(row, "rank_low", math.nan), getattr(row, "rank_high", math.nan)
-    return format_rank(row.rank) + (f" [{low:.0f}–{high:.0f}]" if math.isfinite(low) and math.isfinite(high) else "")
 
 
 def make_axes(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:

@@ -62,41 +62,6 @@ def sort_key(value: float) -> float | str:
     return "" if np.isnan(value) else float(value)
 
 
-def signed(metric: str, value: float) -> str:
-    """A difference with its sign."""
-    if not np.isfinite(value):
-        return "–"
-    text = format_value(metric, abs(value))
-    return ("+" if value >= 0 else "−") + text
-
-
-def interval(metric: str, low: float, high: float) -> str:
-    """`[0.801, 0.845]`, or nothing where it is unknown."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return ""
-    return f"[{with_minus(metric, low)}, {with_minus(metric, high)}]"
-
-
-def with_minus(metric: str, value: float) -> str:
-    """A number with a real minus sign."""
-    return ("−" if value < 0 else "") + format_value(metric, abs(value))
-
-
-def rank_interval(rank: float, low: float, high: float) -> str:
-    """`1 [1–4]`; the rank alone where its interval is unknown, a dash without a rank."""
-    if not np.isfinite(rank):
-        return "–"
-    known = np.isfinite(low) and np.isfinite(high)
-    return f"{rank:.0f}" + (f" [{low:.0f}–{high:.0f}]" if known else "")
-
-
-def p_value(p: float) -> str:
-    """A p-value or a probability as papers print it."""
-    if not np.isfinite(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def agreement_note(agreement: Mapping[str, Mapping[str, float]], set_name: str) -> str:
     """A sentence on how well human experts agree on a set, or nothing where it is unknown."""
     known = [(METRICS[key].title, format_value(key, v)) for key, v in agreement.get(set_name, {}).items()

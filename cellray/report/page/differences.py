@@ -12,14 +12,20 @@ from cellray.report.page.cells import (
     Cell,
     PageTable,
     head,
-    interval,
     number,
-    p_value,
-    rank_interval,
-    signed,
     sort_key,
 )
-from cellray.report.tables import Tables, format_rank, format_value, metric_title, rows_of, select
+from cellray.report.tables import (
+    Tables,
+    format_difference,
+    format_interval,
+    format_p,
+    format_rank,
+    format_value,
+    metric_title,
+    rows_of,
+    select,
+)
 
 POWER = "80\u00a0%"
 
@@ -117,9 +123,13 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
         body.append(
             [
                 head(name),
-                number(row.difference, signed(metric, row.difference), interval(metric, row.low, row.high)),
-                number(row.p_holm, p_value(row.p_holm), f"alone {p_value(row.p)}"),
-                number(row.p_wilcoxon_holm, p_value(row.p_wilcoxon_holm), f"alone {p_value(row.p_wilcoxon)}"),
+                number(
+                    row.difference,
+                    format_difference(metric, row.difference),
+                    format_interval(metric, row.low, row.high),
+                ),
+                number(row.p_holm, format_p(row.p_holm), f"alone {format_p(row.p)}"),
+                number(row.p_wilcoxon_holm, format_p(row.p_wilcoxon_holm), f"alone {format_p(row.p_wilcoxon)}"),
                 number(
                     row.superiority,
                     f"{row.superiority:.2f}",
@@ -127,7 +137,7 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
                     if np.isfinite(row.superiority_low)
                     else "",
                 ),
-                number(row.p_false, p_value(row.p_false)),
+                number(row.p_false, format_p(row.p_false)),
                 Cell("yes", 1.0, "good") if row.decided else Cell("no", 0.0, "moved"),
                 needed(row),
             ]
@@ -168,7 +178,7 @@ def scheme_table(ranks: pd.DataFrame) -> PageTable | None:
     body = [
         [
             head(str(row.label)),
-            number(row.rank, rank_interval(row.rank, row.rank_low, row.rank_high)),
+            number(row.rank, format_rank(row.rank, row.rank_low, row.rank_high)),
             number(row.rank_then_mean, format_rank(row.rank_then_mean)),
             number(row.mean_rank, f"{row.mean_rank:.2f}"),
             number(row.by_tests, format_rank(row.by_tests)),
@@ -194,7 +204,7 @@ def friedman_sentence(friedman: pd.DataFrame, set_name: str) -> list[str]:
     apart = ""
     if np.isfinite(row.critical_difference):
         apart = f"; mean ranks closer than {row.critical_difference:.2f} (Nemenyi, 5\u00a0%) belong together"
-    p = p_value(row.p)
+    p = format_p(row.p)
     p = p if "<" in p else f"= {p}"
     return [
         f"Friedman's test over {int(row.n_images)} images or groups of images: χ² = {row.statistic:.1f}, p {p}: "

@@ -9,10 +9,7 @@ from cellray.report.page.cells import (
     Cell,
     PageTable,
     head,
-    interval,
     number,
-    rank_interval,
-    signed,
     sort_key,
     strip,
     strip_limits,
@@ -20,6 +17,8 @@ from cellray.report.page.cells import (
 from cellray.report.tables import (
     Tables,
     format_counts,
+    format_difference,
+    format_interval,
     format_rank,
     format_spread,
     format_value,
@@ -71,7 +70,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         gain = sign * (row.mean - at_shared)
         place = f"rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
         moved = row.order_differs and row.survivors_n < row.n
-        ranks = rank_interval(row.rank, row.rank_low, row.rank_high)
+        ranks = format_rank(row.rank, row.rank_low, row.rank_high)
         body.append(
             [
                 number(row.rank, ranks),
@@ -79,7 +78,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
                 number(
                     row.mean,
                     format_spread(metric, row.mean, row.sd),
-                    interval(metric, row.low, row.high),
+                    format_interval(metric, row.low, row.high),
                 ),
                 Cell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
                 number(
@@ -90,7 +89,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
                 ),
                 number(row.worst, format_value(metric, row.worst)),
                 number(at_shared, format_value(metric, at_shared)),
-                number(gain, signed(metric, gain)),
+                number(gain, format_difference(metric, gain)),
                 Cell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
             ]
         )
@@ -134,7 +133,7 @@ def metrics_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         for key, rows in by_metric.items():
             row = rows[label]
             spread = f"± {format_value(key, row.sd)}" if np.isfinite(row.sd) else ""
-            note = [spread, interval(key, row.low, row.high)]
+            note = [spread, format_interval(key, row.low, row.high)]
             cells.append(number(row.mean, format_value(key, row.mean), "\n".join(filter(None, note))))
         body.append(cells)
     return PageTable(columns, body)
