@@ -25,7 +25,7 @@ from cellray.metrics import METRICS, summarise
 from cellray.metrics.rows import COLUMNS
 from cellray.report import Plan, PlannedTrial, load_tables, make_tables
 from cellray.report.inference import infer
-from cellray.report.samples import read_samples
+from cellray.samples import read_samples
 from cellray.statistics import rank_shares, resampled_means
 
 N_IMAGES, N_SEEDS = 70, 5

@@ -18,8 +18,8 @@ from scipy import stats
 from cellray.metrics import MEDIANS, METRICS, summarise
 from cellray.report import Tables, inference, make_tables
 from cellray.report.inference import infer, versus
-from cellray.report.samples import read_samples
 from cellray.report.tables import select
+from cellray.samples import read_samples
 from cellray.scores import errors_of_nothing
 from cellray.statistics import PAIR_COLUMNS, crossed_mean, friedman, mean_median, median_pairs, nemenyi
 

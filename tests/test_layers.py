@@ -18,10 +18,11 @@ LADDER = (
     ("overlay", "statistics", "scores"),
     ("model", "data"),
     ("study",),
-    ("operating_point", "published"),
+    ("operating_point", "published", "samples"),
     ("evaluation", "ledger"),
     ("training", "inference"),
     ("trial",),
+    ("search",),
     ("sweep", "forecast"),
     ("tracking", "report"),
     ("cli",),
@@ -76,7 +77,7 @@ def test_ray_and_mlflow_stay_above_the_trial(module):
 
 
 def test_the_walk_sees_imports_inside_functions():
-    assert "ray" in imports("cellray.sweep")
+    assert "ray" in imports("cellray.sweep.engine")
 
 
 SIDE_EFFECTS = """

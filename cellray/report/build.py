@@ -16,8 +16,8 @@ from cellray.report.images import make_gallery
 from cellray.report.inference import infer
 from cellray.report.page import render_page
 from cellray.report.protocol import protocol_facts
-from cellray.report.samples import read_samples
 from cellray.report.tables import Plan, Tables, make_tables
+from cellray.samples import read_samples
 from cellray.scores import Record, nothing_by_set
 
 

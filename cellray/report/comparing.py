@@ -12,7 +12,6 @@ from cellray.errors import StudyError
 from cellray.report.build import Store
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
-from cellray.report.samples import Sample, read_samples
 from cellray.report.tables import (
     Plan,
     Tables,
@@ -26,6 +25,7 @@ from cellray.report.tables import (
     rows_of,
     select,
 )
+from cellray.samples import Sample, read_samples
 from cellray.scores import nothing_by_set
 
 

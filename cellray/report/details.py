@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.report.tables import Plan, Record
+from cellray.samples import Reader
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
@@ -26,13 +27,6 @@ GRID = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
 STRATA = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
 IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATA, *GRID]
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
-
-
-class Reader(Protocol):
-    """What is needed of a ledger."""
-
-    def read(self, path: str) -> bytes: ...
-    def exists(self, path: str) -> bool: ...
 
 
 @dataclass(frozen=True)

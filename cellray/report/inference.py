@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import MEDIANS, METRICS
-from cellray.report.samples import Samples, has_groups
 from cellray.report.tables import INTERVALS, Plan, Tables, select
+from cellray.samples import Samples, has_groups
 from cellray.statistics import (
     ALPHA,
     LEAST_SEEDS,

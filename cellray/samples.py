@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellray.metrics import MEDIANS, METRICS, columns_of, image_terms, metrics_of
-from cellray.report.details import Reader
 from cellray.scores import Record
 from cellray.statistics import contributions
 
@@ -30,6 +30,13 @@ class Sample:
     """By metric, what each unit adds to the trial's score (`contributions`), shape (n_units,)."""
     images: dict[str, np.ndarray]
     """By metric that is a median, the value of each image, shape (n_images,)."""
+
+
+class Reader(Protocol):
+    """What is needed of a ledger."""
+
+    def read(self, path: str) -> bytes: ...
+    def exists(self, path: str) -> bool: ...
 
 
 Samples = Mapping[str, Mapping[tuple[str, str], Sample]]
