@@ -21,11 +21,12 @@ import torch
 import cellray
 from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
 from cellray.device import describe, peak_memory_mb, pick_device, prepare
+from cellray.errors import LedgerError
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger
 from cellray.model import build_model
 from cellray.study import SCHEMA_VERSION, DataConfig, DatasetConfig, Trial
-from cellray.training import Fit, check_crop, fit
+from cellray.training import Fit, TrainingRun, check_crop, fit, training_run
 
 Row = dict[str, float]
 
@@ -125,8 +126,16 @@ class Planned:
 
     @property
     def done(self) -> bool:
-        """Whether the record answers to the study as it is now; else it is trained, or at least judged again."""
-        return self.stored is not None and self.stored["evaluation_key"] == self.evaluation_key
+        """Whether the record answers to the study as it is now; else it is trained, or at least judged again.
+
+        A trial that was stopped early isn't done: it could go on.
+        """
+        stored = self.stored
+        return stored is not None and self.evaluation_key == stored["evaluation_key"] and not self.is_stopped
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stored is not None and self.stored["outcome"] == "stopped"
 
 
 def run_trial(
@@ -137,7 +146,8 @@ def run_trial(
     gpus: float = 0,
     threads: int = 1,
     on_epoch: Callable[[Row], None] = lambda row: None,
-) -> dict[str, Any]:
+    until: int | None = None,
+) -> dict[str, Any] | None:
     """Train and judge one trial, store its record and return it; what the ledger has is not done again.
 
     A trial that was interrupted goes on from its last checkpoint, and one whose training is complete is only judged.
@@ -150,14 +160,15 @@ def run_trial(
         gpus: Above 0: train on a GPU.
         threads: CPU threads to compute with.
         on_epoch: Told each epoch's row.
+        until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
 
     Returns:
-        The content of ``trial.json``.
+        The content of ``trial.json``, or None if the trial paused.
     """
     key, evaluation_key = sets.keys(trial)
-    stored = ledger.record(key)
-    if stored is not None and stored["evaluation_key"] == evaluation_key:
-        return stored
+    planned = Planned(trial, key, evaluation_key, ledger.record(key))
+    if planned.done:
+        return planned.stored
     device = pick_device(gpus)
     prepare(device, threads)
     split = sets.split(trial)
@@ -176,7 +187,10 @@ def run_trial(
             load=lambda name: ledger.load_checkpoint(key, name),
             save=lambda name, data: ledger.save_checkpoint(key, name, data),
             on_epoch=on_epoch,
+            until=until,
         )
+        if not fitted.is_complete:
+            return None
         trained_s = monotonic() - clock
         if fitted.run.diverged is None:
             judged = _judge(trial, sets, split, fitted, device)
@@ -196,7 +210,7 @@ def run_trial(
         },
         "peak_memory_mb": peak_memory_mb(device),
         "provenance": {**_provenance(device, threads), "started": _iso(started), "ended": _iso(datetime.now(UTC))},
-        **_training_facts(trial, fitted),
+        **_training_facts(trial, fitted.run if fitted else None),
         **_evaluation_facts(judged),
     }
     tables = {
@@ -210,19 +224,38 @@ def run_trial(
 
 def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dict[str, Any]:
     """Store the outcome `failed` for a trial whose process died before it could say so itself."""
+    return _record_unjudged(trial, sets, ledger, "failed", reason, None)
+
+
+def record_stopped(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dict[str, Any]:
+    """Store the outcome `stopped` for a trial that paused and is not to go on, with its history so far.
+
+    Raises:
+        LedgerError: If its checkpoint has gone.
+    """
+    data = ledger.load_checkpoint(sets.keys(trial)[0], "last")
+    if data is None:
+        raise LedgerError(f"{trial.label}, seed {trial.seed}: its checkpoint has gone from {ledger.uri}")
+    return _record_unjudged(trial, sets, ledger, "stopped", reason, training_run(data))
+
+
+def _record_unjudged(
+    trial: Trial, sets: Sets, ledger: Ledger, outcome: str, reason: str, run: TrainingRun | None
+) -> dict[str, Any]:
+    """A record written by the sweep, not by the trial's own process."""
     now = _iso(datetime.now(UTC))
-    device = torch.device("cpu")
     record = {
         **_identity(trial, sets, sets.split(trial)),
-        "outcome": "failed",
+        "outcome": outcome,
         "reason": reason,
-        "seconds": {"training": 0.0, "evaluation": 0.0},
-        "peak_memory_mb": 0.0,
-        "provenance": {**_provenance(device, 1), "device": "", "started": now, "ended": now},
-        **_training_facts(trial, None),
+        "seconds": {"training": run.seconds if run else 0.0, "evaluation": 0.0},
+        "peak_memory_mb": max((row["peak_memory_mb"] for row in run.history), default=0.0) if run else 0.0,
+        "provenance": {**_provenance(torch.device("cpu"), 1), "device": "", "started": now, "ended": now},
+        **_training_facts(trial, run),
         **_evaluation_facts(None),
     }
-    ledger.write_record(record, {name: pd.DataFrame() for name in TABLES}, {})
+    tables = {name: pd.DataFrame() for name in TABLES}
+    ledger.write_record(record, {**tables, "history": pd.DataFrame(run.history if run else [])}, {})
     return record
 
 
@@ -278,11 +311,12 @@ def _data_facts(sets: Sets, split: Split) -> dict[str, Any]:
     }
 
 
-def _training_facts(trial: Trial, fitted: Fit | None) -> dict[str, Any]:
-    run = fitted.run if fitted else None
+def _training_facts(trial: Trial, run: TrainingRun | None) -> dict[str, Any]:
+    validated = [row["val_dice"] for row in run.history if row["val_dice"] == row["val_dice"]] if run else []
     return {
         "n_parameters": sum(p.numel() for p in new_network(trial, "meta").parameters()),
         "best_epoch": run.best_epoch if run else None,
+        "validation_dice": validated[-1] if validated else None,
         "epochs": len(run.history) if run else 0,
         "steps": run.step if run else 0,
         "lr": run.lr if run else None,

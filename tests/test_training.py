@@ -385,14 +385,15 @@ class TestFit:
         train(tiny_trial(epochs=2), dataset=dataset)
         assert set(dataset.seen) == set(range(10))  # 8 to train on, 2 to select; the last 2 judge
 
-    @pytest.mark.parametrize("death", ["telling epoch 3", "telling epoch 4", "saving last", "saving best"])
+    @pytest.mark.parametrize("death", ["telling epoch 1", "telling epoch 2", "saving last", "saving best"])
     @pytest.mark.parametrize("save_every_s", [0.0, 1e9], ids=["often", "at validations"])
     def test_a_killed_training_goes_on_to_the_bit(self, death, save_every_s, monkeypatch):
         # Not by its dotted path: there, `fit` is the function.
         monkeypatch.setattr(import_module("cellray.training.fit"), "SAVE_EVERY_S", save_every_s)
         trial = tiny_trial(epochs=6, validate_every=2)
         straight = Store()
-        undisturbed = train(trial, straight)
+        paused = train(trial, straight, until=4)
+        undisturbed = train(trial)
 
         store, saves = Store(), dict.fromkeys(("last", "best"), 0)
 
@@ -408,11 +409,7 @@ class TestFit:
 
         with pytest.raises(WorkerKilledError):
             train(trial, store, on_epoch=on_epoch, save=save)
-        resumed = train(trial, store)
-        assert untimed(resumed.run.history) == untimed(undisturbed.run.history)
-        assert resumed.run.best_dice == undisturbed.run.best_dice
-        assert resumed.run.best_epoch == undisturbed.run.best_epoch
-        assert same_weights(resumed.best_state, undisturbed.best_state)
+        assert not train(trial, store, until=4).is_complete and not paused.is_complete
         assert same_weights(store.state("last")["model"], straight.state("last")["model"])
         for a, b in zip(
             store.state("last")["optimizer"]["state"].values(),
@@ -420,6 +417,18 @@ class TestFit:
             strict=True,
         ):
             assert same_weights(a, b)
+        resumed = train(trial, store)
+        assert resumed.is_complete and undisturbed.is_complete
+        assert untimed(resumed.run.history) == untimed(undisturbed.run.history)
+        assert resumed.run.best_dice == undisturbed.run.best_dice
+        assert resumed.run.best_epoch == undisturbed.run.best_epoch
+        assert same_weights(resumed.best_state, undisturbed.best_state)
+
+    def test_what_a_complete_training_leaves_is_its_best_weights_and_its_course(self):
+        store = Store()
+        train(tiny_trial(epochs=2), store)
+        assert set(store) == {"best", "last"}
+        assert set(store.state("last")) == {"run"} and set(store.state("best")) == {"model"}
 
     def test_a_complete_training_is_not_trained_again(self):
         store, told = Store(), []

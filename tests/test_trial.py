@@ -11,9 +11,9 @@ import torch
 from tiny_study import draw_images, lasting, lasting_history, same, tiny_study
 
 from cellray import trial as trial_module
-from cellray.errors import DataError
+from cellray.errors import DataError, LedgerError
 from cellray.ledger import Ledger
-from cellray.trial import Sets, record_failure, run_trial
+from cellray.trial import Sets, record_failure, record_stopped, run_trial
 
 fit_module = importlib.import_module("cellray.training.fit")
 
@@ -203,3 +203,30 @@ def test_opening_tells_the_progress_of_each_set(tmp_path, monkeypatch):
     told = []
     Sets.open(study.data, lambda name, done, total: told.append((name, done, total)))
     assert told[-1] == ("disks", 11, 11)
+
+
+def test_a_paused_trial_goes_on_as_if_nothing_had_been(undisturbed, images, tmp_path):
+    run, rows = Run(images, tmp_path), []
+    assert run(until=2, on_epoch=rows.append) is None and run.ledger.records() == []
+    assert run(until=2, on_epoch=rows.append) is None and [row["epoch"] for row in rows] == [1, 2]
+    assert same(lasting(run(on_epoch=rows.append)), lasting(undisturbed.record))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_a_stopped_trial_has_a_record_without_scores_and_can_go_on(undisturbed, images, tmp_path):
+    run = Run(images, tmp_path)
+    run(until=2)
+    record = record_stopped(run.trial, run.sets, run.ledger, "too low")
+    assert (record["outcome"], record["reason"], record["epochs"], record["steps"]) == ("stopped", "too low", 2, 4)
+    assert record["metrics"] == {} and record["operating_point"] is None
+    assert record["validation_dice"] == undisturbed.rows[1]["val_dice"]
+    assert len(run.history()) == 2
+    (planned,) = run.sets.plan([run.trial], run.ledger)
+    assert planned.is_stopped and not planned.done
+    assert same(lasting(run()), lasting(undisturbed.record))
+
+
+def test_a_trial_can_be_stopped_only_where_it_paused(images, tmp_path):
+    run = Run(images, tmp_path)
+    with pytest.raises(LedgerError, match="Dice, seed 0: its checkpoint has gone"):
+        record_stopped(run.trial, run.sets, run.ledger, "too low")

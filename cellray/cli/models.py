@@ -78,6 +78,7 @@ def train(
                 threads=max(int(resources.cpus), 1),
                 on_epoch=lambda row: observer.on_epoch(planned[0].trial, row) if observer else None,
             )
+            assert record is not None  # only a trial with `until` pauses
             if observer and not planned[0].done:
                 observer.on_end(record)
         finally:

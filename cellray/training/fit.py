@@ -57,6 +57,8 @@ class Fit:
     run: TrainingRun
     best_state: dict[str, Tensor] | None
     """Weights and batch-norm statistics at the best validation; None if none came before divergence."""
+    is_complete: bool
+    """Whether training came to its end, by its last step or by divergence."""
 
 
 def fit(
@@ -68,6 +70,7 @@ def fit(
     load: Callable[[str], bytes | None],
     save: Callable[[str, bytes], None],
     on_epoch: Callable[[Row], None] = lambda row: None,
+    until: int | None = None,
 ) -> Fit:
     """Train one configuration with one seed, going on from the checkpoint `last` where there is one.
 
@@ -79,8 +82,9 @@ def fit(
         load: Returns a checkpoint's bytes by name (`last`, `best`), or None.
         save: Keeps a checkpoint's bytes under a name, all or nothing.
         on_epoch: Told each epoch's row.
+        until: Pause after this epoch, which must be one that ends with a validation; None: train to the end.
     """
-    return _Fitter(trial, dataset, split, device, load, save, on_epoch).fit()
+    return _Fitter(trial, dataset, split, device, load, save, on_epoch).fit(until)
 
 
 class _Fitter:
@@ -124,20 +128,24 @@ class _Fitter:
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.model.parameters(), lr=1.0, weight_decay=self.settings.weight_decay, fused=True)
 
-    def fit(self) -> Fit:
+    @property
+    def is_complete(self) -> bool:
+        return self.run.step >= self.steps or self.run.diverged is not None
+
+    def fit(self, until: int | None) -> Fit:
         if not self._resume():
             self._balance_terms()
             self._find_rate()
         saved_at = time.monotonic()
-        while self.run.step < self.steps and self.run.diverged is None:
+        while not self.is_complete and (until is None or len(self.run.history) < until):
             validated = self._epoch()
-            done = self.run.step >= self.steps or self.run.diverged is not None
-            if validated or done or time.monotonic() - saved_at > SAVE_EVERY_S:
+            if validated or self.is_complete or time.monotonic() - saved_at > SAVE_EVERY_S:
                 self._checkpoint()
                 saved_at = time.monotonic()
             self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
-        return Fit(self.run, torch.load(io.BytesIO(best), weights_only=True)["model"] if best else None)
+        state = torch.load(io.BytesIO(best), weights_only=True)["model"] if best else None
+        return Fit(self.run, state, self.is_complete)
 
     def _balance_terms(self) -> None:
         """Scale the terms to gradients of one length over the fresh network's weights, if the study asks for it.
@@ -291,7 +299,9 @@ class _Fitter:
             layer.momentum = momentum
 
     def _checkpoint(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "run": vars(self.run)}
+        state: dict[str, Any] = {"run": vars(self.run)}
+        if not self.is_complete:  # after that only the best weights are of use
+            state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.save("last", _to_bytes(state))
 
     def _resume(self) -> bool:
@@ -299,11 +309,18 @@ class _Fitter:
         if data is None:
             return False
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.run = TrainingRun(**state["run"])
-        self._scale_terms()
+        if not self.is_complete:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._scale_terms()
         return True
+
+
+def training_run(last: bytes) -> TrainingRun:
+    """Where a training stands, from the bytes of its checkpoint `last`."""
+    state = torch.load(io.BytesIO(last), map_location="cpu", weights_only=True)
+    return TrainingRun(**state["run"])
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
