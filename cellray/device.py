@@ -36,14 +36,22 @@ def pick_device(gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def prepare(device: torch.device, threads: int) -> None:
-    """Set what a process needs for speed and for repeatable numbers; called at the start of every trial."""
+def prepare(device: torch.device, threads: int, gpus: float = 1) -> None:
+    """Set what a process needs for speed and for repeatable numbers; called at the start of every trial.
+
+    Args:
+        device: Where it computes.
+        threads: CPU threads to compute with.
+        gpus: Its part of a GPU. Below 1 it gets no more than this part of the GPU's memory, so that the trials beside
+            it have theirs: asking for more is this trial's error, not its neighbour's.
+    """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.cuda.reset_peak_memory_stats()
+        torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
@@ -80,6 +88,19 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc's
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def reason_of(error: Exception, device: torch.device) -> str:
+    """Why a trial failed, in words; of a full GPU also how much it had, how much was asked for, and what to change."""
+    if not isinstance(error, torch.OutOfMemoryError) or device.type != "cuda":
+        return f"{type(error).__name__}: {error}"
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = torch.cuda.get_per_process_memory_fraction()
+    gib = [amount / 2**30 for amount in (total * share, total, torch.cuda.max_memory_allocated(device))]
+    return (
+        f"out of GPU memory: the trial may take {gib[0]:.1f} of {gib[1]:.1f} GiB and needs more than the {gib[2]:.1f} "
+        "GiB it had at most; lower training.batch_size or training.crop_px, or give it more with resources.gpus"
+    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -40,15 +40,21 @@ def predict_logits(
     Images are continued by reflection to multiples of 8; larger ones than a tile are predicted in overlapping tiles.
     """
     model.eval()
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index in indices:
-        by_shape.setdefault(dataset.image(index).shape, []).append(index)
-    for (height, width, _), members in by_shape.items():
+    for members in same_shapes(dataset, indices):
+        height, width, _ = dataset.image(members[0]).shape
         size = 1 if max(height, width) > tile_px else max(BATCH_PX // (height * width), 1)
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
             images = np.stack([dataset.image(i) for i in chosen])
             yield from zip(chosen, _logits(model, images, device, precision, tile_px), strict=True)
+
+
+def same_shapes(dataset: Dataset, indices: list[int]) -> list[list[int]]:
+    """Images in groups of one shape, in the order in which `predict_logits` comes to them."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in indices:
+        groups.setdefault(dataset.image(index).shape, []).append(index)
+    return list(groups.values())
 
 
 def predict_image(

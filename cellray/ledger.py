@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from pyarrow import fs
@@ -25,6 +25,16 @@ from cellray.errors import LedgerError
 TABLES = ("history", "images", "objects")
 LEASE_S = 60.0
 """A sweep that hasn't renewed its lease for so long is taken for dead."""
+
+
+class StoredFile(NamedTuple):
+    """A file of a ledger."""
+
+    path: str
+    """In the study's folder."""
+    n_bytes: int
+    changed: float
+    """Seconds since 1970."""
 
 
 class Ledger:
@@ -124,6 +134,23 @@ class Ledger:
             return sorted(info.base_name for info in self._fs.get_file_info(selector))
         except OSError as error:
             raise LedgerError(f"{self.uri} can't be read: {error}") from error
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """Every file below a folder.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
+        selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
+        try:
+            found = self._fs.get_file_info(selector)
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {error}") from error
+        return [
+            StoredFile(info.path.removeprefix(f"{self._root}/"), info.size, info.mtime.timestamp() if info.mtime else 0)
+            for info in found
+            if info.type == fs.FileType.File
+        ]
 
     # Records.
 
@@ -258,7 +285,7 @@ class Ledger:
         if other is None or time.time() - other["seen"] > LEASE_S:
             return None
         here = (socket.gethostname(), _pid_space())
-        if (other["host"], other.get("pids")) == here and not _is_running(other["pid"]):
+        if (other["host"], other.get("pids")) == here and not is_running(other["pid"]):
             return None
         return other
 
@@ -279,7 +306,8 @@ def _pid_space() -> str:
         return ""
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -62,10 +62,15 @@ def read_samples(
     stored = {f"{record['key']}/{record.get('evaluation_key')}": record for record in records}
     for name in set(known) - stored.keys():
         del known[name]
+    names: dict[tuple[str, ...], tuple[str, ...]] = {}  # the same images in every trial, so one copy of their names
     for name, record in stored.items():
         path = f"trials/{record['key']}/images.parquet"
         if name not in known and record.get("metrics") and ledger.exists(path):
-            known[name] = samples_of(ledger.read(path), metric)
+            found = samples_of(ledger.read(path), metric)
+            known[name] = {
+                where: replace(sample, units=names.setdefault(sample.units, sample.units))
+                for where, sample in found.items()
+            }
     return {str(stored[name]["key"]): sample for name, sample in known.items()}
 
 
@@ -107,5 +112,5 @@ def sample_of(columns: Mapping[str, np.ndarray], unit: np.ndarray) -> Sample:
 
 def has_groups(samples: Samples) -> bool:
     """Whether images of the test set belong together."""
-    tested = (s for sets in samples.values() for (name, _), s in sets.items() if name == "test")
-    return any(unit.startswith(GROUP) for sample in tested for unit in sample.units)
+    tested = {s.units for sets in samples.values() for (name, _), s in sets.items() if name == "test"}
+    return any(unit.startswith(GROUP) for units in tested for unit in units)

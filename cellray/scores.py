@@ -2,7 +2,8 @@
 
 A trial that failed or collapsed counts as the worst value of a metric, and so does a metric that is not a number.
 An unbounded counting error has no worst value: there the largest error of any trial in that set, or that of
-predicting nothing, stands in for it, whichever is worse.
+predicting nothing, stands in for it, whichever is worse. A trial that was stopped early counts as nothing: it is
+ranked as stopped, never beside trials that had their whole budget.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ImageTables(Protocol):
 
 def is_finite(value: object) -> bool:
     """Whether a stored value is a real number (None, NaN and infinities aren't)."""
-    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def magnitude(metric: Metric, value: float) -> float:
@@ -47,7 +48,9 @@ def magnitude(metric: Metric, value: float) -> float:
 def score(
     metric: Metric, key: str, outcome: str, values: Mapping[str, Any] | None, worst: float
 ) -> tuple[str, float, float, str]:
-    """Outcome in this set, value as stored, value that counts, and a note ("", "nan", "worst" or "not evaluated").
+    """Outcome in this set, value as stored, value that counts, and a note.
+
+    The note is "", "nan", "worst", "stopped" or "not evaluated".
 
     Args:
         metric: The entry of `METRICS`.
@@ -63,11 +66,11 @@ def score(
         return outcome, value, worst, "worst"
     if outcome == "missing":
         return outcome, nan, nan, ""
+    if outcome == "stopped":
+        return outcome, value, nan, "stopped"
     if values is None:
-        if outcome == "stopped":  # ended early and was never judged: dropped for a reason
-            return outcome, nan, worst, "worst"
         return "missing", nan, nan, "not evaluated"
-    if np.isnan(value):
+    if math.isnan(value):
         return outcome, nan, worst, "nan"
     return outcome, value, magnitude(metric, value), ""
 
@@ -82,10 +85,11 @@ def worst_values(
 
     A bounded metric has its own worst value. An unbounded counting error (MAE, MedAE, |MPE|) has none, so it gets
     the largest error of any trial in that set, at either operating point, or that of predicting nothing,
-    whichever is worse: a collapse never beats a trial that ended. Where neither is known it is NaN.
+    whichever is worse: a collapse never beats a trial that ended. Where neither is known it is NaN. Trials that were
+    stopped early have no say.
     """
     worst = {}
-    stored = list(records)
+    stored = [record for record in records if record["outcome"] != "stopped"]
     for name in sets:
         rows = [(r.get("metrics") or {}).get(point, {}).get(name, {}) for r in stored for point in POINTS]
         for key in metrics:

@@ -20,13 +20,13 @@ import torch
 
 import cellray
 from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
-from cellray.device import describe, peak_memory_mb, pick_device, prepare
+from cellray.device import describe, peak_memory_mb, pick_device, prepare, reason_of
 from cellray.errors import LedgerError
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger
 from cellray.model import build_model
 from cellray.study import SCHEMA_VERSION, DataConfig, DatasetConfig, Trial
-from cellray.training import Fit, TrainingRun, check_crop, fit, training_run
+from cellray.training import ALONE, Fit, Team, TrainingRun, check_crop, fit, training_run
 
 Row = dict[str, float]
 
@@ -147,6 +147,7 @@ def run_trial(
     threads: int = 1,
     on_epoch: Callable[[Row], None] = lambda row: None,
     until: int | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any] | None:
     """Train and judge one trial, store its record and return it; what the ledger has is not done again.
 
@@ -161,16 +162,18 @@ def run_trial(
         threads: CPU threads to compute with.
         on_epoch: Told each epoch's row.
         until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
+        team: The processes that train it together, each of which calls this. The first one judges and writes; what
+            one member raises while they train is raised, not recorded, since only from outside can be seen who failed.
 
     Returns:
-        The content of ``trial.json``, or None if the trial paused.
+        The content of ``trial.json``, or None if the trial paused or another member writes.
     """
     key, evaluation_key = sets.keys(trial)
     planned = Planned(trial, key, evaluation_key, ledger.record(key))
     if planned.done:
         return planned.stored
     device = pick_device(gpus)
-    prepare(device, threads)
+    prepare(device, threads, gpus)
     split = sets.split(trial)
     started, clock = datetime.now(UTC), monotonic()
     fitted: Fit | None = None
@@ -188,14 +191,17 @@ def run_trial(
             save=lambda name, data: ledger.save_checkpoint(key, name, data),
             on_epoch=on_epoch,
             until=until,
+            team=team,
         )
-        if not fitted.is_complete:
+        if not fitted.is_complete or not team.leads:
             return None
         trained_s = monotonic() - clock
         if fitted.run.diverged is None:
             judged = _judge(trial, sets, split, fitted, device)
     except Exception as error:
-        outcome, reason = "failed", f"{type(error).__name__}: {error}"
+        if fitted is None and team.size > 1:
+            raise
+        outcome, reason = "failed", reason_of(error, device)
         files["traceback.txt"] = traceback.format_exc().encode()
     else:
         reason = fitted.run.diverged or (judged.collapsed if judged else None)
@@ -209,7 +215,11 @@ def run_trial(
             "evaluation": monotonic() - clock - trained_s if judged else 0.0,
         },
         "peak_memory_mb": peak_memory_mb(device),
-        "provenance": {**_provenance(device, threads), "started": _iso(started), "ended": _iso(datetime.now(UTC))},
+        "provenance": {
+            **_provenance(device, threads, team.size),
+            "started": _iso(started),
+            "ended": _iso(datetime.now(UTC)),
+        },
         **_training_facts(trial, fitted.run if fitted else None),
         **_evaluation_facts(judged),
     }
@@ -222,9 +232,9 @@ def run_trial(
     return record
 
 
-def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dict[str, Any]:
-    """Store the outcome `failed` for a trial whose process died before it could say so itself."""
-    return _record_unjudged(trial, sets, ledger, "failed", reason, None)
+def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str, trace: str = "") -> dict[str, Any]:
+    """Store the outcome `failed` for a trial that could not say so itself; `trace` goes to its ``traceback.txt``."""
+    return _record_unjudged(trial, sets, ledger, "failed", reason, None, trace)
 
 
 def record_stopped(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dict[str, Any]:
@@ -240,7 +250,7 @@ def record_stopped(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> dic
 
 
 def _record_unjudged(
-    trial: Trial, sets: Sets, ledger: Ledger, outcome: str, reason: str, run: TrainingRun | None
+    trial: Trial, sets: Sets, ledger: Ledger, outcome: str, reason: str, run: TrainingRun | None, trace: str = ""
 ) -> dict[str, Any]:
     """A record written by the sweep, not by the trial's own process."""
     now = _iso(datetime.now(UTC))
@@ -255,7 +265,8 @@ def _record_unjudged(
         **_evaluation_facts(None),
     }
     tables = {name: pd.DataFrame() for name in TABLES}
-    ledger.write_record(record, {**tables, "history": pd.DataFrame(run.history if run else [])}, {})
+    files = {"traceback.txt": trace.encode()} if trace else {}
+    ledger.write_record(record, {**tables, "history": pd.DataFrame(run.history if run else [])}, files)
     return record
 
 
@@ -336,13 +347,13 @@ def _evaluation_facts(judged: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def _provenance(device: torch.device, threads: int) -> dict[str, str]:
+def _provenance(device: torch.device, threads: int, workers: int = 1) -> dict[str, str]:
     return {
         "cellray": cellray.__version__,
         "code": code_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": describe(device, threads),
+        "device": describe(device, threads) + (f", {workers} workers" if workers > 1 else ""),
         "host": socket.gethostname(),
     }
 

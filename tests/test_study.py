@@ -23,6 +23,7 @@ from cellray.study import (
     short_hash,
     study_schema,
 )
+from cellray.study.loading import read_study
 from cellray.study.yaml_tree import read_tree, write_tree
 
 SEARCH_SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
@@ -85,8 +86,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestShippedStudies:
     def test_loads_and_has_its_configurations(self, file: Path) -> None:
         study = load_study(file)
-        # five losses with and without quirks; every mixture of quarters; the reference study's
-        n = {"quirks": 22, "lambda_grid": 15}.get(file.stem, 12)
+        # five losses with and without quirks; every mixture of quarters; the combined ones; the reference study's
+        n = {"quirks": 22, "lambda_grid": 15, "lambda_tuning": 6}.get(file.stem, 12)
         assert study.name == file.stem
         assert len(study.configurations) == n
         assert len(study.trials()) == n * len(study.seeds)
@@ -557,3 +558,10 @@ def test_evaluation_key_ignores_order_of_sets_and_ranking_at_a_given_point() -> 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SyntheticConfig().seed = 1  # type: ignore[misc]
+
+
+def test_a_batch_has_a_row_for_each_worker():
+    rest = "training: {steps: 5, batch_size: 2}\nresources: {workers: 3}\n"
+    text = f"name: s\nquestion: q\ndata: {{train: {{name: t, synthetic: {{}}}}}}\n{rest}seeds: [0]\n"
+    with pytest.raises(StudyError, match=r"'A' has a batch_size of 2, too few for 3 workers"):
+        read_study(text + "configurations: [{label: A, loss: {name: dice}}]\n", "s.yaml")

@@ -49,6 +49,7 @@ def study() -> Study:
 def ledger(tmp_path: Path, study: Study) -> Ledger:
     ledger = Ledger(str(tmp_path / "storage"), study.name)
     ledger.write("study.yaml", study.dump_yaml().encode())
+    ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan_of(study)])
     return ledger
 
 

@@ -69,6 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def ledger_of(study: Study, folder: Path) -> Ledger:
     ledger = Ledger(str(folder / "storage"), study.name)
     ledger.write("study.yaml", study.dump_yaml().encode())
+    ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan_of(study)])
     return ledger
 
 

@@ -14,7 +14,7 @@ from pictures import Pictures, cells, disks, thirds, tiny_trial
 from PIL import Image
 
 from cellray.data import open_dataset, split_dataset
-from cellray.device import pick_device
+from cellray.device import pick_device, prepare, reason_of
 from cellray.errors import DataError, StudyError
 from cellray.evaluation import PixelHistogram, predict_logits
 from cellray.losses import LOSSES, bce_loss, dice_loss
@@ -127,6 +127,19 @@ class TestCrops:
         assert not torch.equal(images, again.batch(4)[0])
         assert not torch.equal(images, again.batch(3, purpose=1)[0])
         assert not torch.equal(images, sampler(dataset, AugmentConfig(), seed=1).batch(3)[0])
+
+    @pytest.mark.parametrize("augment", [PLAIN, AugmentConfig()], ids=["plain", "changed"])
+    def test_some_rows_are_what_they_are_in_the_whole_batch(self, augment):
+        dataset = cells()
+        how: dict[str, Any] = {"crop_px": 32, "batch_size": 5, "augment": augment, "seed": 0, "device": CPU}
+        maps = ("components", "distance")
+        whole = CropSampler(dataset, list(range(12)), maps=maps, **how).batch(3)
+        for rows in (slice(0, 2), slice(2, 5)):
+            part = CropSampler(dataset, list(range(12)), maps=maps, rows=rows, **how).batch(3)
+            torch.testing.assert_close(part.images, whole.images[rows], rtol=0, atol=1e-6)
+            assert torch.equal(part.target, whole.target[rows])
+            for name in maps:
+                torch.testing.assert_close(part.maps[name], whole.maps[name][rows], rtol=0, atol=1e-5)
 
     def test_global_random_state_plays_no_part(self):
         drawn = sampler(cells(), AugmentConfig())
@@ -584,3 +597,41 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error():
     assert pick_device(0).type == "cpu"
     with pytest.raises(StudyError, match=r"resources\.gpus is 0\.5.*no GPU"):
         pick_device(0.5)
+
+
+class Gpu:
+    """Stands for a GPU with 80 GiB of which a trial has taken 39."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fraction = 1.0
+        total = type("Properties", (), {"total_memory": 80 * 2**30})
+        for name, does in {
+            "reset_peak_memory_stats": lambda: None,
+            "set_per_process_memory_fraction": self.limit,
+            "get_per_process_memory_fraction": lambda: self.fraction,
+            "get_device_properties": lambda device: total,
+            "max_memory_allocated": lambda device: 39 * 2**30,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, does)
+        for name in ("benchmark", "deterministic"):
+            monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+
+    def limit(self, fraction: float) -> None:
+        self.fraction = fraction
+
+
+@pytest.mark.parametrize(("gpus", "fraction"), [(0.5, 0.5), (1, 1.0), (2, 1.0)])
+def test_a_part_of_a_gpu_has_that_part_of_its_memory(monkeypatch, gpus, fraction):
+    gpu = Gpu(monkeypatch)
+    prepare(torch.device("cuda"), 1, gpus)
+    assert gpu.fraction == fraction
+
+
+def test_a_full_gpu_is_a_reason_that_says_what_there_was_and_what_to_change(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    gpu.limit(0.5)
+    error, cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB"), torch.device("cuda")
+    assert reason_of(error, cuda).startswith("out of GPU memory: the trial may take 40.0 of 80.0 GiB")
+    assert "the 39.0 GiB" in reason_of(error, cuda) and "resources.gpus" in reason_of(error, cuda)
+    assert reason_of(error, CPU) == f"OutOfMemoryError: {error}"
+    assert reason_of(ValueError("bad"), cuda) == "ValueError: bad"

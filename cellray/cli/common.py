@@ -64,8 +64,19 @@ def interruptible() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]]:
-    """The (label, seed) pairs that `--seeds` and `--only` leave; the study's plan stays whole."""
+def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:
+    """The (label, seed) pairs that `--seeds` and `--only` leave, None for all; the study's plan stays whole."""
+    if seeds is None and not only:
+        return None
+    if study.adapts:
+        raise StudyError(
+            "--seeds and --only don't go with search, stopping or racing: results decide what is run"
+        )
+    return chosen_trials(study, seeds, only)
+
+
+def chosen_trials(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]]:
+    """The (label, seed) pairs of these seeds and labels; None stands for all."""
     labels = [c.label for c in study.configurations]
     for label in only or []:
         one_of("configuration", label, labels)
@@ -94,9 +105,10 @@ def open_sets(study: Any, quiet: bool) -> Any:
     """Open a study's data, showing progress where something has to be decoded first."""
     from cellray.trial import Sets
 
+    trials = study.with_configurations(study.examples()).trials()
     if quiet:
         sets = Sets.open(study.data)
-        sets.add_maps(study.trials())
+        sets.add_maps(trials)
         return sets
     with out.status("opening the data") as shown:
 
@@ -104,7 +116,7 @@ def open_sets(study: Any, quiet: bool) -> Any:
             shown.update(f"preparing {escape(name)}: {done}/{total}")
 
         sets = Sets.open(study.data, progress=progress)
-        sets.add_maps(study.trials(), progress)
+        sets.add_maps(trials, progress)
     # sets cut from one pack would all say the same
     for note in dict.fromkeys(note for dataset in (sets.train, *sets.external.values()) for note in dataset.notes):
         err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
@@ -114,6 +126,7 @@ def open_sets(study: Any, quiet: bool) -> Any:
 def find(study_name: str, storage: str) -> tuple[Any, Any]:
     """The ledger and the study of a study file, or of a name in the storage."""
     from cellray.ledger import Ledger
+    from cellray.search import known_study
     from cellray.study import load_study, read_study
 
     path = Path(study_name)
@@ -125,7 +138,7 @@ def find(study_name: str, storage: str) -> tuple[Any, Any]:
         if not ledger.exists("study.yaml"):
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
         study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
-    return ledger, study
+    return ledger, known_study(study, ledger)
 
 
 def name_of(path: Path) -> str:

@@ -23,7 +23,7 @@ from cellray.cli.common import (
     StudyFile,
     StudyName,
     check_study_losses,
-    choose,
+    chosen_trials,
     find,
     interruptible,
     name_of,
@@ -49,15 +49,17 @@ def train(
     """
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
+    from cellray.search import known_study
     from cellray.study import load_study
     from cellray.trial import run_trial
 
     with_allocator()
     study = load_study(study_file, code="allowed" if allow_code else "forbidden")
-    chosen = choose(study, str(seed), [config])
     check_study_losses(study)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
+    study = known_study(study, ledger)
+    chosen = chosen_trials(study, str(seed), [config])
     sets = open_sets(study, as_json)
     plan = sets.plan(study.trials(), ledger)
     if not ledger.exists("plan.json"):

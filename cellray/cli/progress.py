@@ -33,19 +33,25 @@ class ProgressObserver:
         self._running: dict[tuple[str, int], TaskID] = {}
         self._share: dict[tuple[str, int], float] = {}
         self._study: Study | None = None
-        self._n_done = self._n_planned = 0
+        self._n_done = self._n_before = self._n_planned = 0
 
     def on_start(self, study: Study, plan: list[Planned]) -> None:
-        self._study, self._n_planned = study, len(plan)
-        self._n_done = sum(planned.done for planned in plan)
+        self._study, self._n_planned = study, _n_expected(study, plan)
+        self._n_done = self._n_before = sum(planned.done or planned.is_stopped for planned in plan)
         todo = self._n_planned - self._n_done
+        planned = "trials planned" if not study.adapts else "trials at most"
         self._console.print(
-            f"[bold]{study.name}[/bold]: {self._n_planned} trials planned, {self._n_done} in the ledger, {todo} to do",
+            f"[bold]{study.name}[/bold]: {self._n_planned} {planned}, {self._n_done} in the ledger, {todo} to do",
             highlight=False,
         )
         if todo:
             self._bars.start()
             self._whole = self._bars.add_task("study", total=todo, state=f"0/{todo} trials")
+
+    def on_plan(self, study: Study, plan: list[Planned]) -> None:
+        self._study, self._n_planned = study, _n_expected(study, plan)
+        if self._whole is not None:
+            self._bars.update(self._whole, total=self._n_planned - self._n_before)
 
     def on_epoch(self, trial: Trial, row: Row) -> None:
         who = (trial.label, trial.seed)
@@ -70,6 +76,9 @@ class ProgressObserver:
         self._show_whole()
         self._console.print(self._line(record), highlight=False)
 
+    def on_note(self, sentence: str) -> None:
+        self._console.print(f"[yellow]Note:[/yellow] {sentence}", highlight=False)
+
     def on_finish(self) -> None:
         self._bars.stop()
 
@@ -92,3 +101,14 @@ class ProgressObserver:
             f"{head} {record['label']}, seed {record['seed']}: "
             f"[{style}]{record['outcome']}[/{style}]{reason}{score} ({seconds:.0f} s)"
         )
+
+
+def _n_expected(study: Study, plan: list[Planned]) -> int:
+    """Trials of the whole sweep as far as can be said: a search has its budget, a race may end before its own."""
+    n_seeds = len(study.seeds)
+    if study.search is not None:
+        return study.search.budget * n_seeds
+    if study.racing is not None:
+        most = len(study.configurations) * n_seeds
+        return min(most, study.racing.budget or most)
+    return len(plan)

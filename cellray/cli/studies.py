@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -42,7 +43,9 @@ def sweep(
     seeds: Seeds = None,
     only: Only = None,
     max_concurrent: MaxConcurrent = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    retry: Annotated[
+        Literal["failed"] | None, typer.Option(help="Run trials with this outcome again.", show_default=False)
+    ] = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -56,6 +59,7 @@ def sweep(
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
     from cellray.report import ReportObserver
+    from cellray.search import known_study
     from cellray.study import load_study
     from cellray.sweep import connect, run_sweep
     from cellray.tracking import MLflowTracker, check_store, default_store
@@ -72,14 +76,8 @@ def sweep(
     observers: list[Any] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
         observers.append(ProgressObserver(out))
-    plan = sets.plan(study.trials(), ledger)
-    todo = [p for p in plan if not p.done and (p.label, p.seed) in chosen]
-    needs_ray = todo or (retry_failed and any(p.stored and p.stored["outcome"] == "failed" for p in plan))
     try:
-        with (
-            interruptible(),
-            connect(address, study_file.parent if allow_code else None) if needs_ray else nullcontext(),
-        ):
+        with interruptible():
             records = run_sweep(
                 study,
                 sets,
@@ -87,13 +85,15 @@ def sweep(
                 observers=observers,
                 chosen=chosen,
                 max_concurrent=max_concurrent,
-                retry_failed=retry_failed,
+                retry_failed=retry == "failed",
+                cluster=partial(connect, address, study_file.parent if allow_code else None),
             )
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
             tracker.close()
-    _finish(ledger, study, quiet=quiet, as_json=as_json)
-    lost = chosen - {(record["label"], record["seed"]) for record in records}
+    _finish(ledger, known_study(study, ledger), quiet=quiet, as_json=as_json)
+    planned = {(trial["label"], trial["seed"]) for trial in ledger.plan()} if chosen is None else chosen
+    lost = planned - {(record["label"], record["seed"]) for record in records}
     if lost:
         err.print(f"{len(lost)} trials ended without a record: Ray could not run them. The same command tries again.")
         raise typer.Exit(FAILED)

@@ -14,6 +14,7 @@ from cellray.study.loading import load_study, read_study
 from cellray.study.loss import LossConfig, TermConfig, check_loss_settings
 from cellray.study.loss_check import check_losses
 from cellray.study.quirks import QUIRKS
+from cellray.study.search import BoundConfig, RacingConfig, SearchConfig, StoppingConfig
 from cellray.study.settings import (
     AugmentConfig,
     ConfigurationConfig,
@@ -32,16 +33,20 @@ __all__ = [
     "QUIRKS",
     "SCHEMA_VERSION",
     "AugmentConfig",
+    "BoundConfig",
     "ConfigurationConfig",
     "DataConfig",
     "DatasetConfig",
     "EvaluationConfig",
     "LossConfig",
     "ModelConfig",
+    "RacingConfig",
     "RangeTestConfig",
     "ResourcesConfig",
     "Role",
+    "SearchConfig",
     "Settings",
+    "StoppingConfig",
     "Study",
     "SyntheticConfig",
     "TermConfig",

@@ -12,12 +12,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cellray.errors import StudyError, one_of
 from cellray.losses import LOSSES, PRESETS, RELEASED
 from cellray.losses.check import CHECKS
-from cellray.metrics import METRICS
+from cellray.metrics import MEDIANS, METRICS
 from cellray.model import MODELS
 from cellray.study.base import Settings
 from cellray.study.loss import LossConfig, check_loss_settings
 from cellray.study.problems import Path, Problem, SettingsError, problems_in, shown_path
 from cellray.study.quirks import QUIRKS, known_quirks
+from cellray.study.search import RacingConfig, SearchConfig, StoppingConfig
 from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
@@ -115,10 +116,16 @@ class Study(Settings):
     training: TrainingConfig
     loss: LossConfig | None = None
     """The loss of configurations that don't name one."""
-    configurations: tuple[ConfigurationConfig, ...] = Field(min_length=1)
-    """The contenders."""
+    configurations: tuple[ConfigurationConfig, ...] = ()
+    """The contenders; with a search those that are tried first."""
     seeds: tuple[Seed, ...] = Field(min_length=1)
     """Paired repeats: every configuration is trained once with each."""
+    search: SearchConfig | None = None
+    """Suggests further configurations."""
+    stopping: StoppingConfig | None = None
+    """Ends poor configurations early."""
+    racing: RacingConfig | None = None
+    """Gives more seeds to configurations that may be the best, up to `seeds`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -145,6 +152,7 @@ class Study(Settings):
             for i, seed in enumerate(self.seeds)
             if seed in self.seeds[:i]
         ]
+        problems += self._adapting_problems()
         labels: list[str] = []
         resolved: dict[str, str] = {}
         for i, configuration in enumerate(self.configurations):
@@ -154,7 +162,8 @@ class Study(Settings):
                 problems.append(Problem((*at, "label"), words))
             labels.append(configuration.label)
             try:
-                content = json.dumps(_canonical(_decisive(*self._resolve(configuration))), sort_keys=True)
+                problems += self._too_few_rows(at, configuration)
+                content = self.content(configuration)
             except SettingsError as found:
                 problems += [Problem(at + problem.path, problem.message) for problem in found.problems]
                 continue
@@ -165,6 +174,85 @@ class Study(Settings):
         if problems:
             raise SettingsError(problems)
         return self
+
+    def _too_few_rows(self, at: Path, configuration: ConfigurationConfig) -> list[Problem]:
+        """Each worker needs a row of every batch."""
+        n_workers, batch_size = self.resources.n_workers, self._resolve(configuration)[2].batch_size
+        if batch_size >= n_workers:
+            return []
+        words = f"{configuration.label!r} has a batch_size of {batch_size}, too few for {n_workers} workers"
+        return [Problem(at, words)]
+
+    def _adapting_problems(self) -> list[Problem]:
+        """What doesn't go together in search, stopping and racing."""
+        problems = []
+        if self.search is None and not self.configurations:
+            problems.append(Problem(("configurations",), "must have at least 1 entry, unless there is a search"))
+        if self.racing is not None:
+            for name in ("search", "stopping"):
+                if getattr(self, name) is not None:
+                    problems.append(Problem(("racing",), f"doesn't go together with {name}: drop one of them"))
+            if self.racing.start > len(self.seeds):
+                words = f"starts with {self.racing.start} seeds, but the study has only {len(self.seeds)}"
+                problems.append(Problem(("racing", "start"), words))
+            least = self.racing.start * len(self.configurations)
+            if self.racing.budget is not None and self.racing.budget < least:
+                words = f"{self.racing.start} seeds of {len(self.configurations)} configurations are {least} trials"
+                problems.append(Problem(("racing", "budget"), f"is too small: {words}"))
+            if self.evaluation.rank_by in MEDIANS:
+                words = f"can't compare by {self.evaluation.rank_by!r}, a median; rank by another metric"
+                problems.append(Problem(("racing",), words))
+        if self.search is None:
+            return problems
+        if self.search.budget < len(self.configurations):
+            words = f"is smaller than the {len(self.configurations)} configurations that the study lists"
+            problems.append(Problem(("search", "budget"), words))
+        if not self.search.metrics and METRICS[self.evaluation.rank_by].worst is None:
+            words = f"name bounded metrics here: evaluation.rank_by {self.evaluation.rank_by!r} has no worst value"
+            problems.append(Problem(("search", "metrics"), words))
+        found: dict[tuple[Path, str], None] = {}
+        for settings, _ in self.search.parsed_space.corners():
+            try:
+                self._resolve(ConfigurationConfig.model_validate({"label": "corner", **settings}))
+            except ValidationError as error:
+                found |= {(p.path, p.message): None for p in problems_in(error, ConfigurationConfig)}
+            except SettingsError as error:
+                found |= {(p.path, p.message): None for p in error.problems}
+        return problems + [Problem(("search", "space", *path), message) for path, message in found]
+
+    @property
+    def adapts(self) -> bool:
+        """Whether results decide which trials there are."""
+        return self.search is not None or self.stopping is not None or self.racing is not None
+
+    @property
+    def searched_by(self) -> tuple[str, ...]:
+        """The metrics on validation images that a search goes by."""
+        return (self.search.metrics if self.search else ()) or (self.evaluation.rank_by,)
+
+    def resolved(self, configuration: ConfigurationConfig) -> dict[str, Any]:
+        """A configuration's loss, model and training with all defaults, as plain data."""
+        model, loss, training = self._resolve(configuration)
+        return {"loss": loss.model_dump(), "model": model.model_dump(), "training": training.model_dump()}
+
+    def content(self, configuration: ConfigurationConfig) -> str:
+        """What decides a configuration's trainings besides data and seed, as text to compare."""
+        return json.dumps(_canonical(_decisive(*self._resolve(configuration))), sort_keys=True)
+
+    def examples(self) -> list[ConfigurationConfig]:
+        """Every listed configuration, and enough of a search's space to see each choice and both ends of each range."""
+        corners = self.search.parsed_space.corners() if self.search else ()
+        return [
+            *self.configurations,
+            *(
+                ConfigurationConfig.model_validate({"label": f"search.space, example {i}", **settings})
+                for i, (settings, _) in enumerate(corners, 1)
+            ),
+        ]
+
+    def with_configurations(self, configurations: Iterable[ConfigurationConfig]) -> Study:
+        """The same study with these configurations, which have been checked: those it lists and what was suggested."""
+        return self.model_copy(update={"configurations": tuple(configurations)})
 
     def _resolve(self, configuration: ConfigurationConfig) -> tuple[ModelConfig, LossConfig, TrainingConfig]:
         """The study's settings with a configuration's changes, or `SettingsError` with paths below it."""
@@ -206,7 +294,7 @@ class Study(Settings):
         return self.evaluation.model_copy(update=changes)
 
     def trials(self) -> list[Trial]:
-        """Every configuration with every seed, all configurations of a seed before the next seed."""
+        """Every listed configuration with every seed, all configurations of a seed before the next seed."""
         resolved = [(c.label, self.quirks_of(c), *self._resolve(c)) for c in self.configurations]
         return [
             Trial(
@@ -252,19 +340,23 @@ class Study(Settings):
 
         The terms of a combined loss are one parameter, ``loss.terms``, each combination a line of text.
         """
+        roles: dict[str, list[Role]] = {"compared": [], "tuned": [], "fixed": []}
+        if self.search is not None:
+            for name, words in self.search.parsed_space.describe().items():
+                roles["compared"].append(Role(name, "compared", [words]))
         leaves = []
         for model, loss, training in (self._resolve(c) for c in self.configurations):
             groups = _decisive(model, loss, training)
             if loss.name is None:
                 groups["loss"] = {"terms": loss.describe()}
             leaves.append(_leaves(groups))
-        roles: dict[str, list[Role]] = {"compared": [], "tuned": [], "fixed": []}
         for path in dict.fromkeys(path for each in leaves for path in each):
             values = [each[path] for each in leaves if path in each]
             distinct = [value for i, value in enumerate(values) if value not in values[:i]]
             is_choice = path in ("loss.name", "loss.terms") and len(values) < len(leaves)
             if len(distinct) > 1 or is_choice:
-                roles["compared"].append(Role(path, "compared", distinct))
+                if self.search is None:  # else the ranges say it
+                    roles["compared"].append(Role(path, "compared", distinct))
             elif path == "training.lr" and distinct[0] == "range_test":
                 roles["tuned"].append(Role(path, "tuned", distinct[0]))
             else:

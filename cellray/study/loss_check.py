@@ -21,7 +21,7 @@ def check_losses(study: Study) -> list[str]:
     allowed: list[str] = []
     by_quirk: dict[str, dict[str, None]] = {}
     known: dict[str, list[Finding]] = {}
-    for trial in {t.label: t for t in study.trials()}.values():
+    for trial in {t.label: t for t in study.with_configurations(study.examples()).trials()}.values():
         content = trial.loss.model_dump_json()
         if content not in known:
             known[content] = [f for f in check_loss(trial.loss.build()) if f.status == "failure"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -216,9 +217,30 @@ class ResourcesConfig(Settings):
     """What one trial is given. Decides how fast, never what comes out."""
 
     cpus: Positive = 1
+    """For each worker of a trial."""
     gpus: float = Field(default=0, ge=0)
+    """For the whole trial: below 1, trials share a GPU; above 1, a whole number, shared out evenly to its workers."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that train one trial together. None: one for each whole GPU, at least one."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """None: as many as fit."""
+    """Trials at once. None: as many as fit."""
+    checkpoints_gb: Positive | None = None
+    """Quota of all checkpoints of the sweep, in units of 10^9 bytes. None: no limit."""
+
+    @model_validator(mode="after")
+    def every_worker_has_its_gpus(self) -> ResourcesConfig:
+        if self.gpus > 1 and self.gpus % 1:
+            words = f"above 1, a trial needs whole GPUs, got {self.gpus:g}: take {math.ceil(self.gpus)}, or at most 1"
+            raise SettingsError([Problem(("gpus",), words)])
+        if self.n_workers > 1 and self.gpus % self.n_workers:
+            words = f"{self.gpus:g} can't be shared out evenly to {self.n_workers} workers: take {self.n_workers}, or 0"
+            raise SettingsError([Problem(("gpus",), words)])
+        return self
+
+    @property
+    def n_workers(self) -> int:
+        """Processes that train one trial together."""
+        return self.workers or max(int(self.gpus), 1)
 
 
 class ConfigurationConfig(Settings):

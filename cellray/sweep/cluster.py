@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cellray.device import ALLOCATOR_ENV
 from cellray.errors import StudyError
-from cellray.study import Study
+from cellray.study import ResourcesConfig, Study
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
+_ROUNDING = 1e-9  # three workers with 1/3 GPU each fit on one
 
 
 @contextmanager
@@ -36,7 +41,11 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
 
     # "local" starts a cluster of our own, whatever RAY_ADDRESS says and whatever else runs on this machine.
     local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    env = {**ALLOCATOR_ENV, "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
+    env = {
+        **ALLOCATOR_ENV,
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 otherwise, where one of a trial's workers is stuck
+    }
     if code_folder is not None:
         env["PYTHONPATH"] = os.pathsep.join([str(code_folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
     with warnings.catch_warnings():
@@ -52,30 +61,143 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
             ray.shutdown()  # what had started already
             what = "Ray can't be started here" if address is None else f"no Ray cluster can be used at {address!r}"
             raise StudyError(f"{what}: {_first_line(error)}") from error
+    stop = threading.Event()
+    if address is None:
+        threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
     try:
-        yield
+        with _without_messages():
+            yield
     finally:
+        stop.set()
         ray.shutdown()
 
 
-def check_feasible(study: Study) -> None:
-    """Raise `StudyError` unless some node of the running cluster can hold one trial.
+def _watch(stop: threading.Event) -> None:
+    """End this process, with a word, when its own Ray has died: Ray would end it without one, some seconds later."""
+    ours = _raylets()
+    while ours and not stop.wait(1.0):
+        if not ours <= _raylets():
+            text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
+            print(text, file=sys.stderr, flush=True)
+            os._exit(1)  # other threads may wait for Ray, and would do so for ever
 
-    Ray itself would wait for ever for resources that no node has.
+
+def _raylets() -> set[int]:
+    """Process numbers of this process's own raylets that live; none where there is no /proc."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            state, parent = rest.split()[:2]
+            if name == "raylet" and state != "Z" and int(parent) == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Without the lines that Ray prints for each dead worker: the sweep says itself what became of a trial."""
+    from ray._private import worker
+
+    name = "print_to_stdstream"  # private, so it may go away
+    plain = getattr(worker, name, None)
+    setattr(worker, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(worker, name, plain)
+
+
+def check_feasible(study: Study) -> None:
+    """Raise `StudyError` unless the nodes of the running cluster can hold one trial; each worker lies on one node.
+
+    Ray itself would wait for ever for resources that no node has. The error names the shortest change of the study with
+    which a trial would fit. Nodes that an autoscaling cluster hasn't started yet don't count.
     """
     import ray
 
-    need = {"CPU": float(study.resources.cpus), "GPU": float(study.resources.gpus)}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(name, 0.0) >= amount for name, amount in need.items()) for node in nodes):
+    resources = study.resources
+    if n_places(resources, nodes) >= resources.n_workers:
         return
+    change = shortest_change(resources, nodes)
+    if change is None:
+        advice = "no change of the study helps: add nodes"
+    else:
+        advice = "set " + " and ".join(f"resources.{name} to {value:g}" for name, value in change.items())
+    raise StudyError(f"resources: the cluster can't hold one trial: {_lacking(resources, nodes)}; {advice}")
+
+
+def room_for(resources: ResourcesConfig) -> int:
+    """How many trials the running cluster holds at once, at least one."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(n_places(resources, nodes) // resources.n_workers, 1)
+
+
+def n_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers of a trial the nodes hold, all of them empty.
+
+    Args:
+        resources: Of one trial.
+        nodes: What each node has, by Ray's names (`CPU`, `GPU`).
+    """
+    share = resources.gpus / resources.n_workers
+    total = 0
+    for node in nodes:
+        rooms = [int(node.get("CPU", 0.0) / resources.cpus + _ROUNDING)]
+        if share:
+            gpus = int(node.get("GPU", 0.0) + _ROUNDING)
+            # a worker with a part of a GPU doesn't lie on two
+            rooms.append(gpus * int(1 / share + _ROUNDING) if share < 1 else int(gpus / share))
+        total += min(rooms)
+    return total
+
+
+def shortest_change(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """The fewest settings, each lowered as little as possible, with which the nodes hold one trial.
+
+    Of several single settings the one that costs the trial least: CPUs, then GPUs, then workers.
+
+    Returns:
+        Value by name (`cpus`, `gpus`, `workers`), or None if nothing helps.
+    """
+    most = int(max((node.get("CPU", 0.0) for node in nodes), default=0.0))
+    lower: dict[str, list[float]] = {
+        "cpus": [float(n) for n in range(min(math.ceil(resources.cpus) - 1, most), 0, -1)],
+        "gpus": [float(n) for n in range(math.ceil(resources.gpus) - 1, -1, -1)],
+        "workers": [float(n) for n in range(resources.n_workers - 1, 0, -1)],
+    }
+    for names in (("cpus",), ("gpus",), ("workers",), ("gpus", "cpus"), ("workers", "cpus"), ("workers", "gpus")):
+        for values in itertools.product(*(lower[name] for name in names)):
+            change = dict(zip(names, values, strict=True))
+            try:
+                changed = ResourcesConfig.model_validate({**resources.model_dump(exclude_none=True), **change})
+            except ValueError:  # GPUs that can't be shared out evenly to the workers
+                continue
+            if n_places(changed, nodes) >= changed.n_workers:
+                return change
+    return None
+
+
+def _lacking(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What one trial needs and the nodes don't have."""
+    n = resources.n_workers
+    need = {"CPU": resources.cpus * n, "GPU": resources.gpus}
+    if n > 1:
+        totals = " and ".join(f"{amount:g} {name}s" for name, amount in need.items() if amount)
+        return f"it needs {totals} in {n} equal workers, and its nodes have room for {n_places(resources, nodes)}"
     best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in need}
     lacking = [
-        f"{amount:g} {name}s (largest node: {best[name]:g})" for name, amount in need.items() if amount > best[name]
+        f"{amount:g} {name}{'s' if amount > 1 else ''} (largest node: {best[name]:g})"
+        for name, amount in need.items()
+        if amount > best[name]
     ]
-    what = ", ".join(lacking) or "CPUs and GPUs on one node"
-    raise StudyError(
-        f"resources: no node of the cluster can hold one trial: it needs {what}; lower resources in the study"
+    return (
+        f"it needs {' and '.join(lacking)}"
+        if lacking
+        else (f"no node has both {need['CPU']:g} CPU{'s' if need['CPU'] > 1 else ''} and {need['GPU']:g} GPU")
     )
 
 

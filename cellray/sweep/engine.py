@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import tempfile
+import sys
 import threading
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from types import FrameType
 from typing import Any, Protocol
 
 from cellray.device import release_memory
 from cellray.ledger import Ledger
-from cellray.study import DataConfig, Study, Trial
-from cellray.sweep.cluster import check_feasible
+from cellray.search import Agenda
+from cellray.study import DataConfig, ResourcesConfig, Study, Trial
+from cellray.sweep.cluster import check_feasible, room_for
+from cellray.sweep.quota import keep_within
+from cellray.sweep.tuning import cause_of_death, first_interrupt, out_of_memory_is_a_death, quiet_tune, scratch_folder
+from cellray.sweep.workers import run_with_workers
 from cellray.trial import Planned, Row, Sets, record_failure, run_trial
 
 WORKER_DEATHS = 2
-"""A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed."""
+"""A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
+loss of a node that its cluster took back (preemption) doesn't count."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ class Observer(Protocol):
     def on_start(self, study: Study, plan: list[Planned]) -> None:
         """The sweep begins; `plan` tells what the ledger has already."""
 
+    def on_plan(self, study: Study, plan: list[Planned]) -> None:
+        """The plan has grown: a search suggested a configuration, or a race gave another seed."""
+
     def on_trial_start(self, trial: Trial) -> None:
         """A trial was given its resources; it may be one that goes on after its process died."""
 
@@ -44,6 +47,9 @@ class Observer(Protocol):
 
     def on_end(self, record: dict[str, Any]) -> None:
         """A trial's record is in the ledger."""
+
+    def on_note(self, sentence: str) -> None:
+        """Something that a reader must hear of, such as files that were removed."""
 
     def on_finish(self) -> None:
         """No trial runs any more, because all are done or because the sweep was interrupted."""
@@ -58,21 +64,24 @@ def run_sweep(
     chosen: Collection[tuple[str, int]] | None = None,
     max_concurrent: int | None = None,
     retry_failed: bool = False,
+    cluster: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[dict[str, Any]]:
     """Run every trial the ledger doesn't have, and return the records of the whole plan so far.
 
-    Ray must have been started (`connect`), unless nothing is to do. Ctrl+C (SIGINT) lets the trials that are running
-    come to the end of their epoch, starts no others, and then raises KeyboardInterrupt; a second one doesn't wait. At
-    most the work since a trial's last checkpoint is done again by the next run, which ends in the same records.
+    Ctrl+C (SIGINT) lets the trials that are running come to the end of their epoch, starts no others, and then raises
+    KeyboardInterrupt; a second one doesn't wait. At most the work since a trial's last checkpoint is done again by the
+    next run, which ends in the same records.
 
     Args:
         study: What to run.
         sets: Its data, opened.
         ledger: Where records are and go.
         observers: Told what happens.
-        chosen: Run only these labels and seeds; the plan, and so the report, stays that of the whole study.
+        chosen: Run only these labels and seeds; the plan, and so the report, stays that of the whole study. Not for a
+            study that adapts, where results decide what is run.
         max_concurrent: At most so many trials at once; None: as many as fit.
         retry_failed: Run trials again whose outcome was `failed`.
+        cluster: Connects to Ray (`connect`) if anything is to be run; not needed where that has been done.
 
     Raises:
         DataError: If the data can't be split or cropped as a trial wants it.
@@ -83,28 +92,34 @@ def run_sweep(
     ledger.prepare()
     with ledger.lease():
         ledger.write("study.yaml", study.dump_yaml().encode())
-        plan = sets.plan(study.trials(), ledger)
-        wanted = {p.key for p in plan if chosen is None or (p.label, p.seed) in chosen}
         if retry_failed:
-            for planned in plan:
-                if planned.key in wanted and planned.stored is not None and planned.stored["outcome"] == "failed":
-                    ledger.delete(f"trials/{planned.key}/trial.json")
-            plan = sets.plan(study.trials(), ledger)
-        todo = [planned.trial for planned in plan if not planned.done and planned.key in wanted]
-        if todo:
-            check_feasible(study)
-        ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan])
-        _tell(observers, "on_start", study, plan)
-        try:
-            if todo:
-                _run(todo, study, sets, ledger, observers, max_concurrent or study.resources.max_concurrent)
-        finally:
-            _tell(observers, "on_finish")
-        return [record for planned in plan if (record := ledger.record(planned.key)) is not None]
+            _forget_failures(study, sets, ledger, chosen)
+        agenda = Agenda(study, sets, ledger, chosen=chosen)
+        with nullcontext() if agenda.is_finished else cluster():
+            if not agenda.is_finished:
+                check_feasible(study)
+            agenda.write()
+            _tell(observers, "on_start", agenda.study, agenda.plan)
+            try:
+                if not agenda.is_finished:
+                    _run(agenda, study, sets, ledger, observers, max_concurrent or study.resources.max_concurrent)
+            finally:
+                _tell(observers, "on_finish")
+        return [record for planned in agenda.plan if (record := ledger.record(planned.key)) is not None]
+
+
+def _forget_failures(study: Study, sets: Sets, ledger: Ledger, chosen: Collection[tuple[str, int]] | None) -> None:
+    """Remove the records of failed trials: a trial without one is run."""
+    keys = None
+    if chosen is not None:
+        keys = {sets.keys(trial)[0] for trial in study.trials() if (trial.label, trial.seed) in chosen}
+    for record in ledger.records():
+        if record["outcome"] == "failed" and (keys is None or record["key"] in keys):
+            ledger.delete(f"trials/{record['key']}/trial.json")
 
 
 def _run(
-    todo: list[Trial],
+    agenda: Agenda,
     study: Study,
     sets: Sets,
     ledger: Ledger,
@@ -113,14 +128,37 @@ def _run(
 ) -> None:
     from ray import tune
     from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.search import Searcher
 
-    cpus, gpus = float(study.resources.cpus), float(study.resources.gpus)
+    resources = study.resources
+    interrupted = threading.Event()
+    tasks: dict[str, Trial] = {}
 
-    def trial_of(tuned: Any) -> Trial:
-        return todo[tuned.config["index"]]
+    class Feed(Searcher):
+        """Hands the agenda's tasks to Tune."""
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            return Searcher, ()  # Tune stores what it is given
+
+        def suggest(self, trial_id: str) -> Any:
+            if interrupted.is_set() or agenda.is_finished:
+                return Searcher.FINISHED
+            task = agenda.next()
+            if task is None:
+                return None
+            tasks[trial_id] = task.trial
+            return {"trial": task.trial.model_dump_json(), "until": task.until}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass  # `News` hears of it
+
+        def save(self, checkpoint_path: str) -> None:
+            pass  # the ledger has everything
+
+        restore = save
 
     class News(TrialProgressCallback):
-        """Passes what Tune hears from trials on to the observers, and books those that died.
+        """Passes what Tune hears from trials on to the agenda and the observers, and books those that died.
 
         Takes the place of Tune's own progress lines, which it would print whatever its verbosity.
         """
@@ -129,25 +167,44 @@ def _run(
             return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            _tell(observers, "on_trial_start", trial_of(trial))
+            _tell(observers, "on_trial_start", tasks[trial.trial_id])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             if "row" in result:
-                _tell(observers, "on_epoch", trial_of(trial), result["row"])
+                _tell(observers, "on_epoch", tasks[trial.trial_id], result["row"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            key, evaluation_key = sets.keys(trial_of(trial))
-            record = ledger.record(key)
-            if record is not None and record["evaluation_key"] == evaluation_key:  # else it was interrupted
-                _tell(observers, "on_end", record)
+            self.go_on(tasks.pop(trial.trial_id))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            reason = f"given up after {WORKER_DEATHS + 1} attempts: {_last_line(trial)}"
-            _tell(observers, "on_end", record_failure(trial_of(trial), sets, ledger, reason))
+            failed = tasks.pop(trial.trial_id)
+            key, evaluation_key = sets.keys(failed)
+            if not Planned(failed, key, evaluation_key, ledger.record(key)).done:  # else it died after its last word
+                reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
+                try:
+                    record_failure(failed, sets, ledger, reason)
+                except OSError as error:
+                    words = f"{failed.label}, seed {failed.seed}: no record, since the storage takes none ({error})"
+                    _tell(observers, "on_note", words)
+            self.go_on(failed)
 
-    interrupted = threading.Event()
+        def go_on(self, ended: Trial) -> None:
+            """Let the agenda draw its conclusions, and tell of them."""
+            n_planned = len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)
+            record = agenda.ended(ended)
+            if study.adapts:
+                agenda.write()
+            if n_planned != (len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)):
+                _tell(observers, "on_plan", agenda.study, agenda.plan)
+            for news in [*([record] if record else []), *agenda.stopped]:
+                _tell(observers, "on_end", news)
+            agenda.stopped.clear()
+            if resources.checkpoints_gb is not None:
+                done = {planned.key for planned in agenda.plan if planned.stored is not None}
+                if (note := keep_within(ledger, resources.checkpoints_gb, done)) is not None:
+                    _tell(observers, "on_note", note)
 
     class Stoppable(tune.schedulers.FIFOScheduler):
         """Trials in their order; once interrupted, none is started, and each that runs ends with its epoch."""
@@ -166,82 +223,53 @@ def _run(
                     tune_controller.stop_trial(trial)
             return None
 
-    # Tune insists on a folder for its own state. Nothing is read back from it, here or on other nodes: resume goes by
-    # the ledger.
-    scratch = tempfile.mkdtemp(prefix="cellray-tune-")
-    work = tune.with_parameters(_work, trials=todo, ledger=ledger, gpus=gpus, threads=max(int(cpus), 1))
-    try:
-        with _quiet_tune(), _first_interrupt(interrupted):
-            tune.Tuner(
-                tune.with_resources(work, {"cpu": cpus, "gpu": gpus}),
-                param_space={"index": tune.grid_search(list(range(len(todo))))},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True, max_concurrent_trials=max_concurrent, scheduler=Stoppable()
-                ),
-                run_config=tune.RunConfig(
-                    name=study.name,
-                    storage_path=scratch,
-                    verbose=0,
-                    callbacks=[News()],
-                    failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
-                ),
-            ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    # The workers of a trial with several take their resources themselves, all at once; so many trials as fit may wait
+    # for them.
+    alone = resources.n_workers == 1
+    need = {"cpu": float(resources.cpus), "gpu": float(resources.gpus)}
+    if not alone:
+        need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
+        max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
+    work = tune.with_parameters(_work, ledger=ledger, resources=resources)
+    with scratch_folder() as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
+        tune.Tuner(
+            tune.with_resources(work, need),
+            tune_config=tune.TuneConfig(
+                search_alg=Feed(),
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=max_concurrent,
+                scheduler=Stoppable(),
+            ),
+            run_config=tune.RunConfig(
+                name=study.name,
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[News()],
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            ),
+        ).fit()
     if interrupted.is_set():
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _first_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """The first SIGINT only sets the event; the next does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Tune without its banner, tables, tracebacks (a record has its reason) and its SIGINT handler."""
-    switches = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    before = {name: os.environ.get(name) for name in switches}
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("ray.tune", "ray.train", "ray.air")}
-    os.environ.update(switches)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"ray\b")
-            yield
-    finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _work(config: dict[str, Any], trials: list[Trial], ledger: Ledger, gpus: float, threads: int) -> None:
+def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) -> None:
     """One trial in a Ray worker. Leaves nothing behind but opened data, for the next trial of the process."""
     from ray import tune
 
-    trial = trials[config["index"]]
-    sets = _open_once(trial.data.model_dump_json())
+    trial, until = Trial.model_validate_json(config["trial"]), config["until"]
+
+    def report(row: Row) -> None:
+        tune.report({"row": row})
+
+    cpus, gpus = float(resources.cpus), float(resources.gpus)
     try:
-        run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=lambda row: tune.report({"row": row}))
+        if resources.n_workers > 1:
+            n = resources.n_workers
+            run_with_workers(trial, trial.data, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
+        else:
+            sets = _open_once(trial.data.model_dump_json())
+            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
     finally:
         release_memory()
 
@@ -249,15 +277,6 @@ def _work(config: dict[str, Any], trials: list[Trial], ledger: Ledger, gpus: flo
 @cache
 def _open_once(config: str) -> Sets:
     return Sets.open(DataConfig.model_validate_json(config))
-
-
-def _last_line(trial: Any) -> str:
-    """The last line of what Tune knows of a trial's error."""
-    try:
-        with open(trial.error_file) as stream:
-            return stream.read().strip().splitlines()[-1][:300]
-    except (OSError, TypeError, IndexError):
-        return "no more is known"
 
 
 def _tell(observers: Sequence[Observer], what: str, *news: Any) -> None:

@@ -85,6 +85,10 @@ class MLflowTracker:
         self._thread = threading.Thread(target=self._work, daemon=True, name="cellray-mlflow")
         self._thread.start()
 
+    def on_plan(self, study: Any, plan: Any) -> None:
+        """Note that the plan has grown."""
+        self._notes.put(("plan", study, plan))
+
     def on_epoch(self, trial: Any, row: Mapping[str, Any]) -> None:
         """Note an epoch of a trial that is running."""
         self._notes.put(("epoch", trial, dict(row), int(time.time() * 1000)))
@@ -195,7 +199,8 @@ class _Writer:
     ) -> None:
         self._ledger, self._study, self._uri, self._progress = ledger, study, tracking_uri, progress
         self._projection = Projection(ledger, study, tracking_uri, models=models)
-        self._planned = _plan_keys(plan)
+        self._planned = _plan_keys(plan) or {(t["label"], int(t["seed"])): t["key"] for t in ledger.plan()}
+        self._labelled = {key: label for (label, _), key in self._planned.items()}
         self.records: dict[str, Mapping[str, Any]] = {}
         self._read = False
         self._due: dict[str, Mapping[str, Any]] = {}
@@ -223,6 +228,10 @@ class _Writer:
                 self._epochs.setdefault((key, *pair), []).append((row, ms))
         elif note[0] == "record":
             self._add(note[1])
+        elif note[0] == "plan":
+            self._planned = _plan_keys(note[2])
+            self._labelled = {key: label for (label, _), key in self._planned.items()}
+            self._summary_due = True
         elif note[0] == "finish":
             self._summary_time = 0.0
 
@@ -283,10 +292,9 @@ class _Writer:
         """Means over seeds and counts of outcomes; not after every one of many short trials."""
         if not self._summary_due or (not everything and time.monotonic() < self._summary_time + 3.0):
             return True
-        pairs = self._pairs()
         by_label: dict[str, list[Mapping[str, Any]]] = {label: [] for label in self._labels}
         n_planned = dict.fromkeys(self._labels, 0)
-        for (label, _), key in pairs.items():
+        for (label, _), key in self._planned.items():
             n_planned[label] = n_planned.get(label, 0) + 1
             if key in self.records:
                 by_label.setdefault(label, []).append(self.records[key])
@@ -376,31 +384,18 @@ class _Writer:
 
     # What belongs to the study now.
 
-    def _pairs(self) -> dict[Pair, str | None]:
-        """Key of each planned trial; None while no record has told the data's fingerprint."""
-        ended = sorted(self.records.values(), key=lambda r: r.get("provenance", {}).get("ended") or "")
-        fingerprint = ended[-1].get("data", {}).get("fingerprint") if ended else None
-        pairs: dict[Pair, str | None] = {}
-        for trial in self._study.trials():
-            pairs[trial.label, trial.seed] = trial.key(fingerprint) if fingerprint else None
-        pairs.update(self._planned)
-        return pairs
-
     def _label(self, record: Mapping[str, Any]) -> str:
         """The label that the study gives a record now; it is no part of the key and may have changed."""
-        for (label, _), key in self._pairs().items():
-            if key == record["key"]:
-                self._labels.add(label)
-                return label
-        return record["label"]
+        label = self._labelled.get(record["key"], record["label"])
+        self._labels.add(label)
+        return label
 
     def _counts(self) -> dict[str, float]:
-        pairs = self._pairs()
-        outcomes = [self.records[key]["outcome"] for key in pairs.values() if key in self.records]
-        return values.outcome_counts(outcomes, len(pairs))
+        outcomes = [self.records[key]["outcome"] for key in self._planned.values() if key in self.records]
+        return values.outcome_counts(outcomes, len(self._planned))
 
     def _is_complete(self) -> bool:
-        return all(key in self.records for key in self._pairs().values())
+        return all(key in self.records for key in self._planned.values())
 
 
 def _plan_keys(plan: Any) -> dict[Pair, str]:

@@ -145,10 +145,13 @@ def seed_summary(
 
 
 def _counted(
-    records: Iterable[Record], point: str, set_name: str, key: str, worst: float
+    records: Sequence[Record], point: str, set_name: str, key: str, worst: float
 ) -> tuple[list[float], list[float]]:
-    """What each seed counts as, and the values of those that finished with one."""
-    counted, survivors = [], []
+    """What each seed counts as, and the values of those that finished with one; nothing if it was stopped early."""
+    counted: list[float] = []
+    survivors: list[float] = []
+    if any(record["outcome"] == "stopped" for record in records):
+        return counted, survivors  # the report ranks it as stopped, too
     for record in records:
         values = (record.get("metrics") or {}).get(point, {}).get(set_name)
         outcome, _, value, note = score(METRICS[key], key, record["outcome"], values, worst)

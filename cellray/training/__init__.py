@@ -1,6 +1,8 @@
-"""Fit one model: batches, learning rates, the loop."""
+"""Fit one model: batches, learning rates, the loop, alone or in a team of processes."""
 
 from cellray.training.crops import check_crop
-from cellray.training.fit import Fit, TrainingRun, fit, training_run
+from cellray.training.fit import Fit, fit
+from cellray.training.run import TrainingRun, training_run
+from cellray.training.team import ALONE, Team
 
-__all__ = ["Fit", "TrainingRun", "check_crop", "fit", "training_run"]
+__all__ = ["ALONE", "Fit", "Team", "TrainingRun", "check_crop", "fit", "training_run"]

@@ -65,6 +65,7 @@ class CropSampler:
         device: Where batches are wanted; the changes are computed there.
         maps: Maps of the true cells that go with each batch, cropped and changed as its images; they must have been
             stored (`add_maps`).
+        rows: The rows of each batch that are wanted; they are what they are in a whole batch.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class CropSampler:
         seed: int,
         device: torch.device,
         maps: Sequence[str] = (),
+        rows: slice = slice(None),
     ) -> None:
-        self.dataset, self.indices = dataset, indices
+        self.dataset, self.indices, self.rows = dataset, indices, rows
         self.maps, self.stored = tuple(maps), stored_maps(maps)
         self.crop_px, self.batch_size, self.augment = crop_px, batch_size, augment
         self.seed, self.device = seed, device
@@ -95,15 +97,17 @@ class CropSampler:
     def batch(self, step: int, purpose: int = 0) -> Batch:
         """Batch `step` (from 0); another `purpose` draws other crops of the same images."""
         rng = np.random.default_rng([self.seed, 1, purpose, step])
-        n, side, channels = self.batch_size, self.window_px, self.dataset.image(self.indices[0]).shape[2]
+        # Numbers are drawn for the whole batch, whatever rows are wanted.
+        visits, places = self._visits(step, purpose)[self.rows], rng.random((self.batch_size, 2))[self.rows]
+        n, side, channels = len(visits), self.window_px, self.dataset.image(self.indices[0]).shape[2]
         windows = np.empty((n, side, side, channels + 1), np.uint8)
         drawn = {name: np.empty((n, side, side), self.dataset.map(name, 0).dtype) for name in self.stored}
-        for k, index in enumerate(self._visits(step, purpose)):
-            self._cut(index, rng, windows[k], {name: windows_of[k] for name, windows_of in drawn.items()})
+        for k, (index, place) in enumerate(zip(visits, places, strict=True)):
+            self._cut(index, place, windows[k], {name: windows_of[k] for name, windows_of in drawn.items()})
         pixels = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
         maps = {name: as_tensor(values).to(self.device) for name, values in drawn.items()}
         if not self._is_plain():
-            grid, scale = self._grid(n, rng)
+            grid, scale = self._grid(rng)
             pixels = _sample(pixels, grid, "bilinear")
             maps = {name: _moved(values, grid, scale) for name, values in maps.items()}
         images, targets = pixels[:, :channels] / 255, (pixels[:, channels:] > 0.5).float()
@@ -124,11 +128,14 @@ class CropSampler:
             order[epoch] = np.random.default_rng([self.seed, 2, purpose, epoch]).permutation(n)
         return [self.indices[order[place // n][place % n]] for place in places]
 
-    def _cut(self, index: int, rng: np.random.Generator, out: np.ndarray, maps: dict[str, np.ndarray]) -> None:
-        """Fill `out` (window, window, C + 1) with a random window of the image and its mask, and `maps` with theirs."""
+    def _cut(self, index: int, place: np.ndarray, out: np.ndarray, maps: dict[str, np.ndarray]) -> None:
+        """Fill `out` (window, window, C + 1) with a window of the image and its mask, and `maps` with theirs.
+
+        `place` says where, down and across, each in [0, 1).
+        """
         image, labels = self.dataset.image(index), self.dataset.labels(index)
-        rows = self._place(image.shape[0], rng.random())
-        columns = self._place(image.shape[1], rng.random())
+        rows = self._place(image.shape[0], place[0])
+        columns = self._place(image.shape[1], place[1])
         if isinstance(rows, slice) and isinstance(columns, slice):
             out[..., :-1] = image[rows, columns]
             np.greater(labels[rows, columns], 0, out=out[..., -1].view(bool))
@@ -154,9 +161,9 @@ class CropSampler:
         position = np.abs(np.arange(start, start + self.window_px)) % max(2 * length - 2, 1)
         return np.minimum(position, max(2 * length - 2, 0) - position) if length > 1 else np.zeros_like(position)
 
-    def _grid(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _grid(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Flip, turn and zoom of each window: where each pixel of its crop looks, and how much larger things become."""
-        limit = self.augment.rotation_deg
+        n, limit = self.batch_size, self.augment.rotation_deg
         angle = np.radians(rng.uniform(-limit, limit, n))
         scale = rng.uniform(1 - self.augment.zoom, 1 + self.augment.zoom, n)
         flips = rng.choice([-1.0, 1.0], (2, n)) if self.augment.flips else np.ones((2, n))
@@ -165,19 +172,20 @@ class CropSampler:
         matrix = np.zeros((n, 2, 3), np.float32)
         matrix[:, 0, 0], matrix[:, 0, 1] = ratio * np.cos(angle) * flips[0], -ratio * np.sin(angle) * flips[1]
         matrix[:, 1, 0], matrix[:, 1, 1] = ratio * np.sin(angle) * flips[0], ratio * np.cos(angle) * flips[1]
-        size = [n, 1, self.crop_px, self.crop_px]
+        matrix, scale = matrix[self.rows], scale[self.rows].astype(np.float32)
+        size = [len(matrix), 1, self.crop_px, self.crop_px]
         grid = functional.affine_grid(torch.from_numpy(matrix).to(self.device), size, align_corners=False)
-        return grid, torch.from_numpy(scale.astype(np.float32)).to(self.device).view(n, 1, 1, 1)
+        return grid, torch.from_numpy(scale).to(self.device).view(-1, 1, 1, 1)
 
     def _relight(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         """Scale the contrast about each crop's mean and shift the brightness, within [0, 1]."""
-        n = len(images)
-        contrast = rng.uniform(1 - self.augment.contrast, 1 + self.augment.contrast, n)
-        shift = rng.uniform(-self.augment.brightness, self.augment.brightness, n)
+        n = self.batch_size
+        contrast = rng.uniform(1 - self.augment.contrast, 1 + self.augment.contrast, n)[self.rows]
+        shift = rng.uniform(-self.augment.brightness, self.augment.brightness, n)[self.rows]
         if self.augment.contrast == 0 and self.augment.brightness == 0:
             return images
-        factor = torch.tensor(contrast, dtype=torch.float32, device=self.device).view(n, 1, 1, 1)
-        offset = torch.tensor(shift, dtype=torch.float32, device=self.device).view(n, 1, 1, 1)
+        factor = torch.tensor(contrast, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
+        offset = torch.tensor(shift, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         # Relative to the mean, since a background near 0 would otherwise be lifted far above its own level.
         return ((images - mean) * factor + mean * (1 + offset)).clamp_(0, 1)

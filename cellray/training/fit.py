@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 
 from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
-from cellray.evaluation import PixelHistogram, predict_logits
-from cellray.losses.maps import as_tensor, complete_maps, stored_maps
 from cellray.model import build_model
 from cellray.study import Trial
+from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.crops import CropSampler
+from cellray.training.run import Row, TrainingRun, from_bytes, to_bytes
 from cellray.training.schedule import choose_rate, rate_at
+from cellray.training.team import ALONE, Team
+from cellray.training.validation import validate
 
 SAVE_EVERY_S = 30.0
 """A checkpoint is also written at the end of an epoch if the last one is older than this."""
@@ -28,26 +29,6 @@ SAVE_EVERY_S = 30.0
 RANGE_TEST, BATCH_NORM, BALANCE = 1, 2, 3  # purposes of batches other than training itself
 BALANCE_BATCHES = 8
 """Batches over which the gradients of a balanced loss are measured."""
-
-Row = dict[str, float]
-
-
-@dataclass
-class TrainingRun:
-    """Where a training stands; what the checkpoint `last` holds."""
-
-    step: int = 0
-    lr: float = 0.0
-    """Peak learning rate, given or found by the range test."""
-    range_test: dict[str, list[float]] | None = None
-    term_scales: list[float] | None = None
-    """What each term of a balanced loss is multiplied by, besides its weight."""
-    history: list[Row] = field(default_factory=list)
-    best_dice: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-    diverged: str | None = None
-    """Why training ended early: where the loss stopped being a number."""
 
 
 @dataclass
@@ -71,6 +52,7 @@ def fit(
     save: Callable[[str, bytes], None],
     on_epoch: Callable[[Row], None] = lambda row: None,
     until: int | None = None,
+    team: Team = ALONE,
 ) -> Fit:
     """Train one configuration with one seed, going on from the checkpoint `last` where there is one.
 
@@ -83,8 +65,14 @@ def fit(
         save: Keeps a checkpoint's bytes under a name, all or nothing.
         on_epoch: Told each epoch's row.
         until: Pause after this epoch, which must be one that ends with a validation; None: train to the end.
+        team: The processes that train it together, each of which calls this. They share out the rows of each batch
+            and the validation images; every number is what one process would have computed, up to the order of sums.
+            Only the first one loads, saves and tells.
+
+    Raises:
+        StudyError: If a batch has fewer crops than the team has members.
     """
-    return _Fitter(trial, dataset, split, device, load, save, on_epoch).fit(until)
+    return _Fitter(trial, dataset, split, device, load, save, on_epoch, team).fit(until)
 
 
 class _Fitter:
@@ -97,9 +85,11 @@ class _Fitter:
         load: Callable[[str], bytes | None],
         save: Callable[[str, bytes], None],
         on_epoch: Callable[[Row], None],
+        team: Team,
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
-        self.load, self.save, self.on_epoch = load, save, on_epoch
+        self.load, self.save, self.on_epoch, self.team = load, save, on_epoch, team
+        team.check_batch(self.settings.batch_size)
         self.loss, self.balance = trial.loss.build(), trial.loss.balance
         add_maps(dataset, self.loss.maps)
         torch.manual_seed(trial.seed)
@@ -109,6 +99,8 @@ class _Fitter:
             in_channels=trial.data.channels,
             device=device,
         )
+        self.stepping = team.wrap(self.model, device)
+        """The network as a training step calls it."""
         self.sampler = CropSampler(
             dataset,
             split.train,
@@ -118,6 +110,7 @@ class _Fitter:
             seed=trial.seed,
             device=device,
             maps=self.loss.maps,
+            rows=team.share(self.settings.batch_size),
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.steps = self.settings.steps or (self.settings.epochs or 0) * self.steps_per_epoch
@@ -142,10 +135,10 @@ class _Fitter:
             if validated or self.is_complete or time.monotonic() - saved_at > SAVE_EVERY_S:
                 self._checkpoint()
                 saved_at = time.monotonic()
-            self.on_epoch(self.run.history[-1])
+            if self.team.leads:
+                self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
-        state = torch.load(io.BytesIO(best), weights_only=True)["model"] if best else None
-        return Fit(self.run, state, self.is_complete)
+        return Fit(self.run, from_bytes(best)["model"] if best else None, self.is_complete)
 
     def _balance_terms(self) -> None:
         """Scale the terms to gradients of one length over the fresh network's weights, if the study asks for it.
@@ -159,15 +152,14 @@ class _Fitter:
         weights = list(self.model.parameters())
         sums = [[torch.zeros_like(w) for w in weights] for _ in self.loss.terms]
         for step in range(BALANCE_BATCHES):
-            batch = self.sampler.batch(step, BALANCE)
-            with autocast(self.device, self.settings.precision):
-                logits = self.model(batch.images)
-            for total, part in zip(sums, self.loss.parts(logits.float(), batch.target, batch.maps), strict=True):
+            logits, target, maps = self._forward(self.model, step, BALANCE)
+            for total, part in zip(sums, self.loss.parts(logits, target, maps), strict=True):
                 if part is not None and part.requires_grad:
                     grads = torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
                     for place, grad in zip(total, grads, strict=True):
                         place.add_(0 if grad is None else grad)
         self.model.load_state_dict(fresh)
+        self.team.add_up(place for total in sums for place in total)
         lengths = [torch.stack([place.norm() for place in total]).norm().item() / BALANCE_BATCHES for total in sums]
         self.run.term_scales = [1 / n if math.isfinite(n) and n > 0 else 1.0 for n in lengths]
         self._scale_terms()
@@ -232,8 +224,9 @@ class _Fitter:
                 run.diverged = f"the logits were no numbers after step {run.step} of {self.steps} (epoch {epoch})"
             if row["val_dice"] > run.best_dice:
                 run.best_dice, run.best_epoch = row["val_dice"], epoch
-                self.best = _to_bytes({"model": self.model.state_dict()})
-                self.save("best", self.best)
+                if self.team.leads:
+                    self.best = to_bytes({"model": self.model.state_dict()})
+                    self.save("best", self.best)
         row["seconds"] = time.monotonic() - started
         run.seconds += row["seconds"]
         run.history.append(row)
@@ -241,89 +234,56 @@ class _Fitter:
 
     def _train_step(self, step: int, rate: float, purpose: int = 0) -> float:
         """One step of the optimiser; returns the loss before it."""
-        batch = self.sampler.batch(step, purpose)
         self.model.train()
-        with autocast(self.device, self.settings.precision):
-            logits = self.model(batch.images)
-        loss = self.loss(logits.float(), batch.target, batch.maps)
+        loss = self.loss(*self._forward(self.stepping, step, purpose))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.team.size).backward()  # each member has a part of the gradient, and their average is taken
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return loss.item()
+        return self.team.first(loss.item())
+
+    def _forward(self, network: nn.Module, step: int, purpose: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits, target and maps of a whole batch, of which each member computes its rows."""
+        batch, n = self.sampler.batch(step, purpose), self.settings.batch_size
+        with autocast(self.device, self.settings.precision):
+            logits = network(batch.images)
+        maps = {name: self.team.gather(values, n) for name, values in batch.maps.items()}
+        return self.team.gather(logits.float(), n), self.team.gather(batch.target, n), maps
 
     @torch.inference_mode()
     def _validate(self) -> Row:
-        """Validation loss (mean over images), and Dice at the threshold where it is highest; NaN if a logit is."""
-        self._estimate_batch_norm()
-        histogram, losses = PixelHistogram(), []
-        predictions = predict_logits(
-            self.model, self.dataset, self.split.val, device=self.device, precision=self.settings.precision
-        )
-        for index, logits in predictions:
-            if torch.isnan(logits).any():
-                return {"val_loss": math.nan, "val_dice": math.nan, "val_threshold": math.nan}
-            labels = self.dataset.labels(index)
-            target = torch.from_numpy((labels > 0).astype("float32"))
-            losses.append(self.loss(logits[None, None], target[None, None], self._maps(index, target)).item())
-            histogram.add(logits.sigmoid().numpy(), target.numpy() > 0)
-        dice, threshold = histogram.best_dice()
-        return {"val_loss": sum(losses) / len(losses), "val_dice": dice, "val_threshold": threshold}
-
-    def _maps(self, index: int, target: Tensor) -> dict[str, Tensor]:
-        """The maps of one whole image that the loss asks for."""
-        stored = {name: as_tensor(self.dataset.map(name, index)[None]) for name in stored_maps(self.loss.maps)}
-        return complete_maps(self.loss.maps, stored, target[None, None])
-
-    def _estimate_batch_norm(self) -> None:
-        """Set the running statistics of batch norm to their plain average over some training batches.
-
-        With c-ResUnet's momentum of 0.01 the running averages of a short training are still close to their initial
-        values, and evaluation mode is nonsense while the training loss looks fine.
-        """
-        layers = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not self.settings.batch_norm_batches or not layers:
-            return
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-        self.model.train()
-        for batch in range(self.settings.batch_norm_batches):
+        n, step = self.settings.batch_norm_batches, self.run.step
+        if n:
             # Batches not yet trained on at this step, and the same ones after a resume.
-            images = self.sampler.batch(self.run.step + batch, BATCH_NORM).images
-            with autocast(self.device, self.settings.precision):
-                self.model(images)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+            batches = (self.sampler.batch(step + batch, BATCH_NORM).images for batch in range(n))
+            estimate_batch_norm(self.model, batches, device=self.device, precision=self.settings.precision)
+        return validate(
+            self.model,
+            self.loss,
+            self.dataset,
+            self.split.val,
+            device=self.device,
+            precision=self.settings.precision,
+            team=self.team,
+        )
 
     def _checkpoint(self) -> None:
+        if not self.team.leads:
+            return
         state: dict[str, Any] = {"run": vars(self.run)}
         if not self.is_complete:  # after that only the best weights are of use
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.save("last", _to_bytes(state))
+        self.save("last", to_bytes(state))
 
     def _resume(self) -> bool:
-        data = self.load("last")
+        data = self.team.first(self.load("last") if self.team.leads else None)
         if data is None:
             return False
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+        state = from_bytes(data, self.device)
         self.run = TrainingRun(**state["run"])
         if not self.is_complete:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self._scale_terms()
         return True
-
-
-def training_run(last: bytes) -> TrainingRun:
-    """Where a training stands, from the bytes of its checkpoint `last`."""
-    state = torch.load(io.BytesIO(last), map_location="cpu", weights_only=True)
-    return TrainingRun(**state["run"])
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()

@@ -1,0 +1,143 @@
+"""What adapting saves, on the images of the quickstart: TPE against random search, and a race against the full grid.
+
+    python benchmarks/search.py [--storage DIR] [--repetitions 5] [--budget 24]
+
+TPE: weights of BCE (with the weight of a cell), Dice and Focal; a configuration counts by its validation F1, mean over
+two seeds. Random search tries `--budget` configurations, TPE half as many, each with `--repetitions` seeds of the
+sampler and without any listed configuration to start from. Bar: TPE's best less random search's best is at least 0, in
+the median over repetitions. Because the best of many noisy scores flatters whoever tries more, the winners of both are
+also trained with five further seeds and compared on the test images.
+
+Race: the twelve configurations of the quickstart with ten seeds, all of them, and then a race over the same records.
+Bar: the race spends at most 60 % of the epochs, and whoever may be the best by the full grid (`statistics.contenders`)
+may still be so by the race, and nobody else.
+
+Run again with the same `--storage`, nothing is trained twice. Exit code 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gauge import gauge
+
+from cellray.ledger import Ledger
+from cellray.report import facts_of, load_tables, stored_plan
+from cellray.study import Study, load_study
+from cellray.sweep import connect, run_sweep
+from cellray.trial import Sets
+
+QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart.yaml"
+SEEDS, FURTHER, TEN = [0, 5], [1, 2, 3, 4, 6], [0, 5, 25, 125, 1, 2, 3, 4, 6, 7]
+SPACE = {
+    "loss": {
+        "terms": [
+            {"name": "bce", "settings": {"cell_weight": {"log_uniform": [1, 200]}}},
+            {"name": "dice"},
+            {"name": "focal"},
+        ],
+        "weights": {"simplex": 1},
+    }
+}
+MOST_EPOCHS = 0.6
+
+
+def quickstart(name: str, **changes: Any) -> Study:
+    """The study of the quickstart with other configurations, seeds or search."""
+    values = {**load_study(QUICKSTART).model_dump(mode="json"), "name": name, **changes}
+    return Study.model_validate_json(json.dumps(values))
+
+
+def swept(study: Study, storage: str) -> tuple[Ledger, list[dict[str, Any]]]:
+    ledger = Ledger(storage, study.name)
+    return ledger, run_sweep(study, Sets.open(study.data), ledger, cluster=connect)
+
+
+def search(method: str, budget: int, seed: int, storage: str) -> dict[str, Any]:
+    """The best configuration of one search: its value and settings."""
+    how = {"method": method, "budget": budget, "seed": seed, "space": SPACE}
+    ledger, _ = swept(quickstart(f"{method}-{seed}", configurations=[], seeds=SEEDS, search=how), storage)
+    entries = json.loads(ledger.read("search.json"))["configurations"]
+    return max(entries, key=lambda entry: entry["values"][0])
+
+
+def measure_search(repetitions: int, budget: int, storage: str) -> bool:
+    """Print each repetition; True if TPE's best is at least random search's, in the median."""
+    leads, winners = [], {}
+    for seed in range(repetitions):
+        best = {"random": search("random", budget, seed, storage), "tpe": search("tpe", budget // 2, seed, storage)}
+        leads.append(best["tpe"]["values"][0] - best["random"]["values"][0])
+        for method, entry in best.items():
+            winners[f"{method} {seed}"] = entry
+        found = ", ".join(f"{m} {e['values'][0]:.3f} ({_weights(e)})" for m, e in best.items())
+        print(f"repetition {seed}: {found}", flush=True)
+    listed = [{"label": label, "loss": entry["settings"]["loss"]} for label, entry in winners.items()]
+    _, records = swept(quickstart("winners", configurations=listed, seeds=FURTHER), storage)
+    scores = {label: _mean_f1([r for r in records if r["label"] == label]) for label in winners}
+    again = [scores[f"tpe {seed}"] - scores[f"random {seed}"] for seed in range(repetitions)]
+    lead = statistics.median(leads)
+    print(f"TPE with {budget // 2} against random search with {budget}: median lead {lead:+.4f} validation F1 (bar 0)")
+    print(
+        f"their winners with {len(FURTHER)} further seeds on test images: median lead {statistics.median(again):+.4f}"
+    )
+    return lead >= 0
+
+
+def _weights(entry: dict[str, Any]) -> str:
+    return " ".join(f"{value:.3g}" for value in entry["parameters"].values())
+
+
+def _mean_f1(records: list[dict[str, Any]]) -> float:
+    found = [r["metrics"]["own"]["test"]["f1_iou"] if r["outcome"] == "finished" else 0.0 for r in records]
+    return sum(found) / len(found)
+
+
+def measure_race(storage: str) -> bool:
+    """Print who may be best, and what it cost; True if the race agrees with the grid at no more than its share."""
+    ledger, records = swept(quickstart("race", seeds=TEN), storage)
+    full = _standing(quickstart("race", seeds=TEN), ledger)
+    spent = sum(record["epochs"] for record in records)
+    race = quickstart("race", seeds=TEN, racing={"start": 3})
+    _, records = swept(race, storage)
+    share = sum(record["epochs"] for record in records) / spent
+    top = _standing(race, ledger)
+    print(f"full grid: {len(full)} may be the best: {', '.join(full)}")
+    print(f"race: {len(top)} may be the best: {', '.join(top)}; {share:.0%} of the epochs (bar {MOST_EPOCHS:.0%})")
+    for entry in json.loads(ledger.read("search.json"))["configurations"]:
+        print(f"  {entry['label']}: {entry['seeds']} seeds; {entry['reason'] or 'kept to the end'}")
+    return share <= MOST_EPOCHS and set(top) == set(full)
+
+
+def _standing(study: Study, ledger: Ledger) -> list[str]:
+    """Configurations that may be the best on the test images, by the ledger's plan."""
+    plan = stored_plan(ledger, study)
+    tables = load_tables(ledger, ledger.records(), plan, external_order=facts_of(study)["sets"], only_ranking=True)
+    assert tables.inference is not None
+    ranks = tables.inference.ranks
+    return sorted(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)
+
+
+def main() -> int:
+    """Measure both; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description="What adapting saves on the quickstart's images.")
+    parser.add_argument("--storage", help="folder for the ledgers; default: a fresh one")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=24)
+    given = parser.parse_args()
+    print(gauge())
+    with tempfile.TemporaryDirectory(prefix="cellray-benchmark-") as folder:
+        os.environ.setdefault("CELLRAY_CACHE", f"{folder}/cache")
+        storage = given.storage or folder
+        good = [measure_search(given.repetitions, given.budget, storage), measure_race(storage)]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

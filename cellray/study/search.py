@@ -1,0 +1,119 @@
+"""The settings of a study that adapts: what is suggested, what is ended early, where seeds are added."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cellray.errors import one_of
+from cellray.metrics import METRICS
+from cellray.study.base import Settings
+from cellray.study.problems import Problem, SettingsError
+from cellray.study.space import Space
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class BoundConfig(Settings):
+    """What a metric must reach."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def bounds_something(self) -> BoundConfig:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("give at_least or at_most, or both")
+        return self
+
+    def excess(self, value: float) -> float:
+        """By how much a value is out of bounds; at most 0 inside."""
+        above = [] if self.at_most is None else [value - self.at_most]
+        below = [] if self.at_least is None else [self.at_least - value]
+        return max(above + below)
+
+
+class SearchConfig(Settings):
+    """Suggests configurations from a space, after those that the study lists."""
+
+    method: Literal["tpe", "random", "gp", "nsga2"] = "tpe"
+    """How Optuna chooses: tree-structured Parzen estimator, at random, Gaussian process, or the genetic algorithm
+    NSGA-II for two or more metrics."""
+    budget: int = Field(ge=1)
+    """Configurations in all, those that the study lists among them."""
+    space: dict[str, Any]
+    """A configuration (loss, model, training) in which ranges stand in the place of values: uniform, log_uniform, int,
+    log_int: [low, high]; choice: a list, or named parts; weights: {simplex: 1} beside the terms of a loss."""
+    metrics: tuple[str, ...] = ()
+    """What a configuration is judged by on validation images, mean over seeds; none: `evaluation.rank_by`."""
+    constraints: dict[str, BoundConfig] = Field(default={})
+    """Metric on validation images, mean over seeds -> what it must reach for a configuration to be acceptable."""
+    at_once: int = Field(default=2, ge=1)
+    """A suggestion knows the results of all configurations but the last `at_once - 1` before it. More keep more workers
+    busy and know less. It decides what is suggested, so it isn't a matter of the machine."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the sampler."""
+
+    @field_validator("space")
+    @classmethod
+    def is_a_space(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        Space(tree)
+        return tree
+
+    @model_validator(mode="after")
+    def can_be_judged(self) -> SearchConfig:
+        problems: list[Problem] = []
+        names: list[tuple[tuple[str | int, ...], str]] = [(("metrics", i), name) for i, name in enumerate(self.metrics)]
+        for path, name in [*names, *((("constraints", name), name) for name in self.constraints)]:
+            one_of("metric", name, METRICS)
+            if METRICS[name].worst is None:
+                words = f"{name!r} has no worst value that a collapsed trial could count as; choose a bounded metric"
+                problems.append(Problem(path, words))
+        if len(set(self.metrics)) < len(self.metrics):
+            problems.append(Problem(("metrics",), "a metric is given twice"))
+        if (self.method == "nsga2") != (len(self.metrics) > 1):
+            words = "nsga2 needs two or more search.metrics" if self.method == "nsga2" else "two or more need nsga2"
+            problems.append(Problem(("method",), words))
+        if problems:
+            raise SettingsError(problems)
+        return self
+
+    @cached_property
+    def parsed_space(self) -> Space:
+        return Space(self.space)
+
+
+class StoppingConfig(Settings):
+    """Ends configurations early, all seeds at once, by the mean over seeds of their validation Dice."""
+
+    rule: Literal["asha", "median"]
+    """`asha`: goes on if among the best 1/eta of those that came that far before it, itself among them (successive
+    halving); `median`: if not below their median."""
+    at: tuple[Share, ...] = ()
+    """Shares of a training at which it decides, rising; none: 1/9 and 1/3 for asha, 1/4, 1/2 and 3/4 for median."""
+    eta: float = Field(default=3.0, gt=1)
+    """Of asha."""
+    grace: int = Field(default=4, ge=1)
+    """So many configurations are never ended: there is nothing yet to compare with."""
+
+    @field_validator("at")
+    @classmethod
+    def rises(cls, at: tuple[float, ...]) -> tuple[float, ...]:
+        if list(at) != sorted(set(at)):
+            raise ValueError("must rise from share to share")
+        return at
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return self.at or ((1 / 9, 1 / 3) if self.rule == "asha" else (0.25, 0.5, 0.75))
+
+
+class RacingConfig(Settings):
+    """Gives further seeds only to configurations that may still be the best."""
+
+    start: int = Field(default=3, ge=3)
+    """Seeds that every configuration gets; with fewer than three nothing can be decided."""
+    budget: int | None = Field(default=None, ge=1)
+    """Trials in all; None: as many as configurations times seeds."""

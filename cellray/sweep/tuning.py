@@ -1,0 +1,117 @@
+"""What Ray Tune needs to be quiet, to be interruptible, and to take every death of a worker for one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cellray.ledger import is_running
+
+PENDING = 32
+"""Trials that Tune asks resources for at once: they tell an autoscaling cluster how far it may grow."""
+SCRATCH = "cellray-tune-"
+
+
+@contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder for Tune's own state. Nothing is read back from it, here or on other nodes: the ledger has all."""
+    folder = Path(tempfile.gettempdir())
+    for left in folder.glob(f"{SCRATCH}*-*"):  # by drivers that were killed
+        pid = left.name.removeprefix(SCRATCH).partition("-")[0]
+        if pid.isdigit() and not is_running(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def first_interrupt(interrupted: threading.Event) -> Iterator[None]:
+    """The first SIGINT only sets the event; the next does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Tune without its banner, tables, tracebacks (a record has its reason) and its SIGINT handler."""
+    switches = {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # of its state, which nobody reads
+        "TUNE_MAX_PENDING_TRIALS_PG": str(PENDING),
+    }
+    before = {name: os.environ.get(name) for name in switches}
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("ray.tune", "ray.train", "ray.air")}
+    os.environ.update(switches)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\b")
+            yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def out_of_memory_is_a_death() -> Iterator[None]:
+    """Ray's memory monitor kills a worker with an error that Tune doesn't know, and at which it would end the sweep.
+
+    In here it counts as what it is: the death of that worker, whose trial is tried again.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    plain = RayActorManager._actor_task_failed
+
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception).strip().splitlines()[0])
+        plain(self, tracked_actor_task=tracked_actor_task, exception=exception)
+
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = plain  # type: ignore[method-assign]
+
+
+def cause_of_death(error_file: str | None) -> str:
+    """What Tune knows of a trial's error, in a line."""
+    try:
+        lines = Path(error_file or "").read_text().strip().splitlines()
+    except OSError:
+        lines = []
+    memory = [line for line in lines if "running low on memory" in line]
+    return ([*memory, *lines[-1:]] or ["no more is known"])[0].strip()[:300]

@@ -1,0 +1,147 @@
+"""One trial with several workers: Ray Train starts them beside each other, and the first one writes the record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+from cellray.device import pick_device, reason_of
+from cellray.ledger import Ledger
+from cellray.study import DataConfig, Trial
+from cellray.training import Team
+from cellray.trial import Row, Sets, record_failure, run_trial
+
+RAY_TRAIN = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of its own; Tune starts the trial again anyway
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 otherwise: how late the end of a trial, or of a worker, is noticed
+}
+"""Set for Ray Train: each costs time in every trial and gives nothing here."""
+
+
+class WorkerError(Exception):
+    """What one worker of a trial raised.
+
+    Args:
+        reason: In words, for the record.
+        trace: Its traceback.
+        is_echo: Whether it only lost touch with another worker.
+    """
+
+    def __init__(self, reason: str, trace: str, is_echo: bool) -> None:
+        super().__init__(reason, trace, is_echo)
+        self.reason, self.trace, self.is_echo = reason, trace, is_echo
+
+
+def run_with_workers(
+    trial: Trial,
+    data: DataConfig,
+    ledger: Ledger,
+    *,
+    workers: int,
+    cpus: float,
+    gpus: float,
+    until: int | None = None,
+    report: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """Train one trial with several workers, and return when its record is there or it has paused.
+
+    Called in a process of a running Ray cluster that holds no resources itself: the workers take theirs all at once,
+    and wait until they can. An error in a worker ends them all and becomes the trial's outcome `failed`; if the cluster
+    takes a node back, the workers start again by themselves.
+
+    Args:
+        trial: What to run.
+        data: The study's data, which each worker opens.
+        ledger: Where records go.
+        workers: How many, at least 2.
+        cpus: For each worker.
+        gpus: For all workers together.
+        until: Pause after this epoch; None: to the end.
+        report: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
+
+    Raises:
+        TrainingFailedError: Ray's, if a worker's process died: run again, the trial goes on from its last checkpoint.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
+
+    os.environ.update(RAY_TRAIN)
+    threads, share = max(int(cpus), 1), gpus / workers
+    rows: Any = Queue(actor_options={"num_cpus": 0})
+
+    def work() -> None:
+        _work(trial, data, ledger, share, threads, until, lambda row: rows.put(row))
+
+    scratch = tempfile.mkdtemp(prefix=f"cellray-train-{os.getpid()}-")
+    trainer = TorchTrainer(
+        work,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": share} if gpus else {})
+        ),
+        # Nothing is written there. Tune tries again, not Train, unless the cluster took a node back.
+        run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
+    )
+    ended: Future[None] = Future()
+
+    def train() -> None:
+        try:
+            trainer.fit()
+            ended.set_result(None)
+        except Exception as error:
+            ended.set_exception(error)
+        with suppress(RayActorError):  # nobody listens any more
+            rows.put(None)
+
+    try:
+        Thread(target=train, daemon=True).start()
+        for row in iter(rows.get, None):
+            report(row)
+        ended.result()
+    except WorkerGroupError as error:
+        own = own_error(error.worker_failures)
+        if own is None:
+            raise
+        record_failure(trial, Sets.open(data), ledger, own.reason, own.trace)
+    finally:
+        rows.shutdown(force=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def own_error(failures: dict[int, Exception]) -> WorkerError | None:
+    """The error of the trial itself among its workers' by rank; None if a process died, or its end was all they saw."""
+    if not all(isinstance(error, WorkerError) for error in failures.values()):
+        return None
+    errors = [error for _, error in sorted(failures.items()) if isinstance(error, WorkerError)]
+    return next((error for error in errors if not error.is_echo), None)
+
+
+def _work(
+    trial: Trial,
+    data: DataConfig,
+    ledger: Ledger,
+    gpus: float,
+    threads: int,
+    until: int | None,
+    on_epoch: Callable[[Row], None],
+) -> None:
+    """One worker's part."""
+    from torch import distributed
+
+    sets = Sets.open(data)
+    try:
+        run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=on_epoch, until=until, team=Team.joined())
+    except Exception as error:
+        # Gloo's errors have no type of their own.
+        is_echo = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        raise WorkerError(reason_of(error, pick_device(gpus)), traceback.format_exc(), is_echo) from None

@@ -1,0 +1,48 @@
+"""Where a training stands, as its checkpoint `last` keeps it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Row = dict[str, float]
+"""What is known of one epoch."""
+
+
+@dataclass
+class TrainingRun:
+    """Where a training stands; what the checkpoint `last` holds."""
+
+    step: int = 0
+    lr: float = 0.0
+    """Peak learning rate, given or found by the range test."""
+    range_test: dict[str, list[float]] | None = None
+    term_scales: list[float] | None = None
+    """What each term of a balanced loss is multiplied by, besides its weight."""
+    history: list[Row] = field(default_factory=list)
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    diverged: str | None = None
+    """Why training ended early: where the loss stopped being a number."""
+
+
+def training_run(last: bytes) -> TrainingRun:
+    """Where a training stands, from the bytes of its checkpoint `last`."""
+    return TrainingRun(**from_bytes(last)["run"])
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """A checkpoint's content as bytes: tensors and plain values."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint, its tensors on a device."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    return state
