@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -187,3 +188,96 @@ def draw_discs(side_px: int, rng: np.random.Generator) -> np.ndarray:
         cy, cx = rng.integers(10, side_px - 10, 2)
         labels[((y - cy) ** 2 + (x - cx) ** 2 < 81) & (labels == 0)] = i
     return labels
+
+
+TERMS = ("bce", "dice", "focal")
+
+
+def mixed(weights: Sequence[float], terms: Sequence[str] = TERMS, **settings: Any) -> dict[str, Any]:
+    """A combined loss as a record's settings hold it; `settings` are those of its last term."""
+    made = [
+        {"name": name, "weight": weight, "code": None, "settings": {}}
+        for name, weight in zip(terms, weights, strict=True)
+    ]
+    made[-1]["settings"] = settings
+    return {"name": None, "settings": {}, "terms": made, "balance": "none"}
+
+
+def tried(number: int, values: Sequence[float] | None, **changed: Any) -> dict[str, Any]:
+    """A configuration in search.json: suggested, with three seeds, finished if it has values."""
+    return {
+        "label": f"#{number}", "number": number, "source": "suggested", "parameters": {}, "values": values, "seeds": 3,
+        "state": "finished" if values else "running", "reason": "", "epoch": None, "epochs": 20,
+    } | changed  # fmt: skip
+
+
+def search_file(
+    configurations: Sequence[Mapping[str, Any]],
+    *,
+    method: str = "tpe",
+    metrics: Sequence[str] = ("f1_iou",),
+    stopping: str | None = None,
+) -> bytes:
+    """The contents of search.json."""
+    content = {"method": method, "metrics": list(metrics), "stopping": stopping, "configurations": list(configurations)}
+    return json.dumps(content).encode()
+
+
+def write_search(
+    ledger: Ledger,
+    configurations: Sequence[Mapping[str, Any]],
+    f1: Mapping[str, float],
+    *,
+    losses: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: Sequence[int] = SEEDS,
+    noise: float = 0.01,
+    n_images: int = 12,
+    **how: Any,
+) -> Plan:
+    """A ledger of what a search tried: search.json, and for each configuration as many records as it has seeds.
+
+    Args:
+        ledger: Where to.
+        configurations: Of search.json; the first seeds are theirs.
+        f1: Label -> the F1 about which its seeds scatter on test images; validation has what search.json says.
+        losses: Label -> the loss in its records.
+        seeds: The study's.
+        noise: SD over seeds.
+        n_images: Test images.
+        how: For `search_file`.
+    """
+    rng = np.random.default_rng(3)
+    truth = rng.poisson(9, n_images) + 1
+    trials = []
+    for c in configurations:
+        label, stopped = c["label"], c["state"] == "stopped"
+        for seed in seeds[: c["seeds"]]:
+            trials.append(PlannedTrial(label, seed, key_of(label, seed)))
+            if c["state"] == "running":
+                continue
+            score = float(np.clip(f1[label] + rng.normal(0, noise), 0, 1))
+            found = rng.binomial(truth, score)
+            n_pred = found + rng.binomial(truth, 0.1)
+            rows = pd.DataFrame(
+                [
+                    {"set": "test", "point": p, "image": f"test_{k}", "group": "", "n_true": t, "n_pred": q,
+                     "tp_iou": h, "fp_iou": q - h, "fn_iou": t - h}
+                    for p in ("own", "shared")
+                    for k, (t, q, h) in enumerate(zip(truth, n_pred, found, strict=True))
+                ]
+            )  # fmt: skip
+            hits = 2 * found.sum() / (truth.sum() + n_pred.sum())
+            values = dict(zip(how.get("metrics", ("f1_iou",)), c["values"] or (), strict=False))
+            sets = None if stopped else {"test": scores(float(hits)), "val": scores(score) | values}
+            epochs = c["epoch"] if stopped else c["epochs"]
+            curve = history(rng, 20, lost=False).head(epochs)
+            stored = record(
+                label, seed, sets, outcome="stopped" if stopped else "finished", epochs=epochs,
+                validation_dice=round(float(curve.val_dice.dropna().iloc[-1]), 3), lr=0.01,
+                settings={"loss": dict((losses or {}).get(label, {})), "training": {"epochs": c["epochs"]}},
+            )  # fmt: skip
+            stored["reason"] = c["reason"] or None
+            tables = {"history": curve} | ({} if stopped else {"images": rows})
+            ledger.write_record(stored, tables, {})
+    ledger.write("search.json", search_file(configurations, **how))
+    return Plan("made_up", "Which loss finds most cells?", "f1_iou", tuple(trials), epochs=20)

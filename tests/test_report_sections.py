@@ -13,8 +13,8 @@ from report_data import TWELVE, plan_for, record, scores, write_realistic
 from cellray import published
 from cellray.ledger import Ledger
 from cellray.report import images, make_tables
-from cellray.report.drawings import ENOUGH_MIXTURES, mixtures
 from cellray.report.figures import Drawing
+from cellray.report.mixtures import ENOUGH_MIXTURES, find_mixtures
 from cellray.report.page import cells, costs, differences, ranking
 from cellray.report.page.published import published_table, spearman
 from cellray.report.page.sections import PLACES, arrange, place_of
@@ -216,9 +216,9 @@ def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
     for n in (ENOUGH_MIXTURES - 1, ENOUGH_MIXTURES):
         plan = plan_for(labels[:n], seeds=(0,))
         by_key = {r["key"]: r for r in records[:n]}
-        found = mixtures(by_key, make_tables(records[:n], plan), plan)
-        assert list(found) == ([("bce", "dice", "focal")] if n == ENOUGH_MIXTURES else [])
-    points = found["bce", "dice", "focal"].set_index("label")
+        found = find_mixtures(by_key, make_tables(records[:n], plan), plan)
+        assert [family.names for family in found] == ([("bce", "dice", "focal")] if n == ENOUGH_MIXTURES else [])
+    points = found[0].points.set_index("label")
     assert tuple(points.loc["mix 4", ["a", "b", "c", "mean"]]) == (0.4, 0.2, 0.4, 0.2)
 
 
@@ -253,3 +253,12 @@ def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_p
     assert gallery.leader == first
     assert set(gallery.leader_abroad) == {"far"}
     assert gallery.left_out.startswith("The 2 best-ranked configurations are shown; the pictures of the other 1")
+
+
+def test_a_strip_has_no_cross_for_a_seed_that_was_ended_early():
+    records = [record("A", 0, None, outcome="stopped"), record("A", 1, {"test": scores(0.0)}, outcome="collapsed")]
+    seeds = make_tables(records, plan_for(["A"], seeds=(0, 1))).scores
+    seeds = select(seeds, set_name="test", metric="f1_iou")
+    drawn = str(cells.strip(seeds, NAN, 0.0, 1.0, "f1_iou"))
+    assert drawn.count("<path") == 1
+    assert "seed 0 ended early; seed 1 collapsed" in drawn

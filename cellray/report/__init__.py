@@ -1,16 +1,10 @@
 """The report of a study: ranked tables, figures and one page, from the ledger alone; live through an actor."""
 
-from cellray.report.actor import (
-    ReportActor,
-    ReportObserver,
-    actor_name,
-    facts_of,
-    plan_of,
-    start_report_actor,
-    stored_plan,
-)
+from cellray.report.actor import ReportActor, actor_name, start_report_actor
 from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
+from cellray.report.observer import ReportObserver
+from cellray.report.plans import facts_of, plan_of, stored_plan
 from cellray.report.tables import (
     Plan,
     PlannedTrial,

@@ -1,7 +1,11 @@
 """The reporting actor: keeps the ranked table of a running sweep current and builds the report when it ends.
 
-Its state is the ledger: a restarted actor reads the records again and goes on. The class itself is plain Python; Ray
-only carries it (`start_report_actor`). `ReportObserver` is what a sweep talks to.
+Its state is the ledger: a restarted actor reads plan and records again and goes on. The class itself is plain Python;
+Ray only carries it (`start_report_actor`).
+
+Counts, running trials and the time left are exact at any moment. The ranked table takes longer the more results there
+are, so that a thread makes it, and writes it to the ledger, at a pace that adapts to what it costs: a question is
+answered at once from the last one, and says of how many results that is.
 """
 
 from __future__ import annotations
@@ -9,17 +13,31 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.report.answer import write_answer
-from cellray.report.build import Known, Store, build_report, load_tables, table_files
-from cellray.report.tables import Plan, PlannedTrial, Tables, format_table, number, rows_of
-from cellray.study import QUIRKS
+from cellray.report.build import Known, Store, build_report, live_metrics, load_tables, table_files
+from cellray.report.plans import stored_trials, with_dropped
+from cellray.report.progress import Progress, slim
+from cellray.report.tables import Plan, Tables, TextTable, format_table
 
 _log = logging.getLogger(__name__)
+
+CHEAP_S = 0.5
+"""A table that takes no longer to make is made whenever somebody asks and results have come in."""
+WAIT_S = 0.05
+"""Who asks waits for it so long; then the last one has to do."""
+SHARE = 0.1
+"""Of one core, at most so much goes into other tables, and into files."""
+ROWS = 100
+"""Rows of the table, and troubles, that a status has unless asked for more."""
 
 
 class ReportActor:
@@ -30,7 +48,9 @@ class ReportActor:
         plan: The planned trials.
         study_facts: As for `build_report`.
         flush_s: At least so long between two writings of the current tables.
-        clock: Seconds from any start; a test supplies its own.
+        clock: Seconds from any start, for pauses and costs; a test supplies its own.
+        background: Whether a thread of its own reads, makes tables and writes. False: whoever brings news or asks
+            waits for that, and meets the ledger's errors.
     """
 
     def __init__(
@@ -41,142 +61,235 @@ class ReportActor:
         study_facts: Mapping[str, Any] | None = None,
         flush_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        background: bool = False,
     ) -> None:
-        self._ledger, self._plan, self._facts = ledger, plan, dict(study_facts or {})
-        self._flush_s, self._clock = flush_s, clock
-        self._keys = {(trial.label, trial.seed): trial.key for trial in plan.trials}
+        self._ledger, self._facts = ledger, dict(study_facts or {})
+        self._flush_s, self._clock, self._background = flush_s, clock, background
+        self._metrics = live_metrics(plan)
         self._known = Known()
-        self._records = plan.planned(ledger.records())
-        self._running: dict[tuple[str, int], dict[str, Any]] = {}
-        self._tables: Tables | None = None
-        self._flushed = -math.inf
+        self._progress = Progress(plan, clock)
+        self._table: TextTable | None = None
+        self._table_of = 0  # results
+        self._version, self._table_version = 1, 0  # of what tables are made of: results and plan
+        self._cost_s, self._made = 0.0, -math.inf  # of the last table, and when
+        self._unwritten: Tables | None = None
+        self._flushed, self._pause_s = -math.inf, flush_s
+        self._has_news = True
+        self._is_replanned = False  # told of a newer plan than it was made with
+        self._told: set[str] = set()  # keys of the trials whose end was news
+        self._state = threading.Condition()  # held for moments only: whoever brings news or asks waits for it
+        self._work = threading.Lock()  # held by the one who reads, makes tables or writes
+        self._asked = False  # for a newer table
+        self._wake = threading.Event()
+        if background:
+            loaded = threading.Event()
+            threading.Thread(target=self._keep, args=(loaded,), daemon=True, name="cellray-report").start()
+            loaded.wait(2.0)  # a small ledger is known from the start
+        else:
+            self._read_records()
 
     def trial_started(self, label: str, seed: int, key: str) -> None:
         """A trial begins; a resumed one may begin again."""
-        self._keys[label, seed] = key
-        self._running[label, seed] = {"epoch": 0, "since": self._clock()}
+        with self._state:
+            self._progress.started(label, seed, key)
+            self._has_news = True
 
     def epoch(self, label: str, seed: int, row: Mapping[str, Any]) -> None:
-        """A trial ended an epoch. One that nobody announced (after a restart) counts as running from here."""
-        state = self._running.setdefault((label, seed), {"since": self._clock()})
-        state["epoch"] = int(row.get("epoch", 0))
-        state["val_dice"] = number(row.get("val_dice", state.get("val_dice")))
-        state["epoch_s"] = number(row.get("seconds"))
+        """A trial ended an epoch."""
+        with self._state:
+            self._progress.epoch(label, seed, row)
+            self._has_news = True
         self._flush_when_due()
 
     def trial_ended(self, record: Mapping[str, Any]) -> None:
         """A trial's record is in the ledger; nothing else is read again."""
-        key = str(record["key"])
-        for who in [who for who in self._running if self._keys.get(who) == key]:
-            del self._running[who]
-        self._records.update(self._plan.planned([dict(record)]))
-        self._tables = None  # made anew when somebody asks
+        with self._state:
+            self._progress.ended(slim(record, self._metrics))
+            self._told.add(str(record["key"]))
+            self._version += 1
+            self._has_news = True
         self._flush_when_due()
+
+    def replan(self, plan: Plan, study_facts: Mapping[str, Any] | None = None) -> None:
+        """The plan has grown. What is known stays; the facts too, unless there are new ones."""
+        with self._state:
+            self._is_replanned = True
+            self._progress.replan(plan)
+            self._facts = self._facts if study_facts is None else dict(study_facts)
+            self._version += 1
+            self._has_news = True
 
     def status(self, limit: int | None = None) -> dict[str, Any]:
         """How far the sweep is: counts by outcome, running trials, ETA, the ranked table.
 
+        ``table_of`` says of how many results the table is; where making one takes long, the last ones may not be in it.
+
         Args:
-            limit: Rows of the ranked table; None: all.
+            limit: Rows of the ranked table; None: 100, and as many troubles.
         """
-        tables = self._current()
-        outcomes = tables.trials.outcome.value_counts()
-        table = format_table(tables, metric=self._plan.rank_by, limit=limit)
-        return {
-            "study": self._plan.study,
-            "planned": len(self._plan.trials),
-            "done": {str(name): int(n) for name, n in sorted(outcomes.items()) if name != "missing"},
-            "missing": int(outcomes.get("missing", 0)),
-            "running": [self._running_row(label, seed) for label, seed in sorted(self._running)],
-            "eta_s": self._eta(),
-            "table": {"columns": table.columns, "rows": table.rows, "notes": table.notes},
-            "troubles": [
-                {
-                    "label": row.label,
-                    "seed": row.seed,
-                    "outcome": row.outcome,
-                    "reason": row.reason,
-                    "key": row.key,
-                }
-                for row in rows_of(tables.trials)
-                if row.outcome in ("failed", "collapsed")
-            ],
-        }
+        if not self._background:
+            with self._work:
+                self._make()
+        else:
+            with self._state:
+                self._asked = self._table_version != self._version
+                if self._asked and self._is_cheap():
+                    self._wake.set()
+                    self._state.wait_for(lambda: self._table_version == self._version, WAIT_S)
+        return self._status(limit or ROWS)
 
     def flush(self) -> None:
-        """Write ``report/status.json`` and the current tables now."""
-        self._flushed = self._clock()
-        tables = self._current()
-        status = json.dumps(self.status(), indent=1, ensure_ascii=False)
-        self._ledger.write("report/status.json", status.encode())
-        for name, data in table_files(tables, self._plan, write_answer(tables, self._plan)).items():
-            self._ledger.write(f"report/{name}", data)
+        """Write ``report/status.json`` and, where they changed, the current tables now."""
+        with self._work:
+            self._flush()
 
     def finish(self) -> list[str]:
         """Build the whole report from the ledger; the paths written."""
-        self._running.clear()
-        self._records = self._plan.planned(self._ledger.records())
-        self._tables = None
-        self.flush()
-        return build_report(self._ledger, self._plan, study_facts=self._facts)
+        with self._work:
+            with self._state:
+                self._progress.running.clear()
+            self._read_records()
+            self._make()
+            self._write_status()
+            return build_report(self._ledger, with_dropped(self._ledger, self._progress.plan), study_facts=self._facts)
 
-    def _current(self) -> Tables:
-        if self._tables is None:
-            self._tables = load_tables(
-                self._ledger,
-                list(self._records.values()),
-                self._plan,
-                external_order=self._facts.get("sets", ()),
-                known=self._known,
-                only_ranking=True,
-            )
-        return self._tables
+    def _status(self, limit: int) -> dict[str, Any]:
+        with self._state:
+            progress, table = self._progress, self._table or TextTable([], [], [])
+            done = {name: n for name, n in sorted(progress.done.items()) if n}
+            troubles = progress.troubles(ROWS)
+            notes = list(table.notes)
+            if len(table.rows) > limit:
+                notes.append(f"The first {limit} of {len(table.rows)} configurations; report/ranking.csv has all.")
+            if more := done.get("failed", 0) + done.get("collapsed", 0) - len(troubles):
+                notes.append(f"{more} more failed and collapsed trials are named in report/trials.csv.")
+            return {
+                "study": progress.plan.study,
+                "planned": len(progress.plan.trials),
+                "done": done,
+                "missing": len(progress.plan.trials) - progress.n_done,
+                "running": progress.running_rows(),
+                "eta_s": progress.eta_s(),
+                "table_of": self._table_of,
+                "table": {"columns": table.columns, "rows": table.rows[:limit], "notes": notes},
+                "troubles": troubles,
+            }
+
+    # What takes long: only while holding `_work`.
+
+    def _read_plan(self) -> None:
+        """Take the ledger's plan: a restarted actor was made with that of the sweep's start."""
+        try:
+            trials = stored_trials(self._ledger)
+        except LedgerError:  # it has none
+            return
+        with self._state:
+            if not self._is_replanned:
+                self._progress.replan(replace(self._progress.plan, trials=trials))
+
+    def _read_records(self) -> None:
+        """Learn every record of the ledger that no news were of: those may be newer than what was read just now."""
+        records = [slim(record, self._metrics) for record in self._ledger.records()]
+        with self._state:
+            for record in records:
+                if record["key"] not in self._told:
+                    self._progress.learn(record)
+            self._version += 1
+
+    def _make(self) -> None:
+        """Make the table anew, if anything came in since."""
+        with self._state:
+            version, plan, of = self._version, self._progress.plan, self._progress.n_done
+            records = list(self._progress.records.values())
+        if version == self._table_version:
+            return
+        begun = self._clock()
+        tables = load_tables(
+            self._ledger,
+            records,
+            with_dropped(self._ledger, plan),
+            external_order=self._facts.get("sets", ()),
+            known=self._known,
+            only_ranking=True,
+        )
+        table = format_table(tables, metric=plan.rank_by)
+        with self._state:
+            self._made = self._clock()
+            self._cost_s, self._asked = self._made - begun, False
+            self._table, self._table_of, self._table_version = table, of, version
+            self._unwritten = tables
+            self._state.notify_all()
+
+    def _flush(self) -> None:
+        self._flushed, self._has_news = self._clock(), False
+        begun = self._clock()
+        self._make()
+        self._write_status()
+        if (tables := self._unwritten) is not None:
+            plan = self._progress.plan
+            for name, data in table_files(tables, plan, write_answer(tables, plan)).items():
+                self._ledger.write(f"report/{name}", data)
+            self._unwritten = None
+        self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)
+
+    def _is_cheap(self) -> bool:
+        """Whether the next table will be there in a moment: the last one was, and few results are to be read."""
+        return self._cost_s + 0.002 * (self._progress.n_done - self._table_of) <= CHEAP_S
+
+    def _write_status(self) -> None:
+        status = json.dumps(self._status(ROWS), indent=1, ensure_ascii=False)
+        self._ledger.write("report/status.json", status.encode())
+
+    def _is_due(self) -> bool:
+        return self._has_news and self._clock() - self._flushed >= self._pause_s
 
     def _flush_when_due(self) -> None:
-        if self._clock() - self._flushed >= self._flush_s:
+        if not self._background and self._is_due():
             self.flush()
 
-    def _running_row(self, label: str, seed: int) -> dict[str, Any]:
-        state = self._running[label, seed]
-        dice = state.get("val_dice", math.nan)
-        return {
-            "label": label,
-            "seed": seed,
-            "epoch": state["epoch"],
-            "epochs": self._epochs(),
-            "val_dice": dice if math.isfinite(dice) else None,
-            "running_s": round(self._clock() - state["since"], 1),
-            "eta_s": self._trial_eta(state),
-        }
+    def _keep(self, loaded: threading.Event) -> None:
+        """Keep tables and files current for ever; a ledger that is away is tried again."""
+        trouble = ""
+        while True:
+            try:
+                with self._work:
+                    if not loaded.is_set():
+                        self._read_plan()
+                        self._read_records()
+                        loaded.set()
+                    rested = self._clock() - self._made >= self._cost_s / SHARE
+                    if self._asked and (rested or self._is_cheap()):
+                        self._make()
+                    if self._is_due():
+                        self._flush()
+                trouble = ""
+            except Exception as error:
+                if str(error) != trouble:  # once, not every few seconds
+                    _log.warning("the live report can't be kept current (%s); it is tried again", error)
+                trouble = str(error)
+                self._has_news = True
+                time.sleep(self._flush_s)
+            self._wake.wait(min(self._flush_s, 0.5))
+            self._wake.clear()
 
-    def _epochs(self) -> int | None:
-        """Epochs of every trial: as planned, or, where the plan counts steps, as in the trials that ended."""
-        seen = {r.get("epochs") for r in self._records.values() if r["outcome"] == "finished"}
-        return self._plan.epochs or (seen.pop() if len(seen) == 1 else None)
 
-    def _trial_eta(self, state: Mapping[str, Any]) -> float | None:
-        """Seconds until a running trial ends: its epochs at the pace of the last one, and an evaluation as usual."""
-        epoch_s = state.get("epoch_s", math.nan)
-        epochs = self._epochs()
-        if not (epochs and math.isfinite(epoch_s)):
-            return None
-        judged = [number((r.get("seconds") or {}).get("evaluation")) for r in self._records.values()]
-        judged = [seconds for seconds in judged if math.isfinite(seconds)]
-        left = max(epochs - state["epoch"], 0) * epoch_s
-        return round(left + (sum(judged) / len(judged) if judged else 0.0), 1)
+class LedgerReportActor(ReportActor):
+    """Opens its ledger where it runs, so that a restart needs nothing but names."""
 
-    def _eta(self) -> float | None:
-        """Seconds until the last trial ends, from the mean of those that ended; None before the first."""
-        left = len({t.key for t in self._plan.trials} - set(self._records))
-        if left == 0:
-            return 0.0
-        took = [sum(number(v) for v in (r.get("seconds") or {}).values()) for r in self._records.values()]
-        took = [seconds for seconds in took if math.isfinite(seconds) and seconds > 0]
-        if not took or not self._running:
-            return None
-        each = sum(took) / len(took)
-        spent = sum(min(self._clock() - state["since"], each) for state in self._running.values())
-        return round(max(left * each - spent, 0.0) / len(self._running), 1)
+    def __init__(self, ledger_args: tuple[str, str], plan: Plan, study_facts: Mapping[str, Any]) -> None:
+        # A question takes a few turns of the interpreter, and each waits so long for the thread that makes tables.
+        sys.setswitchinterval(0.0005)
+        super().__init__(_open(ledger_args), plan, study_facts=study_facts, background=True)
+
+
+def _open(ledger_args: tuple[str, str]) -> Ledger:
+    """The ledger, as soon as its storage answers: an actor that Ray restarts must not fail where it is made."""
+    while True:
+        try:
+            return Ledger(*ledger_args)
+        except LedgerError as error:
+            _log.warning("%s; it is tried again", error)
+            time.sleep(5.0)
 
 
 def start_report_actor(
@@ -191,160 +304,22 @@ def start_report_actor(
     Args:
         study: Names the actor, so that `cellray status` finds it.
         ledger_args: Arguments of `Ledger`: storage and study. The actor opens it itself.
-        plan: The planned trials.
-        study_facts: As for `build_report`.
+        plan: The planned trials. A restarted actor finds those in the ledger.
+        study_facts: As for `build_report`. A restarted actor must be told them again, before `finish`.
 
     Returns:
         The actor's handle. It lives as long as the Ray job that started it.
     """
     import ray
 
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_LedgerReportActor)
-    return remote.options(name=actor_name(study)).remote(ledger_args, plan, dict(study_facts or {}))
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(LedgerReportActor)
+    # Ray keeps what an actor is made with for its restarts, but only while it is small.
+    head, facts = replace(plan, trials=(), dropped={}), dict(study_facts or {})
+    actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, {"sets": facts.get("sets", [])})
+    actor.replan.remote(plan, facts)
+    return actor
 
 
 def actor_name(study: str) -> str:
     """The name under which Ray knows the actor of a study."""
     return f"cellray-report-{study}"
-
-
-class _LedgerReportActor(ReportActor):
-    """Opens its ledger where it runs, so that a restart needs nothing but names."""
-
-    def __init__(self, ledger_args: tuple[str, str], plan: Plan, study_facts: Mapping[str, Any]) -> None:
-        super().__init__(Ledger(*ledger_args), plan, study_facts=study_facts)
-
-
-class ReportObserver:
-    """Passes a sweep's news to a `ReportActor`: in Ray where Ray runs, else in this process.
-
-    Args:
-        ledger: The study's.
-        actor: A `ReportActor` or a handle of one; None: started when the sweep starts.
-    """
-
-    def __init__(self, ledger: Ledger, actor: Any = None) -> None:
-        self._ledger, self._actor = ledger, actor
-        self._owns_actor = actor is None
-        self._plan: Plan | None = None
-        self._facts: dict[str, Any] = {}
-        self.paths: list[str] = []
-        """What was written, once the sweep has finished."""
-
-    def on_start(self, study: Any, plan: Iterable[Any]) -> None:
-        """The sweep begins with a `Study` and its planned trials."""
-        self._plan, self._facts = plan_of(study, plan), facts_of(study)
-        if self._actor is None:
-            args = (self._ledger.storage, self._ledger.study)
-            self._actor = (
-                start_report_actor(study.name, args, self._plan, study_facts=self._facts)
-                if _ray_runs()
-                else ReportActor(self._ledger, self._plan, study_facts=self._facts)
-            )
-
-    def on_trial_start(self, trial: Any) -> None:
-        """Told on without waiting."""
-        assert self._plan is not None
-        key = next(t.key for t in self._plan.trials if (t.label, t.seed) == (trial.label, trial.seed))
-        self._tell("trial_started", trial.label, trial.seed, key)
-
-    def on_epoch(self, trial: Any, row: Mapping[str, Any]) -> None:
-        """Told on without waiting."""
-        self._tell("epoch", trial.label, trial.seed, dict(row))
-
-    def on_end(self, record: Mapping[str, Any]) -> None:
-        """Told on without waiting."""
-        self._tell("trial_ended", dict(record))
-
-    def on_finish(self) -> None:
-        """Wait for the report; where the actor is lost, build it here, since the ledger has everything."""
-        try:
-            self.paths = self._tell("finish", wait=True)
-            self._stop()
-        except Exception as error:
-            if self._plan is None:
-                raise
-            _log.warning("the reporting actor is lost (%s); the report is built here", error)
-            self.paths = build_report(self._ledger, self._plan, study_facts=self._facts)
-
-    def _stop(self) -> None:
-        """End an actor started here, so that its name is free for the next sweep of the same Ray job."""
-        if self._owns_actor and not isinstance(self._actor, ReportActor):
-            import ray
-
-            ray.kill(self._actor)
-            self._actor = None
-
-    def status(self) -> dict[str, Any]:
-        """`ReportActor.status`, waited for."""
-        return dict(self._tell("status", wait=True))
-
-    def _tell(self, what: str, *news: Any, wait: bool = False) -> Any:
-        method = getattr(self._actor, what)
-        if not hasattr(method, "remote"):
-            return method(*news)
-        reference = method.remote(*news)
-        if not wait:
-            return None
-        import ray
-
-        return ray.get(reference)
-
-
-def _ray_runs() -> bool:
-    """Whether this process is connected to Ray; without importing it, if nobody has."""
-    import sys
-
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def plan_of(study: Any, planned: Iterable[Any]) -> Plan:
-    """The plan of a report.
-
-    Args:
-        study: A `Study`.
-        planned: What `Sets.plan` gives: objects with `trial` (label, seed), `key` and `evaluation_key`.
-    """
-    return _plan(study, (PlannedTrial(p.trial.label, p.trial.seed, p.key, p.evaluation_key) for p in planned))
-
-
-def stored_plan(ledger: Ledger, study: Any) -> Plan:
-    """The plan that the last sweep of a `Study` left in its ledger: a report needs no data to know the keys.
-
-    Raises:
-        LedgerError: If no sweep has been there.
-    """
-    return _plan(study, (PlannedTrial(t["label"], t["seed"], t["key"], t["evaluation_key"]) for t in ledger.plan()))
-
-
-def _plan(study: Any, trials: Iterable[PlannedTrial]) -> Plan:
-    return Plan(
-        study.name,
-        study.question,
-        study.evaluation.rank_by,
-        tuple(trials),
-        skip_collapsed="skip_collapsed" in study.all_quirks,
-        epochs=study.training.epochs,
-    )
-
-
-def facts_of(study: Any) -> dict[str, Any]:
-    """What a report states about a `Study` besides its records, as plain data that Ray can send."""
-    return {
-        "roles": [{"parameter": r.parameter, "role": r.role, "value": r.value} for r in study.roles()],
-        "evaluation": study.judged_by.model_dump(mode="json"),
-        "notes": list(_quirk_notes(study)),
-        "sets": [external.name for external in study.data.external],
-        "agreement": {"test": study.data.train.agreement, **{e.name: e.agreement for e in study.data.external}},
-        "study_yaml": study.dump_yaml(),
-    }
-
-
-def _quirk_notes(study: Any) -> Iterable[str]:
-    """A sentence for each quirk that a configuration has."""
-    labels = [c.label for c in study.configurations]
-    for name, quirk in QUIRKS.items():
-        who = [c.label for c in study.configurations if name in study.quirks_of(c)]
-        if who:
-            yield f"Quirk {name} of {'every configuration' if who == labels else '; '.join(who)}: {quirk.description}."

@@ -7,11 +7,16 @@ configuration. What they leave open is called undecided, with what would decide 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
+from cellray.report.mixtures import find_mixtures
+from cellray.report.search import Search, losses_of
+from cellray.report.search_answer import found_sentence, race_sentence, stopped_clause
 from cellray.report.tables import (
     Plan,
+    Record,
     Tables,
     format_interval,
     format_value,
@@ -19,32 +24,49 @@ from cellray.report.tables import (
     rows_of,
     select,
 )
+from cellray.report.words import listing, listing_some, plural
 from cellray.statistics import LEAST_SEEDS
 
 
-def write_answer(tables: Tables, plan: Plan) -> list[str]:
-    """One to three sentences about the ranking on the test set at each trial's own operating point.
+def write_answer(
+    tables: Tables, plan: Plan, *, search: Search | None = None, records: Mapping[str, Record] | None = None
+) -> list[str]:
+    """A few sentences about the ranking on the test set at each trial's own operating point.
+
+    Of a search, what it chose on validation images comes first: the ranking may name another one, but that is seen on
+    the test images. Of a study of loss weights, where the best ones lie comes last.
 
     Args:
         tables: With what `infer` found.
         plan: The planned trials.
+        search: What a search tried, where there was one.
+        records: Of the planned trials, by key: name the terms and weights of losses. None: of these nothing is said.
     """
     metric = plan.rank_by
     ranked = select(tables.ranking, set_name="test", metric=metric)
     known = ranked[ranked["rank"].notna()]
     missing = int(ranked.n_missing.sum())
+    stopped = stopped_clause(ranked, search)
+    if known.empty and stopped and not missing:
+        return [f"No configuration was trained to its end: {stopped}."]
     if known.empty:
         return [f"No trial has a result yet ({missing} of {int(ranked.n_planned.sum())} planned trials are missing)."]
     if not known.survivors_n.sum():
         return [f"No trial gave a usable result: {trouble(ranked)}."]
     pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
     unit = tables.inference.unit if tables.inference else "image"
-    sentences = [lead(known, pairs, metric, missing, unit)]
+    sentences = []
+    if search is not None and search.suggests:
+        sentences.append(found_sentence(search, ranked, metric, losses_of(records or {}, plan)))
+    sentences.append(lead(known, pairs, metric, missing, unit))
     if len(known) > 1 and len(pairs):
         ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
         sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
-    last = caveats(known, ranked, tables.trials, metric, missing, plan.skip_collapsed)
-    return sentences + ([last] if last else [])
+    if search is not None and search.is_racing:
+        sentences.append(race_sentence(search))
+    sentences.append(caveats(known, ranked, tables.trials, metric, missing, plan.skip_collapsed, stopped))
+    sentences += [family.sentence() for family in find_mixtures(records or {}, tables, plan, search)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
@@ -128,10 +150,16 @@ def advice(pair: pd.Series | None, other: str) -> str:
 
 
 def caveats(
-    known: pd.DataFrame, ranked: pd.DataFrame, trials: pd.DataFrame, metric: str, missing: int, skipped: bool
+    known: pd.DataFrame,
+    ranked: pd.DataFrame,
+    trials: pd.DataFrame,
+    metric: str,
+    missing: int,
+    skipped: bool,
+    stopped: str,
 ) -> str:
-    """Collapses, failures, another leader among the survivors, range tests without a result, missing trials: one
-    sentence, or none."""
+    """Collapses, failures, another leader among the survivors, range tests without a result, missing trials, those
+    ended early: one sentence, or none."""
     parts = []
     words = trouble(ranked)
     if words:
@@ -159,6 +187,8 @@ def caveats(
         parts.append(
             f"the table is provisional, as {missing} of {int(ranked.n_planned.sum())} planned trials are missing"
         )
+    if stopped:
+        parts.append(stopped)
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
 
@@ -177,19 +207,3 @@ def trouble(ranked: pd.DataFrame) -> str:
         count = f"{int(rows[column].sum())} of {total} trials" if not parts else str(int(rows[column].sum()))
         parts.append(f"{count} {verb} ({', '.join(named)})")
     return listing(parts)
-
-
-def listing(words: list[str]) -> str:
-    """`a, b and c`."""
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
-
-
-def listing_some(words: list[str], most: int = 4) -> str:
-    """The same, cut after a few."""
-    return listing(words if len(words) <= most else [*words[: most - 1], f"{len(words) - most + 1} others"])
-
-
-def plural(n: int, word: str) -> str:
-    """`1 seed`, `5 seeds`, `3 groups of images`."""
-    first, rest = word.split(" ", 1) if " of " in word else (word, "")
-    return f"{n} {first}" + ("" if n == 1 else "s") + (f" {rest}" if rest else "")

@@ -16,6 +16,7 @@ from cellray.report.images import make_gallery
 from cellray.report.inference import infer
 from cellray.report.page import render_page
 from cellray.report.protocol import protocol_facts
+from cellray.report.search import read_search
 from cellray.report.tables import Plan, Tables, make_tables
 from cellray.samples import read_samples
 from cellray.scores import Record, nothing_by_set
@@ -29,6 +30,7 @@ class Store(Protocol):
     def read(self, path: str) -> bytes: ...
     def write(self, path: str, data: bytes) -> None: ...
     def exists(self, path: str) -> bool: ...
+    def plan(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,11 @@ def build_report(ledger: Store, plan: Plan, *, study_facts: Mapping[str, Any] | 
     everything = ledger.records()
     records = plan.planned(everything)
     tables = load_tables(ledger, everything, plan, external_order=facts.get("sets", ()))
-    answer = write_answer(tables, plan)
+    search = read_search(ledger)
+    answer = write_answer(tables, plan, search=search, records=records)
     agreement = facts.get("agreement") or {}
     details = read_details(ledger, records, plan)
-    drawings = draw_figures(records, tables, plan, details, agreement)
+    drawings = draw_figures(records, tables, plan, details, agreement, search=search)
     gallery = make_gallery(ledger, records, tables, plan)
     page = render_page(
         tables=tables,
@@ -69,9 +72,10 @@ def build_report(ledger: Store, plan: Plan, *, study_facts: Mapping[str, Any] | 
         answer=answer,
         drawings=drawings,
         gallery=gallery,
-        protocol=protocol_facts(records, plan, tables, facts),
+        protocol=protocol_facts(records, plan, tables, facts, search=search),
         speeds=training_speeds(details),
         agreement=agreement,
+        search=search,
     )
     files: dict[str, bytes] = {
         "index.html": page.encode(),
@@ -126,10 +130,15 @@ def load_tables(
     known = known or Known()
     used = list(plan.planned(records).values())
     nothing = nothing_by_set(ledger, used, known.nothing)
-    only = (plan.rank_by, *exports.EXTRA) if only_ranking else None
+    only = live_metrics(plan) if only_ranking else None
     tables = make_tables(records, plan, nothing=nothing, external_order=external_order, only=only)
     samples = read_samples(ledger, used, known=known.samples, metric=plan.rank_by if only_ranking else None)
     return infer(tables, samples, plan, only_ranking=only_ranking)
+
+
+def live_metrics(plan: Plan) -> tuple[str, ...]:
+    """The metrics of a table that is made anew while a sweep runs."""
+    return (plan.rank_by, *exports.EXTRA)
 
 
 def training_speeds(details: Details) -> dict[tuple[str, int], float]:

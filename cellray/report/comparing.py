@@ -24,6 +24,7 @@ from cellray.report.tables import (
     metric_title,
     rows_of,
     select,
+    stopped_labels,
 )
 from cellray.samples import Sample, read_samples
 from cellray.scores import nothing_by_set
@@ -108,7 +109,9 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
     means = select(tables.ranking, set_name=set_name, metric=metric).set_index("label")["mean"]
     shown = [format_value(metric, float(means.get(label, np.nan))) for label in (a, b)]
     if found.empty:
-        return [*shown, "–", "–", "–", "–", "no common seed"]
+        early = [who for who, label in (("the first", a), ("the second", b)) if label in stopped_labels(tables)]
+        why = f"{' and '.join(early)} stopped early" if early else "no common seed"
+        return [*shown, "–", "–", "–", "–", why]
     pair = rows_of(found)[0]
     # the first is named first, whichever is better
     sign = 1.0 if pair.a == a else -1.0

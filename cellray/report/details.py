@@ -52,10 +52,10 @@ class Details:
 def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> Details:
     """Read every planned trial's tables, each file once and only the columns that figures need.
 
-    A trial is lost if it failed or collapsed, or was stopped and never judged. As in the ranking, a lost trial counts
-    as the worst value in every set; under the quirk skip_collapsed it is left out. A trial without a record, or without
-    images of a set, counts as nothing there. Validation images are left out, and so is what a record of an older
-    version lacks.
+    A trial is lost if it failed or collapsed. As in the ranking, a lost trial counts as the worst value in every set;
+    under the quirk skip_collapsed it is left out. A trial without a record, or without images of a set, counts as
+    nothing there. Of a configuration that was stopped early only the histories are read. Validation images are left
+    out, and so is what a record of an older version lacks.
 
     Args:
         ledger: Where the tables are.
@@ -69,17 +69,21 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     for trial in plan.trials:  # two labels with the same settings share a trial
         if trial.key in records:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
+    stopped = {t.label for t in plan.trials if records.get(t.key, {}).get("outcome") == "stopped"}
     for key, names in by_key.items():
         record = records[key]
         history = read_columns(ledger, f"trials/{key}/history.parquet")
+        if len(history):
+            histories |= dict.fromkeys(names, history)
+        names = [name for name in names if name[0] not in stopped]
+        if not names:
+            continue
         images = read_columns(ledger, f"trials/{key}/images.parquet", IMAGES)
         images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
-        is_lost = record["outcome"] in ("failed", "collapsed") or (record["outcome"] == "stopped" and images.empty)
+        is_lost = record["outcome"] in ("failed", "collapsed")
         curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(ledger, key, images)
         for label, seed in names:
             who: dict[str, Any] = {"label": label, "seed": seed}
-            if len(history):
-                histories[label, seed] = history
             if len(images) and record["outcome"] != "failed":
                 counts.append(images[["set", "image", "n_true", "n_pred"]].assign(**who))
             if is_lost:

@@ -3,36 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from cellray.metrics import METRICS
 from cellray.report import figures
 from cellray.report.details import Details
 from cellray.report.exports import set_title_plain
 from cellray.report.figures import Drawing, draw
-from cellray.report.tables import Plan, Record, Tables, format_value, metric_title, rows_of, select
+from cellray.report.mixtures import find_mixtures
+from cellray.report.search import Search
+from cellray.report.search_drawings import of_search, of_weights
+from cellray.report.tables import Plan, Record, Tables, format_value, metric_title, select, stopped_labels
 
 Agreement = Mapping[str, Mapping[str, float]]
 """Set -> metric -> how well human experts agree."""
 
-ENOUGH_MIXTURES = 6
-"""As many as the fitted surface has terms; an ablation of a few presets is no study of weights."""
-
 
 def draw_figures(
-    records: Mapping[str, Record], tables: Tables, plan: Plan, details: Details, agreement: Agreement
+    records: Mapping[str, Record],
+    tables: Tables,
+    plan: Plan,
+    details: Details,
+    agreement: Agreement,
+    *,
+    search: Search | None = None,
 ) -> dict[str, Drawing]:
-    """Every figure that the records can fill, by name."""
-    labels = list(select(tables.ranking, set_name="test", metric=plan.rank_by).label) or plan.labels
+    """Every figure that the records can fill, by name.
+
+    Args:
+        records: Of the planned trials, by key.
+        tables: Scores and ranks.
+        plan: The planned trials.
+        details: Of the same records.
+        agreement: How well human experts agree.
+        search: What a search tried, where there was one.
+    """
+    everyone = list(select(tables.ranking, set_name="test", metric=plan.rank_by).label) or plan.labels
+    full = compared(tables)
+    labels = [label for label in everyone if label not in stopped_labels(tables)]
     drawn = [
-        *of_ranking(tables, plan.rank_by, agreement),
-        *of_differences(tables, plan.rank_by, labels),
-        *of_quality(tables, details, labels),
-        *of_generalisation(tables, details, plan.rank_by, labels, agreement),
-        *of_training(records, tables, plan, details, labels),
-        *of_weights(records, tables, plan),
+        *of_ranking(full, plan.rank_by, agreement),
+        *of_differences(full, plan.rank_by, labels),
+        *of_quality(full, details, labels),
+        *of_generalisation(full, details, plan.rank_by, labels, agreement),
+        *of_training(records, full, plan, details, everyone),
+        *of_weights(find_mixtures(records, tables, plan, search), plan.rank_by),
+        *(of_search(search, records, plan) if search else ()),
     ]
     return {drawing.name: drawing for drawing in drawn if drawing is not None}
 
@@ -241,44 +259,19 @@ def of_training(
     )
 
 
-def of_weights(records: Mapping[str, Record], tables: Tables, plan: Plan) -> Iterator[Drawing | None]:
-    """The score over the weights of three loss terms, for each family of losses mixed in enough ways."""
-    higher = METRICS[plan.rank_by].higher_is_better
-    for names, points in mixtures(records, tables, plan).items():
-        yield draw(
-            f"simplex-{'-'.join(names)}",
-            f"{metric_title(plan.rank_by)} over the weights of {', '.join(names)}",
-            f"Triangle of the weights of {', '.join(names)} with {len(points)} mixtures as dots, the fitted score "
-            "behind, and its best point.",
-            figures.simplex_response,
-            points,
-            names,
-            title=metric_title(plan.rank_by),
-            higher_is_better=higher,
-        )
+def compared(tables: Tables) -> Tables:
+    """Tables without the configurations that were stopped early: nothing is compared with those."""
+    stopped = stopped_labels(tables)
 
+    def of_others(table: pd.DataFrame) -> pd.DataFrame:
+        return table[~table.label.isin(stopped)]
 
-def mixtures(records: Mapping[str, Record], tables: Tables, plan: Plan) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Weights and test scores of the configurations that mix the same three loss terms, by the terms' names.
-
-    Returns:
-        Columns a, b, c (weights), label, mean and se (standard error over seeds, NaN of one seed); families of fewer
-        than `ENOUGH_MIXTURES` different mixtures are left out.
-    """
-    known = {t.label: records[t.key] for t in plan.trials if t.key in records}
-    families: dict[tuple[str, str, str], list[dict[str, object]]] = {}
-    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
-        loss = ((known.get(row.label) or {}).get("settings") or {}).get("loss") or {}
-        terms = loss.get("terms") or []
-        if len(terms) != 3 or not np.isfinite(row.mean):
-            continue
-        first, second, third = (str(term["name"] or term.get("code")) for term in terms)
-        a, b, c = (float(term["weight"]) for term in terms)
-        families.setdefault((first, second, third), []).append(
-            {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
-        )
-    tabled = {names: pd.DataFrame(rows) for names, rows in families.items()}
-    return {names: t for names, t in tabled.items() if len(t[["a", "b", "c"]].drop_duplicates()) >= ENOUGH_MIXTURES}
+    return replace(
+        tables,
+        scores=of_others(tables.scores),
+        ranking=of_others(tables.ranking),
+        trials=of_others(tables.trials),
+    )
 
 
 def describe_ranking(tables: Tables, metric: str, set_name: str) -> str:

@@ -70,8 +70,8 @@ def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, p
     image, the same for all, comes from every set but `val`.
     """
     ranked = select(tables.ranking, set_name="test", metric=plan.rank_by)
-    chosen = {str(label): median_trial(str(label), records, tables, plan) for label in ranked.label}
-    with_overlays = {label: record for label, record in chosen.items() if record is not None}
+    chosen = median_trials(records, tables, plan)
+    with_overlays = {str(label): chosen[str(label)] for label in ranked.label if str(label) in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
     judged = [name for name in tables.sets if name != "val"]
@@ -113,15 +113,14 @@ def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, p
     )
 
 
-def median_trial(label: str, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Record | None:
-    """The trial with overlays whose score is the (lower) median of its configuration; ties go by seed."""
+def median_trials(records: Mapping[str, Record], tables: Tables, plan: Plan) -> dict[str, Record]:
+    """By label, the trial with overlays whose score is the (lower) median of its configuration; ties go by seed."""
     rows = select(tables.scores, set_name="test", metric=plan.rank_by)
-    rows = rows[(rows.label == label) & rows.key.map(lambda key: bool((records.get(key) or {}).get("overlays")))]
-    if rows.empty:
-        return None
+    rows = rows[rows.key.map(lambda key: bool((records.get(key) or {}).get("overlays")))]
     better = METRICS[plan.rank_by].higher_is_better
     rows = rows.sort_values(["counted", "seed"], ascending=[better, True], kind="stable")
-    return records[rows.iloc[(len(rows) - 1) // 2].key]
+    by_label = rows.groupby("label", sort=False).key
+    return {str(label): records[keys.iloc[(len(keys) - 1) // 2]] for label, keys in by_label}
 
 
 def make_picture(label: str, seed: int, overlay: Mapping[str, object], png: bytes, limit: int) -> Picture:

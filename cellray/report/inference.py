@@ -1,19 +1,21 @@
 """What the numbers of a study allow to say: intervals, paired comparisons and ranks over seeds × images.
 
 A lost trial counts on every image as the worst value, as in the ranking. Where the trials of a configuration were not
-judged on the same images (validation), or their image rows aren't there, only seeds are compared.
+judged on the same images (validation), or their image rows aren't there, only seeds are compared. Configurations that
+were stopped early are left out. Where a race gave some more seeds than others, a pair is compared over the seeds that
+both have, and ranks within images over the seeds that all have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from cellray.metrics import MEDIANS, METRICS
-from cellray.report.tables import INTERVALS, Plan, Tables, select
+from cellray.report.tables import INTERVALS, Plan, Tables, select, stopped_labels
 from cellray.samples import Samples, has_groups
 from cellray.statistics import (
     ALPHA,
@@ -48,9 +50,10 @@ class Inference:
     stability: pd.DataFrame
     """set, label, rank, share: of 2,000 resamples of seeds and images, those in which it had that rank."""
     friedman: pd.DataFrame
-    """set, n_images, statistic, p, critical_difference: for the metric that ranks."""
+    """set, n_images, statistic, p, critical_difference: for the metric that ranks, over the seeds that all have."""
     detectable: pd.DataFrame
-    """set, metric, difference: the smallest true difference of one pair that is found with 80 % power."""
+    """set, metric, difference: the smallest true difference of one pair that is found with 80 % power. Where a race
+    dropped configurations, of a pair that it left."""
     unit: str = "image"
     """What seeds are crossed with on the test set: `image`, or `group of images`."""
 
@@ -78,8 +81,11 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
         plan: The planned trials.
         only_ranking: Only the metric that ranks on the test set, for a table that is made anew every few seconds.
     """
-    labels, seeds = plan.labels, sorted({trial.seed for trial in plan.trials})
-    scores = tables.scores.assign(turned=tables.scores.metric.map(_sign) * tables.scores.counted)
+    stopped = stopped_labels(tables)
+    labels = [label for label in plan.labels if label not in stopped]
+    seeds = sorted({trial.seed for trial in plan.trials})
+    racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
+    scores = _turned(tables.scores, stopped)
     ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
     for by, rows in scores.groupby(["set", "point", "metric"], sort=False):
         name, point, metric = map(str, by)
@@ -98,8 +104,8 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
         may_be_best = places.label.isin(contenders(compared, labels)) & places["rank"].notna()
         ranks.append(places.assign(set=name, metric=metric, may_be_best=may_be_best))
         pairs.append(compared.assign(set=name, metric=metric))
-        effects.append({"set": name, "metric": metric, "difference": _detectable(block)})
-        if ranks_it and len(labels) <= MOST_COMPARED:
+        effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
+        if ranks_it and 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
             test = friedman(_means(block)[1])
             if test is not None:
@@ -135,7 +141,7 @@ def versus(
         tables: Of `make_tables`.
         samples: Of its trials.
         plan: Of the study, or of several put together.
-        couples: Labels; those without a common seed are left out.
+        couples: Labels; those without a common seed are left out, and so is a configuration that was stopped early.
         set_name: One of ``tables.sets``.
         metric: A key of ``METRICS``.
 
@@ -143,8 +149,7 @@ def versus(
         One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one.
     """
     seeds = sorted({trial.seed for trial in plan.trials})
-    rows = select(tables.scores, set_name=set_name, metric=metric)
-    rows = rows.assign(turned=_sign(metric) * rows.counted)
+    rows = _turned(select(tables.scores, set_name=set_name, metric=metric), stopped_labels(tables))
     found = []
     for couple in couples:
         block = _block(rows[rows.label.isin(couple)], samples, couple, seeds, tables)
@@ -159,6 +164,12 @@ def versus(
 
 def _sign(metric: str) -> float:
     return 1.0 if METRICS[metric].higher_is_better else -1.0
+
+
+def _turned(scores: pd.DataFrame, stopped: Collection[str]) -> pd.DataFrame:
+    """The scores with a column `turned`: what counts, higher is better; NaN where nothing is to be compared."""
+    turned = scores.metric.map(_sign) * scores.counted
+    return scores.assign(turned=turned.mask(scores.label.isin(stopped)))
 
 
 def _block(rows: pd.DataFrame, samples: Samples, labels: Sequence[str], seeds: Sequence[int], tables: Tables) -> _Block:
@@ -223,14 +234,20 @@ def _compare(block: _Block, labels: Sequence[str], *, detail: bool) -> pd.DataFr
 
 
 def _means(block: _Block) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds of each configuration, as a whole and image by image; NaN without a trial."""
+    """Mean of each configuration over its seeds, and image by image over the seeds that all have; NaN without a trial.
+
+    A configuration with other seeds than the rest would be better or worse on each image by the luck of its seeds.
+    """
     known = ~np.isnan(block.values).any(2)
+    some = known.any(1)
     by_image = np.full((len(block.values), block.values.shape[2]), np.nan)
     means = np.full(len(block.values), np.nan)
-    for i, (trials, there) in enumerate(zip(block.values, known, strict=True)):
-        if there.any():
-            by_image[i] = trials[there].mean(0)
-            means[i] = np.median(trials[there], axis=1).mean() if block.is_median else by_image[i].mean()
+    common = known[some].all(0)
+    if common.any():
+        by_image[some] = block.values[some][:, common].mean(1)
+    for i in np.flatnonzero(some):
+        trials = block.values[i, known[i]]
+        means[i] = np.median(trials, axis=1).mean() if block.is_median else trials.mean()
     return means, by_image
 
 
@@ -242,9 +259,10 @@ def _stability(block: _Block, labels: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "rank", "share"])
 
 
-def _detectable(block: _Block) -> float:
-    """For the leader's pairs over the seeds that all have."""
-    values = block.values[:, ~np.isnan(block.values).any((0, 2))]
+def _detectable(block: _Block, chosen: Sequence[int]) -> float:
+    """For the leader's pairs among the chosen configurations, over the seeds that all of these have."""
+    values = block.values[list(chosen)]
+    values = values[:, ~np.isnan(values).any((0, 2))]
     if block.is_median or len(values) < 2 or values.shape[1] == 0 or values.shape[1] * values.shape[2] < 2:
         return float("nan")
     leader = int(values.mean((1, 2)).argmax())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cellray.metrics import METRICS
+from cellray.report.search import METHODS, STOPPING, Search
 from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of, select
 
 COUNTING_WORST = (
@@ -37,7 +38,12 @@ class Protocol:
 
 
 def protocol_facts(
-    records: Mapping[str, Record], plan: Plan, tables: Tables, study_facts: Mapping[str, Any]
+    records: Mapping[str, Record],
+    plan: Plan,
+    tables: Tables,
+    study_facts: Mapping[str, Any],
+    *,
+    search: Search | None = None,
 ) -> Protocol:
     """Gather what SCIENCE asks a report to state from the records of the planned trials."""
     stored = [records[key] for key in sorted(records)]
@@ -50,7 +56,7 @@ def protocol_facts(
         metrics=metric_definitions(tables),
         points=point_table(records, plan, tables),
         roles=[read_role(role) for role in study_facts.get("roles") or ()],
-        rules=rules(evaluation, plan) + [str(note) for note in study_facts.get("notes") or ()],
+        rules=rules(evaluation, plan) + search_rules(search) + [str(note) for note in study_facts.get("notes") or ()],
         study_yaml=str(study_facts.get("study_yaml") or ""),
     )
 
@@ -229,6 +235,32 @@ def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
                 for key, value in shared.items()
             )
             + "."
+        )
+    return lines
+
+
+def search_rules(search: Search | None) -> list[str]:
+    """What a search, a race or early stopping changes in that, in sentences."""
+    if search is None:
+        return []
+    lines = []
+    if search.suggests:
+        titles = " and ".join(map(metric_title, search.metrics))
+        lines.append(
+            f"Configurations were suggested by {METHODS[search.method]} from {titles} on validation images, mean over "
+            "the seeds of each with a collapse as the worst value. The test set ranks them afterwards and chooses "
+            "none; its images are fresh to the one that was chosen, its trained networks are the same, and so is the "
+            "luck of their seeds."
+        )
+    if search.is_racing:
+        lines.append(
+            "Seeds were given by racing: a configuration that was dropped has fewer. Means are over each one's own "
+            "seeds, comparisons over the seeds that both have; budgets are unequal by design."
+        )
+    if search.stopping:
+        lines.append(
+            f"Configurations were ended early by {STOPPING[search.stopping]}, all seeds together. They are ranked as "
+            "stopped, by epoch and validation Dice, and compared with nothing: budgets are unequal by design."
         )
     return lines
 

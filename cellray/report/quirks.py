@@ -82,7 +82,10 @@ def quirk_rankings(ledger: Store, study: Study, plan: Plan, metric: str) -> list
             rankings.append(ranked(name, (name,), alone, skip=name == "skip_collapsed"))
         elif swapped(name) != alone:
             rankings.append(ranked(name, (), swapped(name), skip=False))
-            if any(r["outcome"] != "finished" and r["label"] in swapped(name).values() for r in records.values()):
+            if any(
+                r["outcome"] in ("collapsed", "failed") and r["label"] in swapped(name).values()
+                for r in records.values()
+            ):
                 rankings.append(ranked(f"{name} + skip_collapsed", (), swapped(name), skip=True))
     rankings.append(ranked("all in judging", JUDGING, alone, skip=True))
     if swapped(*TRAINING) != alone:
@@ -121,7 +124,7 @@ def quirk_table(rankings: Sequence[Ranking], metric: str) -> TextTable:
     strict = {label: rank for label, rank, _ in rankings[0].order}
     rows = []
     for ranking in rankings:
-        moved = [label for label, rank, _ in ranking.order if rank != strict[label]]
+        moved = [label for label, rank, _ in ranking.order if format_rank(rank) != format_rank(strict[label])]
         places = [
             f"{format_rank(rank)} {label} {format_value(metric, mean)}"
             + (f" (was {format_rank(strict[label])})" if label in moved else "")

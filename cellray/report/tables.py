@@ -3,6 +3,9 @@
 The default rule decides every rank: a trial that failed or collapsed counts as the worst value of the metric,
 and so does a metric that is not a number. A planned trial without a record is missing: it counts as nothing,
 is shown as missing and makes the table provisional. The mean of the survivors stands beside the ranking.
+
+A configuration of which a trial was stopped early has no mean and no rank. It stands below those that had their whole
+budget, ordered by the epoch it reached and then by its validation Dice there.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Plan:
     skip_collapsed: bool = False
     """The quirk of that name: means and ranks leave out collapsed and failed trials. The default rule never does."""
     epochs: int | None = None
-    """Epochs of a trial where all have the same number; for progress and ETA only."""
+    """Epochs of a trial where all have the same number; for progress and ETA, and where a record doesn't say."""
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    """Label -> when, in words: configurations that a race gives no more seeds. Their results are whole."""
 
     def planned(self, records: Iterable[Record]) -> dict[str, Record]:
         """The records of planned trials, by key; out-of-date ones are left out."""
@@ -128,10 +133,11 @@ def make_tables(
         f"{row.label}, seed {row.seed}: {METRICS[row.metric].title} on {row.set} is not a number; counted as worst"
         for row in rows_of(scores[(scores.note == "nan") & (scores.point == "own")])
     ]
+    trials = trial_table(used, plan, scores)
     return Tables(
         scores=scores,
-        ranking=rank_table(scores, plan),
-        trials=trial_table(used, plan, scores),
+        ranking=rank_table(scores, plan, trials),
+        trials=trials,
         sets=sets,
         metrics=metrics,
         worst=worst,
@@ -173,7 +179,8 @@ def score_table(
     """One row a planned trial, set, point and metric.
 
     Columns: set, point, metric, label, seed, key, outcome, value (as stored, NaN if there is none), counted (what
-    the default rule averages; NaN only for a missing trial), note ("", "nan", "worst" or "not evaluated").
+    the default rule averages; NaN only for a missing or stopped trial), note ("", "nan", "worst", "stopped" or "not
+    evaluated").
     """
     rows = []
     for trial in plan.trials:
@@ -190,14 +197,16 @@ def score_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """One row a configuration, set, point and metric, ordered by rank and then by label.
+def rank_table(scores: pd.DataFrame, plan: Plan, trials: pd.DataFrame) -> pd.DataFrame:
+    """One row a configuration, set, point and metric, ordered by rank and then by label; those stopped early follow.
 
     Columns: set, point, metric, rank (shared by equal means, NaN without a result), label, n_planned, n_finished,
     n_collapsed, n_failed, n_stopped, n_missing, n_nan, n (trials in the mean), mean and sd (default rule), worst
     (the worst seed's), survivors_n, survivors_mean, survivors_sd, survivors_rank (finished trials with a value),
     order_differs (the two ranks differ), provisional (a planned trial is missing). SDs have n - 1 below the line.
     The 95 % intervals of the mean (low, high) and of the rank (rank_low, rank_high) are NaN until `infer` fills them.
+    A stopped configuration has n = 0, no mean and no rank, but stopped_epoch, stopped_of and stopped_dice (see
+    `stopped_at`). dropped: the plan's words for one that a race dropped, else "".
     """
     if scores.empty:
         return pd.DataFrame(columns=RANK_COLUMNS)
@@ -211,12 +220,16 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         ["n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped", "n_missing", "n_nan"]
     ].sum()
 
-    # missing trials are left out by name, never by a NaN that an average would skip
-    survivors = frame[(frame.outcome == "finished") & (frame.note == "")]
-    counted = spread(survivors if plan.skip_collapsed else frame[frame.outcome != "missing"], group)
+    # missing trials are left out by name, never by a NaN that an average would skip; so are stopped configurations
+    stopped = stopped_at(trials)
+    full = frame[(frame.outcome != "missing") & ~frame.label.isin(stopped.index)]
+    survivors = full[(full.outcome == "finished") & (full.note == "")]
+    counted = spread(survivors if plan.skip_collapsed else full, group)
     survived = spread(survivors, group).add_prefix("survivors_")
     table = counts.join(counted).join(survived.drop(columns=["survivors_low", "survivors_high"])).reset_index()
     table[["n", "survivors_n"]] = table[["n", "survivors_n"]].fillna(0).astype(int)
+    table = table.join(stopped, on="label")
+    table["dropped"] = [plan.dropped.get(label, "") for label in table.label]
 
     higher = table.metric.map({key: metric.higher_is_better for key, metric in METRICS.items()})
     table["worst"] = table.low.where(higher, table.high)
@@ -228,8 +241,10 @@ def rank_table(scores: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     table["order_differs"] = (table["rank"] != table.survivors_rank) & table["rank"].notna()
     table["provisional"] = table.groupby(["set", "point", "metric"], sort=False).n_missing.transform("sum") > 0
     for column in ("set", "metric", "point"):  # keep the order of appearance
-        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(scores[column])), ordered=True)
-    table = table.sort_values(["set", "point", "metric", "rank", "label"], na_position="last", kind="stable")
+        table[column] = pd.Categorical(table[column], categories=list(scores[column].unique()), ordered=True)
+    table["late"], table["low_dice"] = -table.stopped_epoch, -table.stopped_dice
+    order = ["set", "point", "metric", "rank", "late", "low_dice", "label"]
+    table = table.sort_values(order, na_position="last", kind="stable")
     for column in ("set", "metric", "point"):
         table[column] = table[column].astype(str)
     return table.reindex(columns=RANK_COLUMNS).reset_index(drop=True)
@@ -239,8 +254,34 @@ INTERVALS = ["low", "high", "rank_low", "rank_high"]
 RANK_COLUMNS = [
     "set", "point", "metric", "rank", "label", "n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped",
     "n_missing", "n_nan", "n", "mean", "sd", "worst", "survivors_n", "survivors_mean", "survivors_sd",
-    "survivors_rank", "order_differs", "provisional", *INTERVALS,
+    "survivors_rank", "order_differs", "provisional", "stopped_epoch", "stopped_of", "stopped_dice", "dropped",
+    *INTERVALS,
 ]  # fmt: skip
+
+
+def stopped_labels(tables: Tables) -> set[str]:
+    """Labels of the configurations that were stopped early, which nothing is compared with."""
+    ranking = tables.ranking
+    return set(ranking.label[ranking.n_stopped > 0])
+
+
+def stopped_at(trials: pd.DataFrame) -> pd.DataFrame:
+    """How far configurations came that were stopped early, by label; one is stopped as soon as one of its trials is.
+
+    Columns: stopped_epoch (the last one that a stopped trial trained), stopped_of (its planned epochs), stopped_dice
+    (mean over seeds of the last validation Dice; a failed or collapsed seed counts 0, one that finished isn't there).
+
+    Args:
+        trials: Of `trial_table`.
+    """
+    stopped = trials[trials.outcome == "stopped"]
+    table = stopped.groupby("label", sort=False)[["epochs", "planned_epochs"]].max()
+    lost = trials[trials.outcome.isin(("failed", "collapsed")) & trials.label.isin(table.index)]
+    dice = pd.concat([stopped[["label", "validation_dice"]], lost[["label"]].assign(validation_dice=0.0)])
+    by_label = dice.groupby("label", sort=False).validation_dice
+    # a stopped seed that was never validated makes the mean unknown
+    table["stopped_dice"] = by_label.mean().where(by_label.count() == by_label.size())
+    return table.rename(columns={"epochs": "stopped_epoch", "planned_epochs": "stopped_of"})
 
 
 def spread(frame: pd.DataFrame, group: list[str]) -> pd.DataFrame:
@@ -257,12 +298,14 @@ def spread(frame: pd.DataFrame, group: list[str]) -> pd.DataFrame:
 def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame) -> pd.DataFrame:
     """One row a planned trial: outcome, budget, operating point, and each metric as `point.set.metric` (as stored).
 
-    `lr_at_edge`: the range test chose the lowest rate that it tried.
+    `lr_at_edge`: the range test chose the lowest rate that it tried. `planned_epochs`: NaN where the budget is steps.
+    `validation_dice`: of the last validation; a record of an older version doesn't have it.
     """
     rows = []
     for trial in plan.trials:
         record = records.get(trial.key, {})
         seconds = record.get("seconds") or {}
+        training = (record.get("settings") or {}).get("training") or {}
         row = {
             "label": trial.label,
             "seed": trial.seed,
@@ -270,6 +313,8 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
             "outcome": record.get("outcome", "missing"),
             "reason": record.get("reason") or "",
             **{name: number(record.get(name)) for name in ("epochs", "steps", "best_epoch", "lr", "n_parameters")},
+            "planned_epochs": number(training.get("epochs", plan.epochs)),
+            "validation_dice": number(record.get("validation_dice")),
             "lr_at_edge": is_at_edge(record),
             "training_s": number(seconds.get("training")),
             "evaluation_s": number(seconds.get("evaluation")),
@@ -292,7 +337,7 @@ def trial_table(records: Mapping[str, Record], plan: Plan, scores: pd.DataFrame)
     if scores.empty:
         return table
     wide = scores.assign(column=scores.point + "." + scores.set + "." + scores.metric)
-    order = list(dict.fromkeys(wide.column))
+    order = list(wide.column.unique())
     # label and seed too: two labels with the same settings share a key
     wide = wide.pivot(index=["label", "seed", "key"], columns="column", values="value")[order]
     return table.merge(wide.reset_index(), on=["label", "seed", "key"], how="left", sort=False)
@@ -367,8 +412,14 @@ def format_rank(rank: float, low: float = math.nan, high: float = math.nan) -> s
 def format_counts(row: Any) -> str:
     """The outcomes of a configuration that weren't `finished`, in words."""
     parts = [f"{getattr(row, f'n_{name}')} {name}" for name in OUTCOMES[1:] if getattr(row, f"n_{name}")]
+    if row.n_stopped:
+        of = f" of {row.stopped_of:.0f}" if np.isfinite(row.stopped_of) else ""
+        where = f"at epoch {row.stopped_epoch:.0f}{of}, validation Dice {format_value('dice', row.stopped_dice)}"
+        parts = [f"{part} {where}" if part.endswith(" stopped") else part for part in parts]
     if row.n_nan:
         parts.append(f"{row.n_nan} not a number")
+    if row.dropped:
+        parts.append(row.dropped)
     return ", ".join(parts)
 
 
@@ -422,16 +473,28 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
     notes = []
     if len(rows) and rows.n_missing.sum():
         notes.append(f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing.")
-    if len(rows) and (rows.n_collapsed.sum() or rows.n_failed.sum()):
-        lost = [(rows.n_collapsed.sum(), "collapsed"), (rows.n_failed.sum(), "failed")]
+    full = rows[rows.n_stopped == 0]
+    if len(full) and (full.n_collapsed.sum() or full.n_failed.sum()):
+        lost = [(full.n_collapsed.sum(), "collapsed"), (full.n_failed.sum(), "failed")]
         words = " and ".join(f"{n} {word}" for n, word in lost if n)
         worst = format_value(metric, tables.worst[set_name, metric])
         counted = f"they count as the worst value, {worst}, and survivors leave them out"
         if tables.skip_collapsed:
             counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
         notes.append(f"Of the trials, {words}: {counted}.")
-    if len(rows) and rows.n_nan.sum():
-        notes.append(f"{rows.n_nan.sum()} values that are not a number count as the worst value too.")
+    if len(full) and full.n_nan.sum():
+        notes.append(f"{full.n_nan.sum()} values that are not a number count as the worst value too.")
+    if n_stopped := len(rows) - len(full):
+        who = "1 configuration was" if n_stopped == 1 else f"{n_stopped} configurations were"
+        notes.append(
+            f"{who} stopped early and so not compared: ranked as stopped, by the epoch reached and then by the "
+            "validation Dice there (mean over seeds)."
+        )
+    if full.n_planned.nunique() > 1:
+        notes.append(
+            f"Configurations were given {full.n_planned.min()} to {full.n_planned.max()} seeds: means are over each "
+            "one's own, comparisons over the seeds that both have."
+        )
     if len(rows) and rows.order_differs.any():
         notes.append("[k]: rank by the survivors' mean, where it differs.")
     return notes

@@ -61,6 +61,8 @@ class Entry:
     reason: str = ""
     values: list[float] | None = None
     """What a search goes by, once it has finished."""
+    excess: dict[str, float] = field(default_factory=dict)
+    """Of each metric with a bound: by how much it is missed; at most 0 where it is kept."""
     n_epochs: int | None = None
     same_as: int | None = None
     """Number of an earlier configuration with the same settings: nothing is trained twice."""
@@ -215,7 +217,7 @@ class Agenda:
             other = self.entries[entry.same_as]
             if other.state == "running":
                 return False
-            entry.state, entry.values = other.state, other.values
+            entry.state, entry.values, entry.excess = other.state, other.values, other.excess
             self._tell(entry)
             return True
         trials = [self._now(planned) for planned in entry.trials]
@@ -225,6 +227,8 @@ class Agenda:
             return False
         entry.state = "finished"
         entry.values = [self._aggregate(trials, metric) for metric in self._study.searched_by]
+        bounds = self._study.search.constraints if self._study.search else {}
+        entry.excess = {metric: bound.excess(self._aggregate(trials, metric)) for metric, bound in bounds.items()}
         self._tell(entry)
         return True
 
@@ -353,18 +357,13 @@ class Agenda:
 
     def _tell(self, entry: Entry) -> None:
         """Tell the sampler what became of a configuration."""
-        search = self._study.search
-        if self._suggester is None or search is None:
+        if self._suggester is None:
             return
-        trials = [self._now(planned) for planned in entry.trials]
-        if entry.same_as is not None:
-            trials = [self._now(planned) for planned in self.entries[entry.same_as].trials]
-        if entry.values is None:
-            at = entry if entry.same_as is None else self.entries[entry.same_as]
-            self._suggester.tell_stopped(entry.number, at.rungs[at.rung], at.at_rungs[-1])
+        if entry.values is not None:
+            self._suggester.tell(entry.number, entry.values, entry.excess)
             return
-        bounded = {m: bound.excess(self._aggregate(trials, m)) for m, bound in search.constraints.items()}
-        self._suggester.tell(entry.number, entry.values, bounded)
+        stopped = entry if entry.same_as is None else self.entries[entry.same_as]
+        self._suggester.tell_stopped(entry.number, stopped.rungs[stopped.rung], stopped.at_rungs[-1])
 
     def write(self) -> None:
         """Put the plan into the ledger, and, of a study that adapts, how each configuration came about."""
@@ -386,6 +385,7 @@ class Agenda:
                     "source": entry.source,
                     "parameters": entry.parameters,
                     "values": entry.values,
+                    "acceptable": all(excess <= 0 for excess in entry.excess.values()),
                     "seeds": len(entry.trials),
                     "state": entry.state,
                     "reason": entry.reason,

@@ -39,21 +39,26 @@ def scratch_folder() -> Iterator[str]:
 
 @contextmanager
 def first_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """The first SIGINT only sets the event; the next does what it did before."""
+    """The first SIGINT or SIGTERM only sets the event; the next does what it did before."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C
+
+    for number in before:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 @contextmanager

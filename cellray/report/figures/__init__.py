@@ -6,6 +6,7 @@ from cellray.report.figures.cells import error_kinds, strata
 from cellray.report.figures.counting import bland_altman, count_scatter
 from cellray.report.figures.detection import iou_curves, iou_curves_by_set, precision_recall
 from cellray.report.figures.ranking import ranking_dots
+from cellray.report.figures.search import importance_bars, pareto, search_history, seeds_given
 from cellray.report.figures.statistics import critical_difference, pair_matrix, rank_stability
 from cellray.report.figures.training import collapse_epoch, curves, range_tests
 from cellray.report.figures.transfer import drop, transfer_map
@@ -22,13 +23,17 @@ __all__ = [
     "draw",
     "drop",
     "error_kinds",
+    "importance_bars",
     "iou_curves",
     "iou_curves_by_set",
     "pair_matrix",
+    "pareto",
     "precision_recall",
     "range_tests",
     "rank_stability",
     "ranking_dots",
+    "search_history",
+    "seeds_given",
     "simplex_response",
     "strata",
     "term_scales",

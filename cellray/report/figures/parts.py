@@ -23,6 +23,8 @@ GROUP_COLOURS = (*SEED_COLOURS, INK)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MOST_PANELS = 24
 """Configurations that get a panel of their own; a study of more shows its best."""
+MOST_ROWS = 40
+"""Configurations that get a row of their own."""
 
 
 def axis_title(metric: str, set_name: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.base import BAD, BLUE, INK, MEAN, MUTED, new_figure, plain
-from cellray.report.figures.parts import axis_title, draw_ceiling
+from cellray.report.figures.parts import MOST_ROWS, axis_title, best_of, draw_ceiling
 from cellray.report.tables import format_rank, format_value, rows_of, select
 
 
@@ -20,6 +20,8 @@ def ranking_dots(
     scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, metric: str, ceiling: float | None = None
 ) -> Figure | None:
     """Every seed of every configuration, best on top; failed and collapsed ones stand apart at the worst value.
+
+    Of more than 40 configurations the best are shown.
 
     Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean; where it has
     `rank_low` and `rank_high`, the rank's interval stands behind the rank.
@@ -31,8 +33,10 @@ def ranking_dots(
         metric: A key of ``METRICS``.
         ceiling: What human experts reach against the ground truth of this set.
     """
-    order = select(ranking, set_name=set_name, metric=metric)
+    whole = select(ranking, set_name=set_name, metric=metric)
+    order = whole.iloc[:MOST_ROWS]
     points = select(scores, set_name=set_name, metric=metric)
+    points = points[points.label.isin(order.label)]
     lost = points[points.note.isin(["worst", "nan"])]
     alive = points[(points.outcome != "missing") & ~points.index.isin(lost.index)]
     if alive.empty and lost.empty:
@@ -44,16 +48,14 @@ def ranking_dots(
     has_interval = "low" in order and bool(order.low.notna().any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
     if has_interval:  # an interval that a collapse stretches runs off the axis, or it would squeeze all the others
-        whole = order[order.n == order.survivors_n]
-        extremes += [whole.low.dropna(), whole.high.dropna()]
+        intact = order[order.n == order.survivors_n]
+        extremes += [intact.low.dropna(), intact.high.dropna()]
     low, high = limits(pd.concat(extremes))
     draw_ceiling(main, ceiling)
     for row in rows_of(order):
         at = y[row.label]
         seeds = alive[alive.label == row.label].sort_values("seed")
-        stopped = seeds.outcome == "stopped"
-        main.plot(seeds.counted[~stopped], [at] * int((~stopped).sum()), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
-        main.plot(seeds.counted[stopped], [at] * int(stopped.sum()), "o", ms=6, mfc="none", mec=BLUE)
+        main.plot(seeds.counted, [at] * len(seeds), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
         draw_mean(main, row, at, low, high, metric)
         if has_interval and math.isfinite(row.low):
             main.plot([row.low, row.high], [at + 0.27] * 2, "-", color=MEAN, lw=1.1, solid_capstyle="butt")
@@ -68,7 +70,7 @@ def ranking_dots(
                 textcoords="offset points", va="center", fontsize=9, color=MUTED, annotation_clip=False,
             )  # fmt: skip
     main.set_xlim(low, high)
-    main.set_xlabel(axis_title(metric, set_name))
+    main.set_xlabel(axis_title(metric, set_name) + best_of(list(whole.label), len(order)))
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
     labels.set_yticklabels(
@@ -141,8 +143,6 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
         handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="human experts"))
     if ((order.survivors_n > 0) & (order.survivors_n < order.n)).any():
         handles.append(Line2D([], [], ls="", marker="D", ms=7, mfc="none", mec=MUTED, label="survivors' mean"))
-    if (points.outcome == "stopped").any():
-        handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=BLUE, label="stopped early"))
     if ((points.outcome == "collapsed") | (points.note == "nan")).any():
         handles.append(Line2D([], [], ls="", marker="x", mec=BAD, mew=1.8, label="collapsed"))
     if (points.outcome == "failed").any():

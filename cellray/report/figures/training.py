@@ -20,7 +20,8 @@ ALIVE = 0.01
 MOST_MARKERS = 16
 """Points of a line that get markers; on a denser one they would hide it."""
 
-END_MARKS = {"collapsed": "x", "failed": "s"}
+END_MARKS = {"collapsed": "x", "failed": "s", "stopped": "|"}
+"""By outcome; a stopped trial was ended on purpose."""
 
 
 def collapse_epoch(history: pd.DataFrame) -> int | None:
@@ -55,7 +56,7 @@ def curves(
     """One panel a configuration, one line a seed; a cross marks the epoch at which a trial collapsed.
 
     Points that not every epoch has get markers. Where a collapse leaves no trace in the history (too much predicted,
-    say), the cross ends the line; so does the square of a trial that failed.
+    say), the cross ends the line; so do the square of a trial that failed and the bar of one that was stopped early.
     """
     known = [label for label in labels if any(key[0] == label for key in histories)]
     if not known:
@@ -81,9 +82,7 @@ def curves(
                 end = end or int(history.epoch.max())
                 before = rows[rows.epoch <= end]
                 height = before[column].iloc[-1] if len(before) else (shared_y or (0, 0))[0]
-                axis.plot(
-                    [end], [height], END_MARKS[outcome], ms=8, mfc="none", mec=BAD, mew=2, clip_on=False, zorder=5
-                )
+                axis.plot([end], [height], END_MARKS[outcome], **end_look(outcome), clip_on=False, zorder=5)
         axis.set_xlim(0, last * 1.03 + 0.5)
         if shared_y:
             axis.set_ylim(*shared_y)
@@ -91,11 +90,14 @@ def curves(
     figure.supylabel(title, fontsize=10)
     handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
     for outcome in sorted(marked):
-        handles.append(
-            Line2D([], [], ls="", marker=END_MARKS[outcome], mfc="none", mec=BAD, mew=2, ms=7, label=outcome)
-        )
+        handles.append(Line2D([], [], ls="", marker=END_MARKS[outcome], **end_look(outcome), label=outcome))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure
+
+
+def end_look(outcome: str) -> dict[str, Any]:
+    """How the mark at the end of a line is drawn."""
+    return {"ms": 8, "mfc": "none", "mec": INK if outcome == "stopped" else BAD, "mew": 2}
 
 
 def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:

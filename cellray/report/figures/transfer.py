@@ -30,7 +30,8 @@ def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> 
     if len(shown) < 2:
         return None
     rows = ranking[(ranking.metric == metric) & (ranking.point == "own") & ranking.set.isin(shown)]
-    order = list(rows[rows.set == "test"].label)
+    known = list(rows[rows.set == "test"].label)
+    order = known[:MOST_PANELS]
     grid = rows.pivot(index="label", columns="set", values="mean").loc[order, shown].to_numpy(dtype=float)
     if not np.isfinite(grid).any():
         return None
@@ -44,6 +45,8 @@ def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> 
     texts = [[cell_text(metric, value, row[0] if j else None) for j, value in enumerate(row)] for row in grid]
     heat_cells(axis, image, grid, texts)
     bare(axis, [plain(label) for label in order], [plain(name, 16) for name in shown])
+    if len(order) < len(known):
+        figure.supxlabel(best_of(known, len(order)).strip(" ()"), fontsize=10)
     return figure
 
 

@@ -24,7 +24,8 @@ def simplex_response(
     """Triangle of three weights: configurations as dots, a fitted surface behind, its best point and where that may be.
 
     Dots and surface share one scale; dashed lines are the surface's standard error. With too few points for a surface
-    the dots stand alone.
+    the dots stand alone. Where the configurations differ in more than the weights, the surface is over the weights
+    alone and the rest is part of its scatter.
 
     Args:
         points: One row a configuration: a, b, c (only their proportions matter), mean, se.

@@ -20,7 +20,7 @@ class Cell:
     text: str
     sort: float | str
     kind: str = "number"
-    """`number`, `text`, `head` (the row's label), `strip` (drawn seeds), `moved` or `good`."""
+    """`number`, `text`, `words` (long text), `head` (the row's label), `strip` (drawn seeds), `moved` or `good`."""
     note: str = ""
     """Shown small below the text, a line each."""
     html: Markup | None = None
@@ -39,7 +39,11 @@ class PageTable:
     @property
     def text_columns(self) -> list[int]:
         """Columns whose titles stand at the left, as their cells do."""
-        return [i for i, cell in enumerate(self.rows[0]) if cell.kind in ("head", "strip", "text")] if self.rows else []
+        return (
+            [i for i, cell in enumerate(self.rows[0]) if cell.kind in ("head", "strip", "text", "words")]
+            if self.rows
+            else []
+        )
 
     @property
     def explained(self) -> list[tuple[str, str]]:
@@ -96,12 +100,15 @@ def strip(mine: pd.DataFrame, mean: float, low: float, high: float, metric: str)
 
     parts, spoken = [], []
     for row in rows_of(mine.sort_values("seed")):
+        if row.note == "stopped":
+            spoken.append(f"seed {row.seed} ended early")
+            continue
         if row.note:
             spoken.append(f"seed {row.seed} {row.outcome if row.note == 'worst' else 'not a number'}")
             continue
         spoken.append(f"seed {row.seed} {format_value(metric, row.counted)}")
         parts.append(f'<circle cx="{x(row.counted):.1f}" cy="10" r="3.6"/>')
-    lost = int((mine.note != "").sum())
+    lost = int((~mine.note.isin(["", "stopped"])).sum())
     for i in range(lost):
         y = 10 + (i - (lost - 1) / 2) * min(4.0, 12 / max(lost - 1, 1))
         parts.append(f'<path d="M{lost_x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"/>')

@@ -12,25 +12,28 @@ from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.exports import set_title_plain
 from cellray.report.figures import Drawing
 from cellray.report.images import ROLES, Gallery
+from cellray.report.mixtures import find_mixtures
 from cellray.report.page.cells import agreement_note
 from cellray.report.page.costs import cost_table
 from cellray.report.page.differences import compare
 from cellray.report.page.published import published_table
 from cellray.report.page.ranking import lead_sentence, metrics_table, ranked_table
+from cellray.report.page.search import search_section
 from cellray.report.page.sections import arrange, named
 from cellray.report.protocol import Protocol
+from cellray.report.search import Search, losses_of
 from cellray.report.tables import Plan, Record, Tables, metric_title
 from cellray.statistics import unseen_rate
 
 TITLES = {
     "ranking": "Ranking on the test set",
     "differences": "Which differences hold",
+    "weights": "Loss weights and search",
     "quality": "How cells are found and counted",
     "generalisation": "Beyond the test set",
     "training": "Training, outcomes and cost",
     "images": "Images",
     "protocol": "Protocol",
-    "weights": "Loss weights and search",
 }
 """Every section in order, by its id; one that has nothing to show is left out."""
 
@@ -46,6 +49,7 @@ def render_page(
     protocol: Protocol,
     speeds: Mapping[tuple[str, int], float] | None = None,
     agreement: Mapping[str, Mapping[str, float]] | None = None,
+    search: Search | None = None,
 ) -> str:
     """The whole page as text.
 
@@ -59,13 +63,19 @@ def render_page(
         protocol: What the report states about how it was made.
         speeds: Training images a second by label and seed.
         agreement: Set -> metric -> how well human experts agree.
+        search: What a search tried, where there was one.
     """
     metric = plan.rank_by
     external = [name for name in tables.sets if name not in ("test", "val")]
     figures = arrange(drawings)
     comparisons = {name: compare(tables, metric, name) for name in ("test", *external)}
+    searched = search_section(
+        search, tables, metric, losses_of(records, plan), find_mixtures(records, tables, plan, search)
+    )
     n_seeds = len({trial.seed for trial in plan.trials})
-    troubles = tables.trials[~tables.trials.outcome.isin(["finished", "missing"])]
+    # those that were ended early stand in a table of their own, where there is one
+    expected = ["finished", "missing", *(["stopped"] if searched.stopped else [])]
+    troubles = tables.trials[~tables.trials.outcome.isin(expected)]
     shown = {
         "ranking": True,
         "differences": not comparisons["test"].is_empty or "differences" in figures,
@@ -74,7 +84,7 @@ def render_page(
         "training": True,
         "images": not gallery.is_empty,
         "protocol": True,
-        "weights": "weights" in figures,
+        "weights": "weights" in figures or not searched.is_empty,
     }
     page = environment().get_template("page.html.j2").render(
         plan=plan,
@@ -104,8 +114,11 @@ def render_page(
         ],
         colours=OVERLAY_COLOURS,
         troubles=troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
+        searched=searched,
         nan_notes=tables.notes,
         n_seeds=n_seeds,
+        has_fewer=tables.trials.groupby("label").size().min() < n_seeds,
+        n_stopped=int((tables.trials.outcome == "stopped").sum()),
         unseen=unseen_rate(n_seeds),
         at_edge=tables.trials[tables.trials.lr_at_edge][["label", "seed", "lr"]].to_dict("records"),
         protocol=protocol,

@@ -111,16 +111,26 @@ PLACES: dict[str, Place] = {
         "training",
         "Upwards is better, to the left cheaper; the grey line joins those that no other beats at a lower cost.",
     ),
+    "search-history": Place(
+        "weights",
+        "Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so far "
+        "is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
+    ),
+    "seeds-given": Place(
+        "weights",
+        "All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
+        "than the leader; the longest bars are those between which the race could not decide sooner.",
+    ),
+    "importance": Place(
+        "weights",
+        "How much of the variation of the score each parameter explains by itself; weights that sum to 1 share theirs. "
+        "The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
+        "dashed mark, which is what random numbers would reach: the others may be chance.",
+    ),
     "simplex": Place(
         "weights",
         "A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines are "
         "its standard error; the star is the best mixture, and small squares are where it may also be.",
-    ),
-    "importance": Place("weights", "How much of the variation of the score each parameter explains."),
-    "search-history": Place(
-        "weights",
-        "Every trial in the order in which it was tried; where the line of the best so far is flat, further trials "
-        "found nothing better.",
     ),
 }
 """By a figure's name, or by what stands before `-<set>` in it; in the order in which a section shows them."""

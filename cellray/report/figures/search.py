@@ -1,0 +1,228 @@
+"""What a search tried, what it found on the way, and which parameters mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cellray.metrics import METRICS
+from cellray.report.figures.base import BAD, BLUE, INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.parts import MOST_ROWS
+from cellray.report.importance import Share
+from cellray.report.search import Search, Tried, value_of
+from cellray.report.tables import format_value, metric_title
+
+FAR = 1.5
+"""Interquartile ranges beyond the worse quartile at which a value leaves the scale."""
+
+
+def search_history(search: Search) -> Figure | None:
+    """The validation value of each configuration in the order of trying, and the best so far.
+
+    Configurations that the study gives are squares, suggestions dots. Those that were ended early have no value: they
+    are ticks in a strip of their own. A value that would squeeze all others (a collapse counts as worst) is a triangle
+    at the edge of the scale.
+    """
+    metric = search.metrics[0]
+    known = sorted(search.judged, key=lambda c: c.number)
+    if len(known) < 2 or not search.suggests:
+        return None
+    stopped = search.in_state("stopped")
+    higher = METRICS[metric].higher_is_better
+    figure = new_figure(8.6, 4.2 if stopped else 3.8)
+    main, strip = make_axes(figure, has_strip=bool(stopped))
+    x = np.array([c.number for c in known])
+    y = np.array([value_of(c, metric) for c in known])
+    low, high = scale(y, higher_is_better=higher)
+    best = np.maximum.accumulate(y) if higher else np.minimum.accumulate(y)
+    ends = np.append(x, max(c.number for c in search.configurations))
+    main.step(ends, np.append(best, best[-1]), where="post", color=INK, lw=1.4, zorder=2)
+    for source, look in LOOKS.items():
+        mine = np.array([c.source == source for c in known])
+        seen = mine & (y >= low) & (y <= high)
+        main.plot(x[seen], y[seen], ls="", mec=PAPER, mew=0.6, zorder=3, **look)
+        beyond = x[mine & ~seen]
+        if len(beyond):
+            edge = np.full(len(beyond), low if higher else high)
+            there = {**look, "marker": "v" if higher else "^"}
+            main.plot(beyond, edge, ls="", mec=PAPER, mew=0.6, clip_on=False, zorder=3, **there)
+    main.set_ylim(low, high)
+    main.margins(x=0.02)
+    better = "higher is better" if higher else "lower is better"
+    main.set_ylabel(f"{metric_title(metric)} on validation\n({better})")
+    if strip is not None:
+        strip.vlines([c.number for c in stopped], 0.15, 0.85, color=BAD, lw=1.6)
+        strip.set_ylim(0, 1)
+        strip.set_yticks([0.5], ["ended early"])
+        strip.tick_params(axis="y", length=0)
+        strip.grid(axis="y", visible=False)
+    (main if strip is None else strip).set_xlabel("number of the configuration, in the order of trying")
+    figure.legend(handles=history_legend(search, known, y, low, high), loc="outside upper right", ncols=5)
+    return figure
+
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "given": {"marker": "s", "ms": 7, "color": "#e69f00"},
+    "suggested": {"marker": "o", "ms": 6.5, "color": BLUE},
+}
+NAMES = {"given": "given by the study", "suggested": "suggested"}
+
+
+def make_axes(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
+    """The main axis and, below it, a strip with the same numbers."""
+    if not has_strip:
+        return figure.add_subplot(), None
+    main, strip = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [8, 1], "hspace": 0.03})
+    return main, strip
+
+
+def scale(values: np.ndarray, *, higher_is_better: bool) -> tuple[float, float]:
+    """Limits with a margin; on the bad side, values far beyond the quartiles are left outside."""
+    turned = values if higher_is_better else -values
+    first, third = np.quantile(turned, (0.25, 0.75))
+    low = float(turned[turned >= first - FAR * (third - first)].min())
+    high = float(turned.max())
+    pad = max(0.07 * (high - low), 0.01 * max(abs(high), 1e-3))
+    return (low - pad, high + pad) if higher_is_better else (-high - pad, -low + pad)
+
+
+def history_legend(search: Search, known: Sequence[Tried], y: np.ndarray, low: float, high: float) -> list[Line2D]:
+    """Only what the figure shows."""
+    handles = [
+        Line2D([], [], ls="", mew=0, label=NAMES[source], **look)
+        for source, look in LOOKS.items()
+        if any(c.source == source for c in known)
+    ]
+    handles.append(Line2D([], [], color=INK, lw=1.4, label="best so far"))
+    if ((y < low) | (y > high)).any():
+        worst = format_value(search.metrics[0], float(y.min() if y.min() < low else y.max()))
+        marker = "v" if y.min() < low else "^"
+        handles.append(Line2D([], [], ls="", marker=marker, ms=7, color=MUTED, label=f"beyond the scale, to {worst}"))
+    return handles
+
+
+def pareto(search: Search) -> Figure | None:
+    """Two metrics of a search against each other: what no other configuration beats in both is joined.
+
+    Of more metrics, the first stands against each other one; the filled ones are then best in all of them together, and
+    no line joins them.
+    """
+    if len(search.metrics) < 2 or len(search.judged) < 2:
+        return None
+    front = search.front()
+    others = search.metrics[1:]
+    figure = new_figure(7.4 if len(others) == 1 else 4.2 * min(len(others), 3), 4.6)
+    axes = list(np.atleast_1d(figure.subplots(1, len(others), squeeze=False)).ravel())
+    for k, (axis, metric) in enumerate(zip(axes, others, strict=True), start=1):
+        for source, look in LOOKS.items():
+            rest = [c for c in search.judged if c.source == source and c not in front]
+            axis.plot(*places(rest, search, k), ls="", **{**look, "mfc": "none", "mec": look["color"]})
+            best = [c for c in front if c.source == source]
+            axis.plot(*places(best, search, k), ls="", mec=PAPER, mew=0.6, zorder=3, **look)
+        if len(others) == 1:
+            axis.plot(*places(front, search, k), color=INK, lw=1.2, zorder=2)
+        name_points(axis, front, search, k)
+        axis.set_xlabel(towards(search.metrics[0]))
+        axis.set_ylabel(towards(metric))
+        axis.margins(0.1)
+    handles = [
+        Line2D([], [], ls="", mew=0, label=NAMES[source], **look)
+        for source, look in LOOKS.items()
+        if any(c.source == source for c in search.judged)
+    ]
+    handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=MUTED, label="beaten by one of the front"))
+    if len(others) == 1:
+        handles.append(Line2D([], [], color=INK, lw=1.2, label="the front"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=4)
+    return figure
+
+
+def places(tried: Sequence[Tried], search: Search, at: int) -> tuple[list[float], list[float]]:
+    """Of the first metric and of another one."""
+    metric = search.metrics[at]
+    return [value_of(c, search.metrics[0]) for c in tried], [value_of(c, metric, at) for c in tried]
+
+
+def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, most: int = 8) -> None:
+    """The labels of the front, where there is room for them."""
+    if len(front) > most:
+        return
+    for c, x, y in zip(front, *places(front, search, at), strict=True):
+        axis.annotate(plain(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+
+
+def towards(metric: str) -> str:
+    """A metric on validation and which way is better."""
+    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    return f"{metric_title(metric)} on validation ({better})"
+
+
+def seeds_given(search: Search) -> Figure | None:
+    """How many seeds a race gave to each configuration: those with most first, a cross where one was dropped."""
+    if not search.is_racing or not search.configurations:
+        return None
+    values = {c.label: i for i, c in enumerate(search.best_first())}
+    rows = sorted(search.configurations, key=lambda c: (-c.seeds, values.get(c.label, len(values)), c.number))
+    shown = rows[:MOST_ROWS]
+    figure = new_figure(7.6, 1.3 + 0.27 * len(shown))
+    axis = figure.add_subplot()
+    for i, c in enumerate(shown):
+        is_out = c.state in ("dropped", "stopped")
+        axis.plot([0, c.seeds], [i, i], color=MUTED if is_out else BLUE, lw=5, solid_capstyle="butt")
+        if is_out:
+            axis.plot([c.seeds], [i], "x", ms=8, mec=BAD, mew=2, clip_on=False, zorder=4)
+    axis.set_yticks(range(len(shown)), [plain(c.label) for c in shown])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    most = max(max(c.seeds for c in shown), 1)
+    axis.set_xlim(0, most * 1.04)
+    axis.set_xticks(range(0, most + 1, max(1, most // 10)))
+    rest = f" (the first {len(shown)} of {len(rows)} configurations)" if len(shown) < len(rows) else ""
+    axis.set_xlabel("seeds given" + rest)
+    handles = [
+        Line2D([], [], color=BLUE, lw=5, label="in the race to the end"),
+        Line2D([], [], color=MUTED, lw=5, marker="x", ms=8, mec=BAD, mew=2, label="dropped"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    return figure
+
+
+def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure | None:
+    """Share of the variation that each parameter explains, with the range of resamples and what chance would give.
+
+    Args:
+        shares: Largest first.
+        names: Of the parameters, by path.
+    """
+    if not shares:
+        return None
+    shown = shares[:MOST_ROWS]
+    figure = new_figure(8.2, 1.4 + 0.34 * len(shown))
+    axis = figure.add_subplot()
+    most = max(share.n for share in shares)
+    for i, share in enumerate(shown):
+        look: dict[str, Any] = {"color": BLUE} if share.is_clear else {"facecolor": "none", "edgecolor": MUTED}
+        axis.barh([i], [share.value], height=0.56, **look)
+        axis.plot([share.low, share.high], [i, i], color=INK, lw=1.2)
+        axis.plot([share.noise] * 2, [i - 0.42, i + 0.42], color=BAD, lw=1.6, ls=(0, (2, 1)))
+    rows = [plain(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
+    axis.set_yticks(range(len(shown)), rows)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(f"share of the variation of the score ({most} configurations)")
+    handles = [
+        Line2D([], [], color=BLUE, lw=7, label="above chance"),
+        Line2D([], [], ls="", marker="s", ms=8, mfc="none", mec=MUTED, label="may be chance"),
+        Line2D([], [], color=INK, lw=1.2, label="resamples, 5–95 %"),
+        Line2D([], [], color=BAD, lw=1.6, ls=(0, (2, 1)), label="random numbers reach"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.4, columnspacing=1.1)
+    return figure

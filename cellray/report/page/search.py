@@ -1,0 +1,250 @@
+"""The page's section on a search: how it was done, what it found, and what became of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellray.metrics import METRICS
+from cellray.report.mixtures import Mixtures
+from cellray.report.page.cells import Cell, PageTable, head, number
+from cellray.report.search import METHODS, STOPPING, Search, Tried, describe, parameter_names, value_of
+from cellray.report.tables import Tables, format_interval, format_rank, format_value, metric_title, select
+from cellray.report.tables import number as number_of
+from cellray.report.words import listing, plural
+
+MOST_LISTED = 10
+"""The best so many configurations stand in the table."""
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """What the section shows besides its figures."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    """Name and text, in order."""
+    best: PageTable | None = None
+    """The best on validation images."""
+    dropped: PageTable | None = None
+    """What a race gave no further seeds."""
+    stopped: PageTable | None = None
+    """What was ended early."""
+    sentences: list[str] = field(default_factory=list)
+    """On the importance of parameters and on the best weights."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.facts or self.sentences)
+
+
+def search_section(
+    search: Search | None,
+    tables: Tables,
+    metric: str,
+    losses: Mapping[str, Mapping[str, Any]],
+    mixtures: list[Mixtures],
+) -> SearchSection:
+    """Facts, tables and sentences.
+
+    Args:
+        search: What was tried; None: only what mixtures say.
+        tables: Scores and ranks.
+        metric: The one that ranks.
+        losses: Label -> loss, for the names of its terms.
+        mixtures: Families of losses mixed in enough ways.
+    """
+    on_weights = [text for family in mixtures for text in (family.sentence(), family.caveat()) if text]
+    if search is None:
+        return SearchSection(sentences=on_weights)
+    test = select(tables.ranking, set_name="test", metric=metric).set_index("label")
+    best = search.best_first(metric)[:MOST_LISTED] if search.suggests else []
+    dropped, stopped = search.in_state("dropped"), search.in_state("stopped")
+    return SearchSection(
+        facts=facts_of(search),
+        best=best_table(best, search, test, metric, losses) if best else None,
+        dropped=dropped_table(dropped, search, test, metric) if dropped else None,
+        stopped=stopped_table(stopped, test, losses) if stopped else None,
+        sentences=[*importance_sentences(search, losses), *on_weights],
+    )
+
+
+def facts_of(search: Search) -> list[tuple[str, str]]:
+    """How the search was done, and what rule chose."""
+    everyone = search.configurations
+    given = sum(c.source == "given" for c in everyone)
+    counts = [(f"{len(search.in_state(state))} {words}") for state, words in STATES if search.in_state(state)]
+    facts = [("Method", METHODS[search.method])]
+    tried = f"{len(everyone)}, of which {given} given by the study and {len(everyone) - given} suggested"
+    facts.append(("Configurations", (tried if search.suggests else str(len(everyone))) + f": {listing(counts)}"))
+    seeds = sorted({c.seeds for c in everyone})
+    if seeds:
+        span = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        facts.append(("Seeds", f"{span} a configuration"))
+    if search.suggests:
+        titles = listing([metric_title(key) for key in search.metrics])
+        worst = listing([format_value(key, number_of(METRICS[key].worst)) for key in search.metrics])
+        facts.append(
+            (
+                "Rule",
+                f"A configuration is judged by the mean over its seeds of {titles} on validation images; a collapsed "
+                f"or failed trial counts as the worst value, {worst}. Test images have no say.",
+            )
+        )
+    if search.is_racing:
+        facts.append(
+            (
+                "Rule",
+                "All start with a few seeds; a configuration whose paired interval against the leader lies below 0 is "
+                "dropped, and the rest are given more seeds.",
+            )
+        )
+    if search.stopping:
+        facts.append(
+            (
+                "Early stopping",
+                f"By {STOPPING[search.stopping]}, on the mean over a configuration's seeds of the validation Dice: all "
+                "its trials end together. It is ranked as stopped, at its epoch.",
+            )
+        )
+    return facts
+
+
+STATES = (
+    ("finished", "finished"),
+    ("stopped", "ended early"),
+    ("dropped", "dropped from the race"),
+    ("running", "running"),
+)
+
+
+def best_table(
+    best: list[Tried],
+    search: Search,
+    test: pd.DataFrame,
+    metric: str,
+    losses: Mapping[str, Mapping[str, Any]],
+) -> PageTable:
+    """The best on validation images, with what they score on the test images."""
+    values = [
+        (f"{metric_title(key)}, validation", "Mean over its seeds: by this it was chosen") for key in search.metrics
+    ]
+    columns = [
+        ("Place", "By validation images"),
+        ("Configuration", ""),
+        ("Parameters", "Those that were searched"),
+        *values,
+        (f"{metric_title(metric)}, test", "Mean over seeds with its 95 % interval over new seeds and new images"),
+        ("Test rank", "Among all configurations; to choose by it would be to choose on the test images"),
+        ("Seeds", ""),
+    ]
+    body = []
+    for place, c in enumerate(best, start=1):
+        seen = [value_of(c, key, i) for i, key in enumerate(search.metrics)]
+        words = describe(c.parameters, losses.get(c.label)) or "outside of the searched space"
+        body.append(
+            [
+                number(place, str(place), "" if c.acceptable else "breaks a constraint"),
+                head(c.label),
+                Cell(words, words, "words"),
+                *(number(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
+                *on_test(c, test, metric),
+                number(c.seeds, str(c.seeds)),
+            ]
+        )
+    rest = len(search.judged) - len(best)
+    notes = [f"{plural(rest, 'further configuration')} with a value: all are in the ranking."] if rest else []
+    return PageTable(columns, body, notes)
+
+
+def on_test(c: Tried, test: pd.DataFrame, metric: str) -> list[Cell]:
+    """Mean with its interval, and rank."""
+    if c.label not in test.index:
+        return [number(np.nan, ""), number(np.nan, "")]
+    columns = ("mean", "low", "high", "rank", "rank_low", "rank_high")
+    mean, low, high, rank, rank_low, rank_high = (float(test[name][c.label]) for name in columns)
+    return [
+        number(mean, format_value(metric, mean), format_interval(metric, low, high)),
+        number(rank, format_rank(rank, rank_low, rank_high)),
+    ]
+
+
+def dropped_table(dropped: list[Tried], search: Search, test: pd.DataFrame, metric: str) -> PageTable:
+    """What a race dropped: after how many seeds, and why."""
+    columns = [
+        ("Configuration", ""),
+        ("Seeds", "That it was given"),
+        (f"{metric_title(search.metrics[0])}, validation", "Mean over these seeds"),
+        (f"{metric_title(metric)}, test", "The same with its 95 % interval; its trials are whole results"),
+        ("Test rank", ""),
+        ("Reason", ""),
+    ]
+    body = [
+        [
+            head(c.label),
+            number(c.seeds, str(c.seeds)),
+            validation_cell(c, search.metrics[0]),
+            *on_test(c, test, metric),
+            Cell(c.reason or "–", c.reason, "words"),
+        ]
+        for c in dropped
+    ]
+    return PageTable(columns, body)
+
+
+def validation_cell(c: Tried, metric: str) -> Cell:
+    """The value on validation images, where there is one."""
+    value = value_of(c, metric) if c.values else float("nan")
+    return number(value, format_value(metric, value))
+
+
+def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Mapping[str, Any]]) -> PageTable:
+    """What was ended early, in the order in which it is ranked: where, with which Dice, and why."""
+    columns = [
+        ("Configuration", ""),
+        ("Epoch", "At which all its trials were ended"),
+        ("Validation Dice", "There, mean over seeds; a collapsed one counts 0"),
+        ("Seeds", ""),
+        ("Parameters", "Those that were searched"),
+        ("Reason", ""),
+    ]
+    place = {label: i for i, label in enumerate(test.index)}
+    body = []
+    for c in sorted(stopped, key=lambda c: (place.get(c.label, len(place)), c.number)):
+        epoch = float("nan") if c.epoch is None else float(c.epoch)
+        dice = float(test.stopped_dice.get(c.label, np.nan))
+        words = describe(c.parameters, losses.get(c.label))
+        body.append(
+            [
+                head(c.label),
+                number(epoch, f"{epoch:.0f}" + (f" of {c.epochs}" if c.epochs else "")),
+                number(dice, format_value("dice", dice)),
+                number(c.seeds, str(c.seeds)),
+                Cell(words or "–", words, "words"),
+                Cell(c.reason or "–", c.reason, "words"),
+            ]
+        )
+    return PageTable(columns, body)
+
+
+def importance_sentences(search: Search, losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which parameters stand out from chance, or why nothing is said of that."""
+    if not search.suggests:
+        return []
+    found = search.importance
+    if found.missing:
+        return [f"How much each parameter matters isn't worked out: {found.missing}"]
+    names = parameter_names(search, losses)
+    clear = [f"{names[s.name]} {s.value:.2f} [{s.low:.2f}–{s.high:.2f}]" for s in found.shares if s.is_clear]
+    said = (
+        f"Parameters that explain more of the variation of the score than random numbers do: {listing(clear)}."
+        if clear
+        else "No parameter explains more of the variation of the score than random numbers may: what the figure of "
+        "importance shows can be chance."
+    )
+    few = [f"{names[path]} ({n})" for path, n in found.left_out.items()]
+    return [said] + ([f"Tried in too few configurations to say: {listing(few)}."] if few else [])

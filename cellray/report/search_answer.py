@@ -1,0 +1,87 @@
+"""What a search found, in sentences: chosen on validation images, told by test images, never the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cellray.report.search import METHODS, STOPPING, Search, Tried, describe, value_of
+from cellray.report.tables import format_interval, format_rank, format_value, metric_title
+from cellray.report.words import listing, listing_some, plural
+
+
+def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, Mapping[str, Any]]) -> str:
+    """The configuration that the search chose on validation images, and what it scores on the test images.
+
+    Args:
+        search: One that suggests.
+        ranked: Rows of the ranking on the test set.
+        metric: The one that ranks.
+        losses: Label -> loss, for the names of its terms.
+
+    Returns:
+        A sentence or two; empty before any configuration is judged.
+    """
+    best = search.chosen(metric)
+    if best is None:
+        return ""
+    by = metric if metric in search.metrics else search.metrics[0]
+    value = format_value(by, value_of(best, by, search.metrics.index(by)))
+    running = len(search.in_state("running"))
+    so_far = f"; {plural(running, 'configuration')} still running" if running else ""
+    text = (
+        f"On validation images, {METHODS[search.method]} chose {best.label} of {len(search.configurations)} "
+        f"configurations tried ({metric_title(by)} {value}, mean over {plural(best.seeds, 'seed')}{so_far})"
+    )
+    words = describe(best.parameters, losses.get(best.label))
+    text += f": {words}." if words else "."
+    if len(search.metrics) > 1:
+        front = [c.label for c in search.front()]
+        names = " and ".join(map(metric_title, search.metrics))
+        text += f" By {names} together, none beats {listing_some(front, most=8)}."
+    return f"{text} {on_test(best, ranked, metric)}"
+
+
+def on_test(best: Tried, ranked: pd.DataFrame, metric: str) -> str:
+    """What the chosen configuration scores on images that had no say, and who leads there."""
+    mine = ranked[(ranked.label == best.label) & ranked["rank"].notna()]
+    if mine.empty:
+        return "It has no result on the test images yet."
+    row = mine.iloc[0]
+    interval = format_interval(metric, row.low, row.high)
+    score = f"{metric_title(metric)} {format_value(metric, row['mean'])}" + (f" {interval}" if interval else "")
+    text = f"On the test images, which had no say in that, it has {score}"
+    if row["rank"] == 1:
+        return f"{text} and is first there too."
+    place = format_rank(row["rank"], row.rank_low, row.rank_high)
+    return (
+        f"{text} and is at rank {place}; {ranked.iloc[0].label} is first there, but to choose it for that would be a "
+        "choice made on the test images."
+    )
+
+
+def race_sentence(search: Search) -> str:
+    """Who was dropped after how many seeds; empty where nobody was."""
+    dropped = search.in_state("dropped")
+    if not dropped:
+        return ""
+    by_seeds: dict[int, list[str]] = {}
+    for c in sorted(dropped, key=lambda c: (c.seeds, c.number)):
+        by_seeds.setdefault(c.seeds, []).append(c.label)
+    parts = [f"after {plural(seeds, 'seed')} {listing_some(labels)}" for seeds, labels in by_seeds.items()]
+    rest = [c for c in search.configurations if c.state != "dropped"]
+    most = max((c.seeds for c in rest), default=0)
+    left = f"; {listing_some([c.label for c in rest])} stayed, with up to {plural(most, 'seed')}" if rest else ""
+    return f"The race dropped {len(dropped)} of {len(search.configurations)} configurations, {listing(parts)}{left}."
+
+
+def stopped_clause(ranked: pd.DataFrame, search: Search | None) -> str:
+    """How many configurations were ended early; empty where none was."""
+    n = int((ranked.n_stopped > 0).sum())
+    if not n:
+        return ""
+    rule = f" by {STOPPING[search.stopping]}" if search is not None and search.stopping else ""
+    verb = "was" if n == 1 else "were"
+    return f"{n} of {plural(len(ranked), 'configuration')} {verb} ended early{rule} and ranked as stopped, not compared"
