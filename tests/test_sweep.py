@@ -14,7 +14,8 @@ from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
-from cellray.sweep import connect, run_sweep
+from cellray.sweep import check_feasible, connect, run_sweep
+from cellray.sweep.engine import WORKER_DEATHS
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow
@@ -191,9 +192,64 @@ def test_resources_that_no_node_has_are_refused_at_once(ray_here, images, tmp_pa
     memory, started = Memory(), time.monotonic()
     with pytest.raises(StudyError, match=r"1000 CPUs \(largest node: \d+\)"):
         sweep(tiny_study(images, resources={"cpus": 1000}), tmp_path, observers=[memory])
-    with pytest.raises(StudyError, match="7 GPUs"):
-        sweep(tiny_study(images, resources={"gpus": 7}), tmp_path)
+    with pytest.raises(StudyError, match="3 GPUs"):
+        sweep(tiny_study(images, resources={"gpus": 3}), tmp_path)
     assert time.monotonic() - started < 10 and memory.news == []
+
+
+def test_nodes_that_an_autoscaler_may_start_count(ray_here, monkeypatch):
+    from ray._private.state import state
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+    group = NodeGroupConfig(name="gpus", resources={"CPU": 8, "GPU": 1}, max_count=2)
+    monkeypatch.setattr(state, "get_cluster_config", lambda: ClusterConfig(node_group_configs=[group]))
+    check_feasible(tiny_study(Path("anywhere"), resources={"gpus": 1}))
+    check_feasible(tiny_study(Path("anywhere"), resources={"gpus": 2}))  # a worker on each node
+    with pytest.raises(StudyError, match=r"set resources\.gpus to 2"):
+        check_feasible(tiny_study(Path("anywhere"), resources={"gpus": 3}))
+
+
+def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr("cellray.sweep.engine.WAITING_S", 1.0)
+    notes = []
+
+    @ray.remote
+    class Holder:
+        pass
+
+    class Freeing:
+        def on_note(self, sentence):
+            notes.append(sentence)
+            ray.kill(holder)
+
+    n_cpus = int(ray.cluster_resources()["CPU"])
+    holder = Holder.options(num_cpus=n_cpus).remote()
+    ray.get(holder.__ray_ready__.remote())
+    records = sweep(tiny_study(images), tmp_path, observers=[Freeing()])
+    assert [record["outcome"] for record in records] == ["finished", "finished"]
+    assert notes[0] == "waiting for resources: 2 trials are pending, 1 CPUs and 0 GPUs each"
+
+
+def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tmp_path, monkeypatch):
+    """Ray's memory monitor raises an error at which Tune would end the whole sweep."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError
+
+    plain, killed = RayActorManager._actor_task_resolved, []
+
+    def resolved(self, tracked_actor_task, result):
+        if len(killed) <= WORKER_DEATHS and isinstance(result, dict) and "row" in result:
+            killed.append(result)
+            error = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMore.\nSee docs.")
+            return self._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
+        return plain(self, tracked_actor_task, result)
+
+    monkeypatch.setattr(RayActorManager, "_actor_task_resolved", resolved)
+    records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
+    assert [record["outcome"] for record in records] == ["failed", "finished"] and len(killed) == WORKER_DEATHS + 1
+    assert "running low on memory" in records[0]["reason"]
 
 
 def test_two_sweeps_on_one_ledger_are_refused(images, tmp_path):
@@ -207,7 +263,8 @@ DRIVER = """
 import sys
 from cellray.ledger import Ledger
 from cellray.study import Study
-from cellray.sweep import connect, run_sweep
+from cellray.sweep import check_feasible, connect, run_sweep
+from cellray.sweep.engine import WORKER_DEATHS
 from cellray.trial import Sets
 
 class Say:

@@ -69,9 +69,7 @@ def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[s
     if seeds is None and not only:
         return None
     if study.adapts:
-        raise StudyError(
-            "--seeds and --only don't go with search, stopping or racing: results decide what is run"
-        )
+        raise StudyError("--seeds and --only don't go with search, stopping or racing: results decide what is run")
     return chosen_trials(study, seeds, only)
 
 

@@ -168,10 +168,11 @@ def schema() -> None:
 
 def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
     """Print the ranked table and the report's path; exit 3 if trials failed."""
-    from cellray.report import format_table, load_tables, stored_plan
+    from cellray.report import format_table, load_tables, read_search, stored_plan, write_answer
 
     planned = stored_plan(ledger, study)
-    tables = load_tables(ledger, ledger.records(), planned, only_ranking=True)
+    records = ledger.records()
+    tables = load_tables(ledger, records, planned, only_ranking=True)
     outcomes = {str(k): int(v) for k, v in tables.trials.outcome.value_counts().items()}
     page = f"{ledger.uri}/report/index.html"
     table = format_table(tables, metric=study.evaluation.rank_by)
@@ -180,6 +181,9 @@ def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
         print(json.dumps({"study": study.name, "outcomes": outcomes, "table": rows, "report": page}))
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
+        if study.adapts:  # what a search or a race found isn't the first of the table
+            found = write_answer(tables, planned, search=read_search(ledger), records=planned.planned(records))
+            out.print(escape(found[0]), highlight=False)
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -5,6 +5,7 @@ from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
 from cellray.report.observer import ReportObserver
 from cellray.report.plans import facts_of, plan_of, stored_plan
+from cellray.report.search import read_search
 from cellray.report.tables import (
     Plan,
     PlannedTrial,
@@ -28,6 +29,7 @@ __all__ = [
     "load_tables",
     "make_tables",
     "plan_of",
+    "read_search",
     "start_report_actor",
     "stored_plan",
     "write_answer",

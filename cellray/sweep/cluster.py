@@ -19,6 +19,8 @@ from cellray.study import ResourcesConfig, Study
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
+MOST_NODES = 100
+"""Counted of one group of an autoscaling cluster that names no limit."""
 _ROUNDING = 1e-9  # three workers with 1/3 GPU each fit on one
 
 
@@ -112,11 +114,9 @@ def check_feasible(study: Study) -> None:
     """Raise `StudyError` unless the nodes of the running cluster can hold one trial; each worker lies on one node.
 
     Ray itself would wait for ever for resources that no node has. The error names the shortest change of the study with
-    which a trial would fit. Nodes that an autoscaling cluster hasn't started yet don't count.
+    which a trial would fit. Nodes that an autoscaling cluster may start count too.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     resources = study.resources
     if n_places(resources, nodes) >= resources.n_workers:
         return
@@ -130,10 +130,20 @@ def check_feasible(study: Study) -> None:
 
 def room_for(resources: ResourcesConfig) -> int:
     """How many trials the running cluster holds at once, at least one."""
+    return max(n_places(resources, _nodes()) // resources.n_workers, 1)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the running cluster has, and each that an autoscaler may add to them."""
     import ray
+    from ray._private.state import state  # where Ray Train and Ray Data ask; there is no public way
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(n_places(resources, nodes) // resources.n_workers, 1)
+    with suppress(AttributeError):  # private, so it may change
+        for group in getattr(state.get_cluster_config(), "node_group_configs", ()):
+            n_more = group.max_count if group.max_count >= 0 else MOST_NODES
+            nodes += [dict(group.resources)] * min(n_more, MOST_NODES)
+    return nodes
 
 
 def n_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:

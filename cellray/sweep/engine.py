@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -23,6 +24,9 @@ from cellray.trial import Planned, Row, Sets, record_failure, run_trial
 WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
 loss of a node that its cluster took back (preemption) doesn't count."""
+
+WAITING_S = 30.0
+"""Without any running trial before the sweep says that it waits for resources."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +103,7 @@ def run_sweep(
             if not agenda.is_finished:
                 check_feasible(study)
             agenda.write()
+            agenda.stopped.clear()  # the plan has them
             _tell(observers, "on_start", agenda.study, agenda.plan)
             try:
                 if not agenda.is_finished:
@@ -163,8 +168,21 @@ def _run(
         Takes the place of Tune's own progress lines, which it would print whatever its verbosity.
         """
 
+        idle_since = time.monotonic()
+
         def __reduce__(self) -> tuple[type, tuple[()]]:
             return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
+
+        def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+            """Say so when nothing runs for a while because resources are missing."""
+            states = [trial.status for trial in trials]
+            if "RUNNING" in states or "PENDING" not in states:
+                self.idle_since = time.monotonic()
+            elif time.monotonic() - self.idle_since > WAITING_S:
+                self.idle_since = time.monotonic()
+                each = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs each"
+                words = f"waiting for resources: {states.count('PENDING')} trials are pending, {each}"
+                _tell(observers, "on_note", words)
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             _tell(observers, "on_trial_start", tasks[trial.trial_id])

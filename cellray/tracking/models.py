@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cellray.tracking.scratch import scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ class ModelSaver:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="cellray-models-")
+        self._folder = scratch("models")
         self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
 
     def save(self, settings: Mapping[str, Any], checkpoint: bytes, *, run_id: str, model_id: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellray.tracking import values, views
 from cellray.tracking.models import ModelSaver
+from cellray.tracking.scratch import scratch
 from cellray.tracking.stores import artifact_root, connect, scrub
 from cellray.tracking.values import Record
 
@@ -397,7 +397,7 @@ class Projection:
         digest = values.digest({path: values.digest(data) for path, data in files.items()})
         if tag is not None and node.tags.get(tag) == digest:
             return
-        with tempfile.TemporaryDirectory(prefix="cellray-mlflow-") as folder:
+        with scratch("mlflow") as folder:
             for path, data in files.items():
                 target = Path(folder, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
