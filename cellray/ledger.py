@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,6 +24,8 @@ from pyarrow import fs
 from cellray.errors import LedgerError
 
 TABLES = ("history", "images", "objects")
+PART = ".part"
+"""Ends the name of a file that is being written."""
 LEASE_S = 60.0
 """A sweep that hasn't renewed its lease for so long is taken for dead."""
 
@@ -97,17 +100,27 @@ class Ledger:
                 stream.write(data)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        aside = f"{target}.{uuid.uuid4().hex[:8]}.part"
+        aside = f"{target}.{uuid.uuid4().hex[:8]}{PART}"
         try:
-            with open(aside, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, target)
+            while True:
+                with open(aside, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                try:
+                    return os.replace(aside, target)
+                except FileNotFoundError:
+                    pass  # taken for the rest of a killed process (`_remove_parts`)
         except BaseException:
             if os.path.exists(aside):
                 os.remove(aside)
             raise
+
+    def _remove_parts(self) -> None:
+        """Remove what killed processes were writing; one that lives writes it again."""
+        if self._local:
+            for part in Path(self._root).rglob(f"*{PART}"):
+                part.unlink(missing_ok=True)
 
     def read(self, path: str) -> bytes:
         """The bytes of a file; FileNotFoundError if there is none."""
@@ -243,6 +256,7 @@ class Ledger:
         now = self.holder()
         if now is not None and now["id"] != holder["id"]:
             raise LedgerError(f"{self.uri} was taken by another sweep just now (process {now['pid']} on {now['host']})")
+        self._remove_parts()
         stop = threading.Event()
 
         def renew() -> None:
@@ -260,6 +274,7 @@ class Ledger:
         finally:
             stop.set()
             thread.join()
+            self._remove_parts()
             with suppress(OSError):  # it expires by itself
                 if self._is_mine(holder):
                     self.delete("lease.json")

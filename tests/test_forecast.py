@@ -154,6 +154,7 @@ class TestFeasibility:
 
         nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: None)  # no autoscaler
 
         def check(**settings):
             check_feasible(SimpleNamespace(resources=resources(**settings)))

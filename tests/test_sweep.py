@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from disturb import descendants, title
 from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
@@ -58,30 +59,6 @@ class Broken:
 
     def on_end(self, record):
         raise RuntimeError("broken")
-
-
-def children(pid: int) -> list[int]:
-    """Direct children of a process."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split() if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if fields and int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    return [p for child in children(pid) for p in (child, *descendants(child))]
-
-
-def title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
 
 
 def wait_until(condition, timeout_s=90.0):
@@ -232,24 +209,41 @@ def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, mo
     assert notes[0] == "waiting for resources: 2 trials are pending, 1 CPUs and 0 GPUs each"
 
 
-def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tmp_path, monkeypatch):
-    """Ray's memory monitor raises an error at which Tune would end the whole sweep."""
+def lose_workers(monkeypatch, n, error):
+    """Let Tune lose the worker that runs, each time it reports an epoch, `n` times; returns the list of those lost."""
     from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import OutOfMemoryError
 
-    plain, killed = RayActorManager._actor_task_resolved, []
+    plain, lost = RayActorManager._actor_task_resolved, []
 
     def resolved(self, tracked_actor_task, result):
-        if len(killed) <= WORKER_DEATHS and isinstance(result, dict) and "row" in result:
-            killed.append(result)
-            error = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMore.\nSee docs.")
+        if len(lost) < n and isinstance(result, dict) and "row" in result:
+            lost.append(result)
             return self._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
         return plain(self, tracked_actor_task, result)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", resolved)
+    return lost
+
+
+def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tmp_path, monkeypatch):
+    """Ray's memory monitor raises an error at which Tune would end the whole sweep."""
+    from ray.exceptions import OutOfMemoryError
+
+    error = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMore.\nSee docs.")
+    lost = lose_workers(monkeypatch, WORKER_DEATHS + 1, error)
     records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
-    assert [record["outcome"] for record in records] == ["failed", "finished"] and len(killed) == WORKER_DEATHS + 1
+    assert [record["outcome"] for record in records] == ["failed", "finished"] and len(lost) == WORKER_DEATHS + 1
     assert "running low on memory" in records[0]["reason"]
+
+
+def test_preemption_costs_no_attempt(ray_here, images, tmp_path, monkeypatch, alone):
+    from ray.exceptions import RayActorError
+
+    n = WORKER_DEATHS + 2
+    lost = lose_workers(monkeypatch, n, RayActorError(error_msg="its node was taken back", preempted=True))
+    records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
+    assert len(lost) == n
+    assert_like_alone(records, alone)
 
 
 def test_two_sweeps_on_one_ledger_are_refused(images, tmp_path):

@@ -13,6 +13,9 @@ from cellray.report.build import build_report
 from cellray.report.plans import facts_of, plan_of, with_dropped
 from cellray.report.tables import Plan
 
+LONGEST_S = 1800.0
+"""For a report. Ray starts an actor that it killed for memory again and again: it is given up then."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +107,7 @@ class ReportObserver:
             return None
         import ray
 
-        return ray.get(reference)
+        return ray.get(reference, timeout=LONGEST_S)
 
 
 def _ray_runs() -> bool:
