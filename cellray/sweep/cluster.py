@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -76,23 +77,29 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
 
 def _watch(stop: threading.Event) -> None:
     """End this process, with a word, when its own Ray has died: Ray would end it without one, some seconds later."""
-    ours = _raylets()
+    ours = {pid for pid, (name, parent) in _processes().items() if name == "raylet" and parent == os.getpid()}
+    served: set[int] = set()
     while ours and not stop.wait(1.0):
-        if not ours <= _raylets():
+        running = _processes()
+        if not ours <= running.keys():
+            for pid in served & running.keys():  # they would look for it for a minute
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
             text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
             print(text, file=sys.stderr, flush=True)
             os._exit(1)  # other threads may wait for Ray, and would do so for ever
+        served = {pid for pid, (_, parent) in running.items() if parent in ours}
 
 
-def _raylets() -> set[int]:
-    """Process numbers of this process's own raylets that live; none where there is no /proc."""
-    found = set()
+def _processes() -> dict[int, tuple[str, int]]:
+    """Name and parent of every process of this machine that lives; none where there is no /proc."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
             state, parent = rest.split()[:2]
-            if name == "raylet" and state != "Z" and int(parent) == os.getpid():
-                found.add(int(stat.parent.name))
+            if state != "Z":
+                found[int(stat.parent.name)] = (name, int(parent))
     return found
 
 
