@@ -368,8 +368,8 @@ def test_the_second_interrupt_does_not_wait_and_a_second_sweep_is_told_who_holds
 
 
 def assert_nobody_is_left(sweep: Command) -> None:
-    """Nobody of its processes outlives a sweep for long."""
-    end = time.monotonic() + 30
+    """Nobody of its processes outlives a sweep for long; Ray's agents look for a killed driver's Ray for a minute."""
+    end = time.monotonic() + 100
     while sweep.family():
         assert time.monotonic() < end, sweep.family()
         time.sleep(0.1)
