@@ -313,7 +313,7 @@ class Agenda:
         if key not in self._courses:
             if planned.stored is not None:
                 table = self._ledger.table(key, "history")
-                self._courses[key] = table.to_dict("records")  # type: ignore[assignment]
+                self._courses[key] = table.to_dict("records")
             else:
                 data = self._ledger.load_checkpoint(key, "last") if key not in self._running else None
                 self._courses[key] = training_run(data).history if data else []
