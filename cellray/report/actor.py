@@ -10,6 +10,7 @@ answered at once from the last one, and says of how many results that is.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -279,6 +280,8 @@ class LedgerReportActor(ReportActor):
     def __init__(self, ledger_args: tuple[str, str], plan: Plan, study_facts: Mapping[str, Any]) -> None:
         # A question takes a few turns of the interpreter, and each waits so long for the thread that makes tables.
         sys.setswitchinterval(0.0005)
+        # Looking through all of ten thousand records for garbage stops every thread, for a second each time.
+        gc.set_threshold(2000, 20, 1_000_000)
         super().__init__(_open(ledger_args), plan, study_facts=study_facts, background=True)
 
 
@@ -312,7 +315,12 @@ def start_report_actor(
     """
     import ray
 
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(LedgerReportActor)
+    class Live(LedgerReportActor):
+        # In a thread of its own: a question doesn't wait behind the news that came before it.
+        status = ray.method(concurrency_group="questions")(LedgerReportActor.status)
+
+    groups = {"questions": 1}
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, concurrency_groups=groups)(Live)
     # Ray keeps what an actor is made with for its restarts, but only while it is small.
     head, facts = replace(plan, trials=(), dropped={}), dict(study_facts or {})
     actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, {"sets": facts.get("sets", [])})
