@@ -13,15 +13,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from pyarrow import fs
 
 from cellray.errors import LedgerError
+from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public
+
+T = TypeVar("T")
 
 TABLES = ("history", "images", "objects")
 PART = ".part"
@@ -46,49 +49,58 @@ class Ledger:
     Args:
         storage: Local folder or ``s3://bucket/prefix``; made if missing.
         study: Name of the study: its folder in there.
+        patience_s: How long a bucket that answered once and then goes away is waited for.
 
     Raises:
         LedgerError: If the storage can't be reached.
     """
 
-    def __init__(self, storage: str, study: str) -> None:
-        if "://" not in storage:
-            # Absolute, since a worker that is sent this ledger has another working directory.
-            storage = os.path.abspath(os.path.expanduser(storage))
-        self.storage, self.study = storage, study
+    def __init__(self, storage: str, study: str, patience_s: float = PATIENCE_S, _has_answered: bool = False) -> None:
         try:
-            if "://" in storage:
-                self._fs, root = fs.FileSystem.from_uri(storage)
-            else:
-                self._fs, root = fs.LocalFileSystem(), storage
-        except (OSError, ValueError) as error:
-            raise LedgerError(
-                f"storage {_public(storage)!r} can't be opened: {_public(str(error), storage)}"
-            ) from error
+            self._fs, root = open_storage(storage)
+        except ValueError as error:
+            raise LedgerError(f"storage {public(storage)!r} can't be opened: {error}") from error
         self._local = isinstance(self._fs, fs.LocalFileSystem)
-        self._root = f"{root.rstrip('/')}/{study}"
+        self.storage, self.study = (root if self._local else storage), study
+        self._root = f"{root}/{study}"
+        self._patience_s, self._has_answered = patience_s, _has_answered
 
-    def __reduce__(self) -> tuple[type[Ledger], tuple[str, str]]:
-        return Ledger, (self.storage, self.study)
+    def __reduce__(self) -> tuple[type[Ledger], tuple[str, str, float, bool]]:
+        return Ledger, (self.storage, self.study, self._patience_s, self._has_answered)
+
+    def _do(self, act: Callable[[], T]) -> T:
+        """Read or write something; a bucket that goes away is waited for, but not one that never answered."""
+        try:
+            if self._has_answered and not self._local:
+                return patiently(act, self.uri, self._patience_s)
+            done = act()
+        except FileNotFoundError:
+            self._has_answered = True
+            raise
+        self._has_answered = True
+        return done
 
     @property
     def uri(self) -> str:
         """Where the study lies, for people."""
         if self._local:
             return self._root
-        return f"{_public(self.storage).rstrip('/')}/{self.study}"
+        return f"{public(self.storage).rstrip('/')}/{self.study}"
 
     def prepare(self) -> None:
         """Make the study's folder and prove that it can be written.
 
         Raises:
-            LedgerError: If it can't.
+            LedgerError: If it can't, or the bucket isn't there: a misspelt one must not be made.
         """
         try:
+            bucket = self._root.partition("/")[0]
+            if not self._local and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise LedgerError(f"storage {public(self.storage)!r}: there is no bucket {bucket!r}; make it first")
             self.write(".probe", b"cellray")
             self.delete(".probe")
         except OSError as error:
-            raise LedgerError(f"storage {_public(self.storage)!r} is not writable: {error}") from error
+            raise LedgerError(f"storage {public(self.storage)!r} is not writable: {plain_reason(error)}") from error
 
     # Files, named by their path in the study's folder.
 
@@ -96,9 +108,7 @@ class Ledger:
         """Write a file whole or not at all: aside and renamed locally, in one request on S3."""
         target = f"{self._root}/{path}"
         if not self._local:
-            with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
-            return
+            return self._do(lambda: self._put(target, data))
         os.makedirs(os.path.dirname(target), exist_ok=True)
         aside = f"{target}.{uuid.uuid4().hex[:8]}{PART}"
         try:
@@ -116,6 +126,10 @@ class Ledger:
                 os.remove(aside)
             raise
 
+    def _put(self, target: str, data: bytes) -> None:
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(data)
+
     def _remove_parts(self) -> None:
         """Remove what killed processes were writing; one that lives writes it again."""
         if self._local:
@@ -124,17 +138,29 @@ class Ledger:
 
     def read(self, path: str) -> bytes:
         """The bytes of a file; FileNotFoundError if there is none."""
-        with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
-            return bytes(stream.read())
+
+        def get() -> bytes:
+            with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
+                return bytes(stream.read())
+
+        return self._do(get)
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
-        return self._fs.get_file_info(f"{self._root}/{path}").type == fs.FileType.File
+        """Whether there is such a file.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
+        try:
+            return self._do(lambda: self._fs.get_file_info(f"{self._root}/{path}")).type == fs.FileType.File
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
 
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
         if self.exists(path):
-            self._fs.delete_file(f"{self._root}/{path}")
+            with suppress(FileNotFoundError):  # an attempt whose answer was lost
+                self._do(lambda: self._fs.delete_file(f"{self._root}/{path}"))
 
     def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted; empty if there is no such folder.
@@ -144,9 +170,9 @@ class Ledger:
         """
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
         try:
-            return sorted(info.base_name for info in self._fs.get_file_info(selector))
+            return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector)))
         except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {error}") from error
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
 
     def files(self, folder: str) -> list[StoredFile]:
         """Every file below a folder.
@@ -156,9 +182,9 @@ class Ledger:
         """
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
         try:
-            found = self._fs.get_file_info(selector)
+            found = self._do(lambda: self._fs.get_file_info(selector))
         except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {error}") from error
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
         return [
             StoredFile(info.path.removeprefix(f"{self._root}/"), info.size, info.mtime.timestamp() if info.mtime else 0)
             for info in found
@@ -179,7 +205,7 @@ class Ledger:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise LedgerError(f"{where} can't be read: {error}") from error
+            raise LedgerError(f"{where} can't be read: {plain_reason(error)}") from error
         except ValueError as error:
             raise LedgerError(f"{where} is not a record ({error}); remove it and the trial runs again") from error
         if not isinstance(record, dict) or "key" not in record:
@@ -258,14 +284,15 @@ class Ledger:
             raise LedgerError(f"{self.uri} was taken by another sweep just now (process {now['pid']} on {now['host']})")
         self._remove_parts()
         stop = threading.Event()
+        at_once = Ledger(self.storage, self.study, patience_s=0)
 
         def renew() -> None:
             while not stop.wait(LEASE_S / 4):
                 # The storage may be away for a while (the next round tries again), and a machine that slept for so
                 # long that another sweep took over must not take the ledger back: records agree whoever writes them.
                 with suppress(OSError):
-                    if self._is_mine(holder):
-                        self._renew(holder)
+                    if at_once._is_mine(holder):
+                        at_once._renew(holder)
 
         thread = threading.Thread(target=renew, daemon=True, name="cellray-lease")
         thread.start()
@@ -275,9 +302,9 @@ class Ledger:
             stop.set()
             thread.join()
             self._remove_parts()
-            with suppress(OSError):  # it expires by itself
-                if self._is_mine(holder):
-                    self.delete("lease.json")
+            with suppress(OSError, LedgerError):  # it expires by itself
+                if at_once._is_mine(holder):
+                    at_once.delete("lease.json")
 
     def _renew(self, holder: dict[str, Any]) -> None:
         self.write("lease.json", json.dumps({**holder, "seen": time.time()}).encode())
@@ -303,14 +330,6 @@ class Ledger:
         if (other["host"], other.get("pids")) == here and not is_running(other["pid"]):
             return None
         return other
-
-
-def _public(text: str, storage: str | None = None) -> str:
-    """A storage without its endpoint and keys, or a text that may name one: these get printed."""
-    if storage is not None:
-        return text.replace(storage, _public(storage))
-    scheme, mark, rest = text.split("?")[0].rpartition("://")
-    return f"{scheme}{mark}{rest.rsplit('@', 1)[-1] if mark else rest}"
 
 
 def _pid_space() -> str:

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
     ("errors",),
+    ("storage",),
     ("postprocess", "metrics", "losses", "device"),
     ("overlay", "statistics", "scores"),
     ("model", "data"),
@@ -23,7 +24,7 @@ LADDER = (
     ("training", "inference"),
     ("trial",),
     ("search",),
-    ("sweep", "forecast"),
+    ("sweep", "forecast", "submission"),
     ("tracking", "report"),
     ("cli",),
     ("__main__",),

