@@ -18,6 +18,7 @@ from cellray.ledger import Ledger
 from cellray.search import Agenda, known_study
 from cellray.search.journal import LedgerJournal
 from cellray.search.rules import goes_on, outclassed, rung_epochs
+from cellray.statistics import compare
 from cellray.study import StoppingConfig, read_study
 from cellray.training import TrainingRun
 from cellray.trial import Sets, run_trial
@@ -269,10 +270,19 @@ class TestRules:
     def test_outclassed_are_those_whose_interval_lies_below_the_leader(self):
         a = np.array([[0.80, 0.82, 0.78, 0.81], [0.81, 0.79, 0.82, 0.80], [0.79, 0.80, 0.81, 0.82]])
         wobble = np.array([[0.1], [-0.1], [0.0]])  # B is better with one seed and worse with another
-        found = outclassed(np.array([a, a - 0.01 + wobble, a - 0.5 + wobble / 10]), ["A", "B", "C"])
+        found = outclassed(np.array([a, a - 0.01 + wobble, a - 0.5 + wobble / 10]), ["A", "B", "C"], 2)
         assert set(found) == {"C"}
         leader, low, high = found["C"]
         assert leader == "A" and 0 < low < 0.5 < high < 1
+
+    def test_more_tests_ask_for_more_evidence(self):
+        a = np.array([[0.80, 0.82, 0.78, 0.81], [0.81, 0.79, 0.82, 0.80], [0.79, 0.80, 0.81, 0.82]])
+        values = np.array([a, a - 0.05 + np.array([[0.008], [-0.008], [0.0]])])
+        p = compare(values, ["A", "B"], detail=False, leader_only=True).p[0]
+        assert 1e-4 < p < 0.05
+        most = int(0.05 / (p / 2))  # tests with which its p is just small enough
+        assert set(outclassed(values, ["A", "B"], most)) == {"B"}
+        assert outclassed(values, ["A", "B"], most + 1) == {}
 
 
 class TestStopping:

@@ -287,7 +287,8 @@ class Agenda:
             return False
         n_seeds = len(rounds[0])
         values = self._values_for_race(rounds)
-        for label, (leader, low, high) in outclassed(values, [entry.label for entry in alive]).items():
+        n_rivals = len(self.entries) - 1
+        for label, (leader, low, high) in outclassed(values, [entry.label for entry in alive], n_rivals).items():
             entry = next(entry for entry in alive if entry.label == label)
             entry.state = "dropped"
             entry.reason = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellray.statistics import compare
+from cellray.statistics import ALPHA, compare
 from cellray.study import StoppingConfig
 
 
@@ -46,17 +46,20 @@ def rung_epochs(config: StoppingConfig, n_epochs: int, validate_every: int) -> l
     return sorted(epoch for epoch in epochs if epoch < n_epochs)
 
 
-def outclassed(values: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[str, float, float]]:
-    """Configurations whose paired 95 % interval against the leader lies below 0.
+def outclassed(values: np.ndarray, labels: Sequence[str], n_rivals: int) -> dict[str, tuple[str, float, float]]:
+    """Configurations whose paired interval against the leader lies below 0, also when all rivals are counted.
 
     Args:
         values: Higher is better, as for `statistics.compare`: shape (n_configurations, n_seeds, n_units), with the same
             seeds for all.
         labels: Of the configurations.
+        n_rivals: Of each configuration at the race's start, also of those that are dropped by now: as in
+            `statistics.contenders`, the one-sided p must be below 0.05 / `n_rivals`. That a race looks after every round
+            isn't counted.
 
     Returns:
-        Label -> the leader, and the interval of the leader's lead.
+        Label -> the leader, and the 95 % interval of the leader's lead.
     """
     pairs = compare(values, labels, detail=False, leader_only=True)
-    rows = zip(pairs.a, pairs.b, pairs.low.astype(float), pairs.high.astype(float), strict=True)
-    return {b: (a, low, high) for a, b, low, high in rows if low > 0}
+    rows = zip(pairs.a, pairs.b, pairs.low.astype(float), pairs.high.astype(float), pairs.p, strict=True)
+    return {b: (a, low, high) for a, b, low, high, p in rows if low > 0 and p / 2 * n_rivals < ALPHA}
