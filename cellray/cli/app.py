@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, compare, data, losses, models, plan, studies, track
+from cellray.cli import audit, compare, data, losses, models, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -25,9 +25,11 @@ app = typer.Typer(
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
     studies.sweep,
+    submit.submit,
     plan.plan,
     studies.status,
     studies.report,
+    studies.fetch,
     compare.compare,
     studies.ui,
     studies.schema,

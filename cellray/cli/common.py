@@ -26,9 +26,10 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study file, or a study's name in the storage.", show_default=False)
 ]
-Storage = Annotated[str, typer.Option(metavar="DIR|s3://…", help="Where ledgers lie.")]
+Storage = Annotated[str, typer.Option(metavar="DIR|s3://…", envvar="CELLRAY_STORAGE", help="Where ledgers lie.")]
 TrackingUri = Annotated[
-    str | None, typer.Option(metavar="URI", help="MLflow store; default: SQLite beside the ledger.")
+    str | None,
+    typer.Option(metavar="URI", envvar="CELLRAY_TRACKING_URI", help="MLflow store; default: SQLite beside the ledger."),
 ]
 Seeds = Annotated[str | None, typer.Option(metavar="0,5", help="Run only these of the study's seeds.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Run only this configuration (repeatable).")]

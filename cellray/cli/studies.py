@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -140,6 +141,29 @@ def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = F
     ledger, study = find(study_name, storage)
     build_report(ledger, stored_plan(ledger, study), study_facts=facts_of(study))
     _finish(ledger, study, quiet=quiet, as_json=as_json)
+
+
+def fetch(
+    study_name: StudyName,
+    storage: Storage = "studies",
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Default: studies/STUDY/report; - writes a tar to standard output."),
+    ] = None,
+) -> None:
+    """Copy a study's report from its storage to this machine, to be opened in a browser.
+
+    Example: [bold]cellray fetch quickstart --storage s3://bucket/studies[/bold]
+    """
+    from cellray.submission import copy_report, tar_report
+
+    ledger, study = find(study_name, storage)
+    if to == "-":
+        tar_report(ledger, sys.stdout.buffer)
+        return
+    folder = Path(to) if to is not None else Path("studies") / study.name / "report"
+    n = copy_report(ledger, folder)
+    out.print(f"{n} files, open {folder / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def ui(

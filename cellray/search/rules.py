@@ -54,7 +54,7 @@ def outclassed(values: np.ndarray, labels: Sequence[str], n_rivals: int) -> dict
             seeds for all.
         labels: Of the configurations.
         n_rivals: Of each configuration at the race's start, also of those that are dropped by now: as in
-            `statistics.contenders`, the one-sided p must be below 0.05 / `n_rivals`. That a race looks after every round
+            `statistics.contenders`, the one-sided p must be below 0.05 / `n_rivals`. That a race looks again and again
             isn't counted.
 
     Returns:

@@ -1,0 +1,102 @@
+"""``cellray submit``: a study sent to a cluster, followed from here, its report fetched at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study_losses, err, out
+from cellray.errors import CellrayError
+
+
+def submit(
+    study_file: StudyFile,
+    address: Annotated[
+        str | None, typer.Option(metavar="http://HOST:8265", help="A Ray cluster's dashboard; default: Kubernetes.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Of kubectl; default: the current one.")] = None,
+    namespace: Annotated[str, typer.Option(help="Of Kubernetes, where cellray is installed.")] = "cellray",
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|s3://…", help="Where the ledger lies, as the nodes of the Ray cluster see it."),
+    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow store, as the nodes see it.")] = None,
+    retry: Annotated[
+        Literal["failed"] | None, typer.Option(help="Run trials with this outcome again.", show_default=False)
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Run a study on a cluster: Kubernetes with cellray installed (k8s/README.md), or any Ray cluster by --address.
+
+    The study goes on without this command. Ctrl-C leaves it running; the same command comes back to it.
+
+    Example: [bold]cellray submit search_spaces/ablation.yaml --context lab[/bold]
+    """
+    from cellray.submission import Namespace, pack
+
+    options = {"--storage": storage, "--tracking-uri": tracking_uri, "--retry": retry}
+    parcel = pack(
+        study_file,
+        words=tuple(word for name, value in options.items() if value is not None for word in (name, value)),
+        allow_code=allow_code,
+    )
+    check_study_losses(parcel.study)
+    folder = Path("studies") / parcel.study.name / "report"
+    if address is None:
+        cluster = Namespace(context, namespace)
+        job = cluster.running_job(parcel.study.name)
+        if job is None:
+            job = cluster.submit(parcel)
+            out.print(f"RayJob {job} created in namespace {namespace}", highlight=False)
+        else:
+            out.print(f"RayJob {job} of this study is running: following it", highlight=False)
+        stop = f"kubectl --namespace={namespace} delete rayjob {job}"
+        code = _follow(lambda: cluster.follow(job, lambda text: out.print(escape(text), highlight=False)), stop)
+        n_files = cluster.fetch_report(parcel.study.name, folder)
+        out.print(f"report: {folder / 'index.html'} ({n_files} files)", highlight=False, soft_wrap=True)
+        raise typer.Exit(code)
+    _submit_to_ray(parcel, address, storage, folder)
+
+
+def _submit_to_ray(parcel: Any, address: str, storage: str | None, folder: Path) -> None:
+    from cellray.errors import StudyError
+    from cellray.ledger import Ledger
+    from cellray.submission import connect_jobs, copy_report, follow_job, running_job, submit_job
+
+    if storage is None:
+        raise StudyError("--storage: say where the ledger is to lie: s3://bucket/…, or a folder that all nodes share")
+    client = connect_jobs(address)
+    job = running_job(client, parcel.study.name)
+    if job is None:
+        job = submit_job(client, parcel)
+        out.print(f"job {job} submitted to {escape(address)}", highlight=False)
+    else:
+        out.print(f"job {job} of this study is running: following it", highlight=False)
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    code = _follow(lambda: follow_job(client, job, write), f"ray job stop {job} --address {address}")
+    try:
+        n_files = copy_report(Ledger(storage, parcel.study.name), folder)
+    except (CellrayError, OSError) as error:
+        err.print(f"The report stays in {escape(storage)}: {escape(str(error))}", highlight=False, soft_wrap=True)
+    else:
+        out.print(f"report: {folder / 'index.html'} ({n_files} files)", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _follow(follow: Callable[[], int], stop: str) -> int:
+    """Follow a job; Ctrl-C leaves it alone and says how to come back and how to end it."""
+    try:
+        return follow()
+    except KeyboardInterrupt:
+        err.print("Not followed any more; the study goes on. The same command comes back to it.", highlight=False)
+        err.print(f"To stop it: [bold]{escape(stop)}[/bold]", highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None

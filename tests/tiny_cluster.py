@@ -1,0 +1,266 @@
+"""A Kubernetes API of one process for the real kubectl: it stores what it is given, and runs a RayJob's command here.
+
+No scheduler, no images: a RayJob's entrypoint is run in a shell with the study's ConfigMap as files, and its status and
+log are what KubeRay would show. `exec` runs its command here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+GROUPS = {
+    "ray.io": ("v1", "rayjobs", "RayJob"),
+    "batch": ("v1", "jobs", "Job"),
+    "apps": ("v1", "deployments", "Deployment"),
+}
+CORE = {"configmaps": "ConfigMap", "pods": "Pod", "namespaces": "Namespace"}
+
+
+class TinyCluster:
+    """The objects, and the processes of the RayJobs.
+
+    Args:
+        folder: For the studies that come as ConfigMaps.
+        environment: Of the commands.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.objects: dict[str, dict[str, Any]] = {name: {} for name in (*CORE, *(g[1] for g in GROUPS.values()))}
+        self.logs: dict[str, bytes] = {}
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.config = folder / "kubeconfig"
+
+    # What kubectl asks first.
+
+    async def versions(self, _: web.Request) -> web.Response:
+        return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
+
+    async def groups(self, _: web.Request) -> web.Response:
+        found = [
+            {
+                "name": name,
+                "versions": [{"groupVersion": f"{name}/{v}", "version": v}],
+                "preferredVersion": {"groupVersion": f"{name}/{v}", "version": v},
+            }
+            for name, (v, _, _) in GROUPS.items()
+        ]
+        return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": found})
+
+    async def resources(self, request: web.Request) -> web.Response:
+        group = request.match_info.get("group")
+        if group is None:
+            found, name = list(CORE.items()), "v1"
+        else:
+            version, plural, kind = GROUPS[group]
+            found, name = [(plural, kind)], f"{group}/{version}"
+        listed = [
+            {
+                "name": plural,
+                "singularName": kind.lower(),
+                "namespaced": plural != "namespaces",
+                "kind": kind,
+                "verbs": ["get", "list", "create"],
+            }
+            for plural, kind in found
+        ]
+        return web.json_response({"kind": "APIResourceList", "groupVersion": name, "resources": listed})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """That the server checks fields itself: kubectl then doesn't."""
+        tops = {"api/v1": [("", "v1", kind, plural) for plural, kind in CORE.items()]}
+        tops |= {f"apis/{g}/{v}": [(g, v, kind, plural)] for g, (v, plural, kind) in GROUPS.items()}
+        top = request.match_info.get("top")
+        if top is None:
+            return web.json_response({"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}"} for name in tops}})
+        checks = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+        paths = {
+            f"/{top}/namespaces/{{namespace}}/{plural}/{{name}}": {
+                "patch": {
+                    "parameters": [checks],
+                    "responses": {},
+                    "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+                }
+            }
+            for group, version, kind, plural in tops[top]
+        }
+        info = {"title": "tiny", "version": "1"}
+        return web.json_response({"openapi": "3.0.0", "info": info, "paths": paths})
+
+    # Objects.
+
+    async def read(self, request: web.Request) -> web.Response:
+        plural, name = request.match_info["plural"], request.match_info.get("name")
+        stored = self.objects[plural]
+        if name is not None:
+            if name not in stored:
+                return _refuse(404, "NotFound", f'{plural} "{name}" not found')
+            return web.json_response(stored[name])
+        wanted = dict(term.split("=") for term in request.query.get("labelSelector", "").split(",") if term)
+        items = [o for o in stored.values() if wanted.items() <= (o["metadata"].get("labels") or {}).items()]
+        kind = CORE.get(plural) or next(kind for _, named, kind in GROUPS.values() if named == plural)
+        top = request.match_info.get("group")
+        version = f"{top}/{request.match_info['version']}" if top else "v1"
+        return web.json_response({"kind": f"{kind}List", "apiVersion": version, "metadata": {}, "items": items})
+
+    async def create(self, request: web.Request) -> web.Response:
+        plural, thing = request.match_info["plural"], await request.json()
+        name = thing["metadata"]["name"]
+        if name in self.objects[plural]:
+            return _refuse(409, "AlreadyExists", f'{plural} "{name}" already exists')
+        thing["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": request.match_info["namespace"]}
+        self.objects[plural][name] = thing
+        if plural == "configmaps" and name in self.objects["rayjobs"]:
+            task = asyncio.create_task(self._run(name, thing["data"]))
+            self.tasks.add(task)
+        return web.json_response(thing, status=201)
+
+    async def log(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"].removesuffix("-pod")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        sent = len(self.logs[name]) if "sinceTime" in request.query else 0
+        while True:
+            running = self.processes[name].returncode is None
+            await response.write(self.logs[name][sent:])
+            sent = len(self.logs[name])
+            if not running:
+                return response
+            await asyncio.sleep(0.1)
+
+    async def execute(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=["v5.channel.k8s.io", "v4.channel.k8s.io"])
+        await socket.prepare(request)
+        process = await self._start(shlex.join(request.query.getall("command")), separate=True)
+        out, said = await process.communicate()
+        for channel, data in ((1, out), (2, said)):
+            for start in range(0, len(data), 30_000):
+                await socket.send_bytes(bytes([channel]) + data[start : start + 30_000])
+        code = str(process.returncode)
+        status: dict[str, Any] = {"metadata": {}, "status": "Success"}
+        if process.returncode:
+            causes = [{"reason": "ExitCode", "message": code}]
+            status = {"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+        await socket.send_bytes(b"\x03" + json.dumps(status).encode())
+        await socket.close()
+        return socket
+
+    # What KubeRay does.
+
+    async def _run(self, name: str, files: dict[str, str]) -> None:
+        job = self.objects["rayjobs"][name]
+        head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        volume = next(v["name"] for v in head["volumes"] if v.get("configMap", {}).get("name") == name)
+        mounted = next(m["mountPath"] for m in head["containers"][0]["volumeMounts"] if m["name"] == volume)
+        place = self.folder / name
+        place.mkdir()
+        for file, text in files.items():
+            (place / file).write_text(text)
+        job["status"] = {"jobDeploymentStatus": "Initializing"}
+        await asyncio.sleep(0.5)
+        self.logs[name] = b""
+        self.processes[name] = process = await self._start(
+            job["spec"]["entrypoint"].replace(f"{mounted}/", f"{place}/", 1)
+        )
+        pod = {"metadata": {"name": f"{name}-pod", "namespace": "cellray", "labels": {"job-name": name}}}
+        pod |= {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "submitter"}]}}
+        pod["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        self.objects["pods"][f"{name}-pod"] = pod
+        selector = {"matchLabels": {"job-name": name}}
+        self.objects["jobs"][name] = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "namespace": "cellray"},
+            "spec": {"selector": selector},
+        }
+        job["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+        assert process.stdout is not None
+        while data := await process.stdout.read(4096):
+            self.logs[name] += data
+        code = await process.wait()
+        state = ("Complete", "SUCCEEDED") if code == 0 else ("Failed", "FAILED")
+        job["status"] = {"jobDeploymentStatus": state[0], "jobStatus": state[1], "message": f"exit code {code}"}
+
+    async def _start(self, command: str, separate: bool = False) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_shell(
+            f"exec {command}", stdout=pipe, stderr=pipe if separate else asyncio.subprocess.STDOUT,
+            env=self.environment, cwd=self.folder,
+        )  # fmt: skip
+
+
+def _refuse(code: int, reason: str, message: str) -> web.Response:
+    status = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "reason": reason,
+        "message": message,
+        "code": code,
+    }
+    return web.json_response(status, status=code)
+
+
+@contextmanager
+def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyCluster]:
+    """A running `TinyCluster`, and the kubectl configuration `config` that names it as the context `tiny`."""
+    cluster = TinyCluster(folder, environment)
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    address: list[str] = []
+
+    async def serve() -> None:
+        app = web.Application(client_max_size=2**24)
+        spaced = "/namespaces/{namespace}"
+        app.router.add_get("/api", cluster.versions)
+        app.router.add_get("/apis", cluster.groups)
+        app.router.add_get("/openapi/v3", cluster.openapi)
+        app.router.add_get("/openapi/v3/{top:.*}", cluster.openapi)
+        app.router.add_get("/api/v1", cluster.resources)
+        for top in ("/api/v1", "/apis/{group}/{version}"):
+            if top != "/api/v1":
+                app.router.add_get(top, cluster.resources)
+            app.router.add_get(top + spaced + "/{plural}", cluster.read)
+            app.router.add_post(top + spaced + "/{plural}", cluster.create)
+            app.router.add_get(top + spaced + "/{plural}/{name}", cluster.read)
+        app.router.add_get("/api/v1" + spaced + "/pods/{name}/log", cluster.log)
+        app.router.add_get("/api/v1" + spaced + "/pods/{name}/exec", cluster.execute)
+        runner = web.AppRunner(app, shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        ready.set()
+
+    loop.create_task(serve())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    cluster.config.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "tiny", "cluster": {"server": address[0]}}],
+                "users": [{"name": "me", "user": {}}],
+                "contexts": [{"name": "tiny", "context": {"cluster": "tiny", "user": "me"}}],
+            }
+        )
+    )
+    try:
+        yield cluster
+    finally:
+        for process in cluster.processes.values():
+            if process.returncode is None:
+                process.kill()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
