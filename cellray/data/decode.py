@@ -176,6 +176,8 @@ def _decode_tiff(data: bytes, where: str, palette: bool) -> Array:
             raise DataError(f"{where}: a TIFF of {len(file.pages)} pages (a stack), expected one picture")
         page: Any = file.pages[0]
         _check_size(page.imagelength, page.imagewidth, where)
+        if page.samplesperpixel > 4:
+            raise DataError(f"{where}: a TIFF of {page.samplesperpixel} channels, expected gray or RGB")
         axes, shape, colours = page.axes, page.shape, getattr(page.photometric, "name", str(page.photometric))
         if colours in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LINEAR_RAW"):
             raise DataError(f"{where}: a TIFF of {colours} colours, expected gray or RGB")
