@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import pickle
-import socket
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from services import S3_KEYS, object_store
+from services import S3_KEYS, Door, object_store
 from tiny_study import draw_images
 
 from cellray import storage as storage_module
@@ -154,51 +151,6 @@ def test_a_store_that_isnt_there_at_the_start_is_not_waited_for(monkeypatch):
     with pytest.raises(LedgerError, match="nothing answers at its endpoint"):
         Ledger("s3://cellray/studies", "study").prepare()
     assert time.monotonic() - begun < 60
-
-
-class Door:
-    """A way to a server that can be shut: connections break, and no new ones are taken."""
-
-    def __init__(self, to_port: int) -> None:
-        self._to, self._open = to_port, threading.Event()
-        self._open.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._ends: list[socket.socket] = []
-        self.bytes_left: float = math.inf
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def shut(self) -> None:
-        self._open.clear()
-        for end in self._ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def open(self) -> None:
-        self.bytes_left = math.inf
-        self._open.set()
-
-    def _serve(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            if not self._open.is_set():
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self._to))
-            self._ends += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
-
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                self.bytes_left -= len(data)
-                if self.bytes_left < 0:
-                    return self.shut()
-                other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.slow

