@@ -315,12 +315,12 @@ def start_report_actor(
     """
     import ray
 
-    class Live(LedgerReportActor):
+    class LiveReportActor(LedgerReportActor):
         # In a thread of its own: a question doesn't wait behind the news that came before it.
         status = ray.method(concurrency_group="questions")(LedgerReportActor.status)
 
     how: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "concurrency_groups": {"questions": 1}}
-    remote = ray.remote(num_cpus=0, **how)(Live)
+    remote = ray.remote(num_cpus=0, **how)(LiveReportActor)
     # Ray keeps what an actor is made with for its restarts, but only while it is small.
     head, facts = replace(plan, trials=(), dropped={}), dict(study_facts or {})
     actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, {"sets": facts.get("sets", [])})
