@@ -21,7 +21,7 @@ import torch
 import cellray
 from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
 from cellray.device import describe, peak_memory_mb, pick_device, prepare, reason_of
-from cellray.errors import LedgerError
+from cellray.errors import DataError, LedgerError
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger
 from cellray.model import build_model
@@ -104,6 +104,11 @@ class Sets:
             for name, dataset in {"": self.train, **self.external}.items()
         }
         return trial.key(self.train.fingerprint), trial.evaluation_key(facts)
+
+    def expect(self, trial: Trial, keys: tuple[str, str]) -> None:
+        """Raise `DataError` unless a trial has these keys here: the same path may hold other files elsewhere."""
+        if self.keys(trial) != keys:
+            raise DataError(f"the images at the study's paths on {socket.gethostname()} are not those of the sweep")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 from tiny_study import draw_images, tiny_study
 
-from cellray.errors import StudyError
+from cellray.errors import DataError, StudyError
 from cellray.ledger import Ledger
 from cellray.sweep import connect, run_sweep
 from cellray.sweep.nodes import _look
@@ -87,6 +87,16 @@ def test_what_a_node_says(images, tmp_path):
         moved = json.loads(data)
         moved["train"]["path"] = str(tmp_path / "elsewhere")
         assert "no such folder" in _look(json.dumps(moved), ledger, cellray.__version__)[0]
+
+
+def test_a_trial_is_refused_where_training_or_external_images_are_others(images, tmp_path):
+    study = tiny_study(images)
+    (trial, _), sets = study.trials(), Sets.open(study.data)
+    key, evaluation_key = sets.keys(trial)
+    sets.expect(trial, (key, evaluation_key))
+    for keys in (("0" * 16, evaluation_key), (key, "0" * 16)):
+        with pytest.raises(DataError, match="are not those of the sweep"):
+            sets.expect(trial, keys)
 
 
 def test_a_sweep_through_ray_client_is_refused_with_the_command_that_works():

@@ -425,7 +425,8 @@ class Trained:
             self.rows.append(row)
             at_row(row)
 
-        run_with_workers(self.trial, self.study.data, self.ledger, workers=2, cpus=1, gpus=0, report=report, **how)
+        keys = Sets.open(self.study.data).keys(self.trial)
+        run_with_workers(self.trial, keys, self.ledger, workers=2, cpus=1, gpus=0, report=report, **how)
 
 
 def processes() -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from cellray.device import release_memory
-from cellray.errors import DataError, LedgerError
+from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.search import Agenda
 from cellray.study import DataConfig, ResourcesConfig, Study, Trial
@@ -156,8 +155,7 @@ def _run(
             if task is None:
                 return None
             tasks[trial_id] = task.trial
-            key, _ = sets.keys(task.trial)
-            return {"trial": task.trial.model_dump_json(), "until": task.until, "key": key}
+            return {"trial": task.trial.model_dump_json(), "until": task.until, "keys": sets.keys(task.trial)}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass  # `News` hears of it
@@ -280,7 +278,7 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     """One trial in a Ray worker. Leaves nothing behind but opened data, for the next trial of the process."""
     from ray import tune
 
-    trial, until = Trial.model_validate_json(config["trial"]), config["until"]
+    trial, until, keys = Trial.model_validate_json(config["trial"]), config["until"], tuple(config["keys"])
 
     def report(row: Row) -> None:
         tune.report({"row": row})
@@ -289,13 +287,10 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     try:
         if resources.n_workers > 1:
             n = resources.n_workers
-            run_with_workers(trial, trial.data, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
+            run_with_workers(trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
         else:
             sets = _open_once(trial.data.model_dump_json())
-            if sets.keys(trial)[0] != config["key"]:
-                raise DataError(
-                    f"the images at its data paths on {socket.gethostname()} are others than the sweep's own"
-                )
+            sets.expect(trial, keys)
             run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
     finally:
         release_memory()

@@ -28,14 +28,14 @@ def check_nodes(data: DataConfig, sets: Sets, ledger: Ledger) -> None:
     others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here and n["Resources"].get("CPU")]
     # Not counted against the trials' CPUs, and nowhere else than on its node.
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
-    asked = {
-        node["NodeManagerAddress"]: look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(data.model_dump_json(), ledger, cellray.__version__)
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            data.model_dump_json(), ledger, cellray.__version__
+        )
         for node in others
-    }
+    ]
     expected = fingerprints(sets)
-    for address, answer in asked.items():
+    for node, answer in zip(others, answers, strict=True):
         try:
             problem, found = ray.get(answer)
         except (NodeDiedError, TaskUnschedulableError):
@@ -46,7 +46,7 @@ def check_nodes(data: DataConfig, sets: Sets, ledger: Ledger) -> None:
             name = next(name for name in expected if found.get(name) != expected[name])
             problem = f"dataset {name!r} has other images there than here: the same path must hold the same files"
         if problem:
-            raise StudyError(f"node {address} can't run this study: {problem}")
+            raise StudyError(f"node {node['NodeManagerAddress']} can't run this study: {problem}")
 
 
 def fingerprints(sets: Sets) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cellray.device import pick_device, reason_of
 from cellray.ledger import Ledger
-from cellray.study import DataConfig, Trial
+from cellray.study import Trial
 from cellray.training import Team
 from cellray.trial import Row, Sets, record_failure, run_trial
 
@@ -42,7 +42,7 @@ class WorkerError(Exception):
 
 def run_with_workers(
     trial: Trial,
-    data: DataConfig,
+    keys: tuple[str, str],
     ledger: Ledger,
     *,
     workers: int,
@@ -59,7 +59,7 @@ def run_with_workers(
 
     Args:
         trial: What to run.
-        data: The study's data, which each worker opens.
+        keys: Of the trial by the sweep's own images; each worker compares them with what it opens.
         ledger: Where records go.
         workers: How many, at least 2.
         cpus: For each worker.
@@ -80,7 +80,7 @@ def run_with_workers(
     rows: Any = Queue(actor_options={"num_cpus": 0})
 
     def work() -> None:
-        _work(trial, data, ledger, share, threads, until, lambda row: rows.put(row))
+        _work(trial, keys, ledger, share, threads, until, lambda row: rows.put(row))
 
     scratch = tempfile.mkdtemp(prefix=f"cellray-train-{os.getpid()}-")
     trainer = TorchTrainer(
@@ -112,7 +112,7 @@ def run_with_workers(
         own = own_error(error.worker_failures)
         if own is None:
             raise
-        record_failure(trial, Sets.open(data), ledger, own.reason, own.trace)
+        record_failure(trial, Sets.open(trial.data), ledger, own.reason, own.trace)
     finally:
         rows.shutdown(force=True)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -128,7 +128,7 @@ def own_error(failures: dict[int, Exception]) -> WorkerError | None:
 
 def _work(
     trial: Trial,
-    data: DataConfig,
+    keys: tuple[str, str],
     ledger: Ledger,
     gpus: float,
     threads: int,
@@ -138,7 +138,8 @@ def _work(
     """One worker's part."""
     from torch import distributed
 
-    sets = Sets.open(data)
+    sets = Sets.open(trial.data)
+    sets.expect(trial, keys)
     try:
         run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=on_epoch, until=until, team=Team.joined())
     except Exception as error:
