@@ -187,6 +187,10 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
         ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
         cluster.objects["pods"]["mlflow-0"] = {"apiVersion": "v1", "kind": "Pod", **mlflow, "status": ready}
 
+        early = subprocess.run(
+            [BIN / "cellray", "fetch", "tiny", "--to", "-"], env=there, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert early.returncode == 2 and "no study 'tiny'" in early.stderr and early.stdout == ""
         first = cellray(*words, cwd=tmp_path, **here)
         assert first.stdout is not None
         lines = []
@@ -198,7 +202,7 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
         assert first.returncode == 130, said
         (job,) = [name for name in cluster.objects["rayjobs"] if name != "cellray"]
         assert "The same command comes back to it" in said
-        assert f"kubectl --namespace=cellray delete rayjob {job}" in said
+        assert f"kubectl --context=tiny --namespace=cellray delete rayjob {job}" in said
 
         again = cellray(*words, cwd=tmp_path, **here)
         said = again.communicate(timeout=300)[0]
@@ -260,6 +264,16 @@ def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, stu
     page = tmp_path / "studies" / "tiny" / "report" / "index.html"
     assert page.read_bytes() == (storage / "tiny" / "report" / "index.html").read_bytes()
     assert TOKEN not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"), [("--tracking-uri", "CELLRAY_TRACKING_URI"), ("--storage", "CELLRAY_STORAGE")]
+)
+def test_credentials_are_not_sent_in_a_command(study_file, tmp_path, option, variable):
+    words = ("submit", str(study_file), "--address", "http://127.0.0.1:9", option, "http://me:hush@host/x")
+    refused = cellray(*words, cwd=tmp_path)
+    said = refused.communicate(timeout=120)[0]
+    assert refused.returncode == 2 and variable in said and "hush" not in said, said
 
 
 def test_no_cluster_there_is_said(study_file, tmp_path):

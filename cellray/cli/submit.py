@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -37,8 +38,15 @@ def submit(
 
     Example: [bold]cellray submit search_spaces/ablation.yaml --context lab[/bold]
     """
+    from cellray.errors import StudyError
     from cellray.submission import Namespace, pack
 
+    for name, value in (("--storage", storage), ("--tracking-uri", tracking_uri)):
+        if "@" in urlsplit(value or "").netloc:
+            raise StudyError(
+                f"{name}: credentials don't belong into a job's command, which gets stored and printed; "
+                f"set CELLRAY_{name[2:].upper().replace('-', '_')} in the environment of the cluster's nodes"
+            )
     options = {"--storage": storage, "--tracking-uri": tracking_uri, "--retry": retry}
     parcel = pack(
         study_file,
@@ -55,7 +63,7 @@ def submit(
             out.print(f"RayJob {job} created in namespace {namespace}", highlight=False)
         else:
             out.print(f"RayJob {job} of this study is running: following it", highlight=False)
-        stop = f"kubectl --namespace={namespace} delete rayjob {job}"
+        stop = cluster.command("delete", "rayjob", job)
         code = _follow(lambda: cluster.follow(job, lambda text: out.print(escape(text), highlight=False)), stop)
         n_files = cluster.fetch_report(parcel.study.name, folder)
         out.print(f"report: {folder / 'index.html'} ({n_files} files)", highlight=False, soft_wrap=True)

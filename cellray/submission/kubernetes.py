@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -52,6 +53,10 @@ class Namespace:
         self.name = name
         self.words = [found, *([f"--context={context}"] if context else []), f"--namespace={name}"]
 
+    def command(self, *words: str) -> str:
+        """A kubectl command for the user to give."""
+        return shlex.join(["kubectl", *self.words[1:], *words])
+
     def kubectl(self, *words: str, given: bytes | None = None) -> bytes:
         """What a kubectl command prints.
 
@@ -98,7 +103,11 @@ class Namespace:
         owner = {"apiVersion": made["apiVersion"], "kind": "RayJob", "name": name, "uid": made["metadata"]["uid"]}
         labels = {STUDY_LABEL: label_of(parcel.study.name)}
         metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
-        self.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": parcel.files})
+        try:
+            self.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": parcel.files})
+        except StudyError:
+            self.kubectl("delete", "rayjobs.ray.io", name, "--wait=false")  # it would wait for its study for ever
+            raise
         return name
 
     def follow(self, job: str, say: Callable[[str], None]) -> int:
@@ -144,13 +153,11 @@ class Namespace:
             StudyError: If that pod can't be reached, or the study has no report.
         """
         command = [*self.words, "exec", "deployment/mlflow", "--", "cellray", "fetch", study, "--to", "-"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stderr is not None
-            n = untar_report(process.stdout, folder)
-            said = process.stderr.read().decode(errors="replace").strip().splitlines()
-        if process.returncode:
-            raise StudyError(f"the report can't be fetched: {said[-1] if said else 'no reason given'}")
-        return n
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise StudyError(f"the report can't be fetched: {said[0]}")
+        return untar_report(io.BytesIO(done.stdout), folder)
 
 
 def rayjob(template: dict[str, Any], parcel: Parcel, suffix: str) -> dict[str, Any]:
