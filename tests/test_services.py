@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from disturb import Command
 from manifests import all_pods
 from mlflow import MlflowClient
 from pyarrow import fs
-from services import S3_KEYS, Door, accepts, answers, free_port, mlflow_server, object_store, postgres, process
+from services import S3_KEYS, Door, accepts, answers, free_port, mlflow_server, postgres, process, put, s3_environment
 from tiny_study import draw_images, tiny_study
 
 from cellray.ledger import Ledger
@@ -35,10 +36,7 @@ SECRET = S3_KEYS["AWS_SECRET_ACCESS_KEY"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The address of an object store, whose keys are in the environment."""
-    with pytest.MonkeyPatch.context() as patch, object_store(tmp_path_factory.mktemp("weed")) as url:
-        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
-            patch.setenv(name, value)
+    with s3_environment(tmp_path_factory.mktemp("weed")) as url:
         yield url
 
 
@@ -46,14 +44,6 @@ def store(tmp_path_factory):
 def database(tmp_path_factory):
     with postgres(tmp_path_factory.mktemp("postgres")) as uri:
         yield uri
-
-
-def put(folder: Path, where: str) -> None:
-    files, _ = open_storage("s3://cellray")
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with files.open_output_stream(f"cellray/{where}/{path.relative_to(folder).as_posix()}") as stream:
-                stream.write(path.read_bytes())
 
 
 def stored_bytes() -> bytes:
@@ -102,7 +92,8 @@ def test_a_sweep_over_the_network_outlives_its_store_and_tells_nobody_its_keys(s
         client = MlflowClient(tracking_uri=uri)
         (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
-        assert len({run.data.tags["mlflow.runName"] for run in runs if "seed" in run.data.tags["mlflow.runName"]}) >= 2
+        kinds = Counter(run.data.tags["cellray.kind"] for run in runs)
+        assert kinds == {"study": 1, "configuration": 2, "seed": 4}
     records = ledger.records()
     assert [record["outcome"] for record in records] == ["finished"] * 4
 

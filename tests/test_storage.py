@@ -5,11 +5,10 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from services import S3_KEYS, Door, object_store
+from services import S3_KEYS, Door, put, s3_environment
 from tiny_study import draw_images
 
 from cellray import storage as storage_module
@@ -24,10 +23,7 @@ KEY = "AWS_SECRET_ACCESS_KEY"
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):
-    """The address of an object store with the bucket `cellray`, whose keys are in the environment."""
-    with pytest.MonkeyPatch.context() as patch, object_store(tmp_path_factory.mktemp("weed")) as url:
-        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
-            patch.setenv(name, value)
+    with s3_environment(tmp_path_factory.mktemp("weed")) as url:
         yield url
 
 
@@ -184,18 +180,10 @@ def test_a_record_that_is_cut_off_on_its_way_is_none(endpoint, monkeypatch):
 # Datasets in a bucket.
 
 
-def put(endpoint: str, folder: Path, where: str) -> None:
-    store, _ = open_storage("s3://cellray")
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with store.open_output_stream(f"cellray/{where}/{path.relative_to(folder).as_posix()}") as stream:
-                stream.write(path.read_bytes())
-
-
 @pytest.mark.slow
 def test_a_dataset_in_a_bucket_is_that_of_the_folder_and_fetched_once(endpoint, tmp_path, monkeypatch):
     images = draw_images(tmp_path / "disks")
-    put(endpoint, images, "data/disks")
+    put(images, "data/disks")
 
     def opened(path: str):
         config = DatasetConfig(name="disks", path=path)
