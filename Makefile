@@ -54,12 +54,12 @@ clean: ## remove caches and build leftovers; .venv and studies/ stay
 # .venv, so that they go when it goes.
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray into $(VENV): some minutes the first time; torch is most of it."
-	$(PIP) install -qq --constraint constraints.txt --editable .
+	@$(PIP) install -qq --constraint constraints.txt --editable .
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray and the test tools into $(VENV): some minutes the first time; torch is most of it."
-	$(PIP) install -qq --constraint constraints.txt --editable '.[test]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[test]'
 	@touch $@ $(RUN_STAMP)
 
 $(BIN)/python:
