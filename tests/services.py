@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,10 +27,21 @@ from cellray.storage import open_storage
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
+_PORTS = iter(random.SystemRandom().sample(range(20_000, 32_768), 12_768))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port where nobody listens, not given before.
+
+    Below those that the system gives to outgoing connections (from 32768 on Linux), and above those of Ray's workers (to
+    19999): one of theirs may be taken by the time a server wants it.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("There is no free port from 20000 to 32767.")
 
 
 def accepts(port: int) -> bool:
