@@ -264,14 +264,19 @@ class Ledger:
     # One sweep at a time.
 
     @contextmanager
-    def lease(self) -> Iterator[None]:
+    def lease(self, on_wait: Callable[[str], None] = lambda words: None) -> Iterator[None]:
         """Hold the ledger for one sweep; renewed in the background, released at the end.
+
+        A holder on another machine may have died with it: it is watched until it renews its lease or the lease expires.
+
+        Args:
+            on_wait: Told, in a sentence, that somebody is watched.
 
         Raises:
             LedgerError: If another sweep holds it.
         """
         holder = {"host": socket.gethostname(), "pids": _pid_space(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-        other = self.holder()
+        other = self._living_holder(on_wait)
         if other is not None:
             raise LedgerError(
                 f"{self.uri} is held by another sweep (process {other['pid']} on {other['host']}, last seen "
@@ -306,6 +311,24 @@ class Ledger:
                 if at_once._is_mine(holder):
                     at_once.delete("lease.json")
 
+    def _living_holder(self, on_wait: Callable[[str], None]) -> dict[str, Any] | None:
+        """Who holds the ledger, after a look at whether one on another machine lives."""
+        other = self.holder()
+        if other is None or _is_here(other):
+            return other
+        left_s = min(other["seen"] + LEASE_S - time.time(), LEASE_S)  # its clock may be ahead
+        on_wait(
+            f"process {other['pid']} on {other['host']} was sweeping this ledger {time.time() - other['seen']:.0f} s "
+            f"ago; unless it says so again, this sweep takes over in {left_s:.0f} s"
+        )
+        end = time.monotonic() + left_s
+        while time.monotonic() < end:
+            time.sleep(min(1.0, left_s))
+            now = self._lease()
+            if now is None or now["seen"] != other["seen"]:
+                return now
+        return None
+
     def _renew(self, holder: dict[str, Any]) -> None:
         self.write("lease.json", json.dumps({**holder, "seen": time.time()}).encode())
 
@@ -326,10 +349,14 @@ class Ledger:
         other = self._lease()
         if other is None or time.time() - other["seen"] > LEASE_S:
             return None
-        here = (socket.gethostname(), _pid_space())
-        if (other["host"], other.get("pids")) == here and not is_running(other["pid"]):
+        if _is_here(other) and not is_running(other["pid"]):
             return None
         return other
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    """Whether it is, or was, a process of this machine."""
+    return (holder["host"], holder.get("pids")) == (socket.gethostname(), _pid_space())
 
 
 def _pid_space() -> str:

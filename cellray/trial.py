@@ -233,6 +233,9 @@ def run_trial(
         "images": judged.images if judged else pd.DataFrame(),
         "objects": judged.objects if judged else pd.DataFrame(),
     }
+    now = Planned(trial, key, evaluation_key, ledger.record(key))
+    if now.done:  # by the process that took over when this one's machine was cut off from the others for a while
+        return now.stored
     ledger.write_record(record, tables, {**files, **(judged.files if judged else {})})
     return record
 

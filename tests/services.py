@@ -33,8 +33,8 @@ _PORTS = iter(random.SystemRandom().sample(range(20_000, 32_768), 12_768))
 def free_port() -> int:
     """A port where nobody listens, not given before.
 
-    Below those that the system gives to outgoing connections (from 32768 on Linux), and above those of Ray's workers (to
-    19999): one of theirs may be taken by the time a server wants it.
+    Below those that the system gives to outgoing connections (from 32768 on Linux), and above those of Ray's workers
+    (to 19999): one of theirs may be taken by the time a server wants it.
     """
     for port in _PORTS:
         with socket.socket() as probe, suppress(OSError):

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cellray.ledger import _pid_space
+
 STUDY = """
 name: tiny
 question: Does the command line work?
@@ -171,12 +173,15 @@ class TestOneStudy:
 
     def test_a_second_sweep_on_the_same_ledger_is_told_who_holds_it(self, place, swept):
         lease = place / "studies/tiny/lease.json"
-        lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "id": "x", "seen": time.time()}))
-        try:
-            told = cellray(place, "sweep", "tiny.yaml", code=2)
-        finally:
-            lease.unlink()
-        assert "held by another sweep (process 7 on elsewhere" in told.stderr
+        with subprocess.Popen(["sleep", "600"]) as living:
+            holder = {"host": socket.gethostname(), "pids": _pid_space(), "pid": living.pid}
+            lease.write_text(json.dumps({**holder, "id": "x", "seen": time.time()}))
+            try:
+                told = cellray(place, "sweep", "tiny.yaml", code=2)
+            finally:
+                living.kill()
+                lease.unlink()
+        assert f"held by another sweep (process {living.pid} on {socket.gethostname()}" in " ".join(told.stderr.split())
 
     def test_only_some_trials_leave_the_others_planned(self, place):
         told = cellray(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 
@@ -188,10 +190,30 @@ def test_an_expired_lease_is_taken_over(local):
         pass
 
 
-def test_a_lease_of_another_host_holds_until_it_expires(local):
-    local.write("lease.json", json.dumps({"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time()}).encode())
-    with pytest.raises(LedgerError, match="process 1 on elsewhere"), local.lease():
+def lease_elsewhere(local, seen: float) -> None:
+    local.write("lease.json", json.dumps({"host": "elsewhere", "pid": 1, "id": "x", "seen": seen}).encode())
+
+
+def test_a_holder_on_another_host_that_renews_its_lease_keeps_it(local):
+    lease_elsewhere(local, time.time())
+    renewal = threading.Timer(1.5, lease_elsewhere, [local, time.time() + 1])
+    renewal.start()
+    said = []
+    with pytest.raises(LedgerError, match="process 1 on elsewhere"), local.lease(said.append):
         pass
+    renewal.join()
+    assert re.fullmatch(r"process 1 on elsewhere was sweeping .* 0 s ago; .* takes over in 60 s", *said)
+    assert json.loads(local.read("lease.json"))["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize("ahead_s", [0, 1000])  # of this host's clock
+def test_a_holder_on_another_host_that_says_no_more_is_taken_for_dead(local, monkeypatch, ahead_s):
+    monkeypatch.setattr(ledger_module, "LEASE_S", 2.0)
+    lease_elsewhere(local, time.time() + ahead_s)
+    begun = time.monotonic()
+    with local.lease():
+        assert 1.5 < time.monotonic() - begun < 30
+        assert json.loads(local.read("lease.json"))["host"] == socket.gethostname()
 
 
 def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(local):

@@ -150,6 +150,18 @@ def test_an_interrupted_trial_goes_on_to_the_same_record(undisturbed, images, tm
         pd.testing.assert_frame_equal(run.history(), undisturbed.history(), check_exact=True)
 
 
+def test_a_process_that_was_cut_off_leaves_the_record_of_the_one_that_took_over(undisturbed, images, tmp_path):
+    run, taken_over = Run(images, tmp_path), []
+
+    def take_over(row):
+        if row["epoch"] == 2:
+            taken_over.append(run())
+
+    assert run(on_epoch=take_over) == taken_over[0]
+    assert run.ledger.records() == taken_over
+    assert same(lasting(taken_over[0]), lasting(undisturbed.record))
+
+
 def test_an_error_inside_is_an_outcome_with_its_reason(images, tmp_path, monkeypatch):
     def breaks(*args, **kwargs):
         raise RuntimeError("out of luck")

@@ -68,7 +68,7 @@ def train(
     planned = [p for p in plan if (p.label, p.seed) in chosen]
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources
-    with interruptible(), ledger.lease():
+    with interruptible(), ledger.lease(observer.on_note if observer else lambda words: None):
         if observer:
             observer.on_start(study, planned)
         try:

@@ -96,7 +96,7 @@ def run_sweep(
         StudyError: If no node can hold a trial, or one doesn't see the data or the ledger.
     """
     ledger.prepare()
-    with ledger.lease():
+    with ledger.lease(on_wait=lambda words: _tell(observers, "on_note", words)):
         ledger.write("study.yaml", study.dump_yaml().encode())
         if retry_failed:
             _forget_failures(study, sets, ledger, chosen)
