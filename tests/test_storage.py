@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyarrow import fs
-from services import S3_KEYS, Door, put, s3_environment
+from services import S3_KEYS, Door, put, s3_environment, throttle
 from tiny_study import draw_images
 
 from cellray import storage as storage_module
@@ -163,6 +164,22 @@ def test_a_store_that_goes_away_is_waited_for_also_by_who_was_sent_the_ledger(en
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_store_that_takes_few_requests_at_once_gets_everything_in_the_end(tmp_path, quick):
+    files = {f"trials/{i:02}/overlay.png": bytes([i]) * 3_000_000 for i in range(24)}
+    with s3_environment(tmp_path) as _, ThreadPoolExecutor(12) as pool:
+        throttle(tmp_path, n_writes=1)
+        hasty = Ledger("s3://cellray/hasty", "s", patience_s=0, _has_answered=True)
+        answers = [pool.submit(hasty.write, path, data) for path, data in files.items()]
+        refusals = [str(answer.exception()) for answer in answers if answer.exception()]
+        assert refusals  # the SDK's own few attempts weren't enough
+        assert all("HTTP status 503" in text and is_passing(OSError(text)) for text in refusals)
+
+        patient = Ledger("s3://cellray/patient", "s", _has_answered=True)
+        list(pool.map(patient.write, files, files.values()))
+        assert {path: patient.read(path) for path in files} == files
+
+
 def test_a_record_that_is_cut_off_on_its_way_is_none(endpoint, monkeypatch):
     """The connection breaks when half of the object has gone through."""
     door = Door(int(endpoint.rpartition(":")[2]))

@@ -33,6 +33,7 @@ from cellray.cli.common import (
     open_sets,
     out,
 )
+from cellray.cli.exposed import warn_of_exposed
 from cellray.cli.show import duration, print_table
 
 
@@ -71,6 +72,7 @@ def sweep(
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     uri = tracking_uri or default_store(storage)
+    warn_of_exposed(address=address, tracking_uri=uri)
     check_store(uri)
     sets = open_sets(study, quiet or as_json)
     tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, highlight=False))

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study_losses, err, out
+from cellray.cli.exposed import warn_of_exposed
 from cellray.errors import CellrayError
 
 
@@ -47,6 +48,7 @@ def submit(
                 f"{name}: credentials don't belong into a job's command, which gets stored and printed; "
                 f"set CELLRAY_{name[2:].upper().replace('-', '_')} in the environment of the cluster's nodes"
             )
+    warn_of_exposed(address=address, tracking_uri=tracking_uri)
     options = {"--storage": storage, "--tracking-uri": tracking_uri, "--retry": retry}
     parcel = pack(
         study_file,

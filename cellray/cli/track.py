@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from cellray.cli.common import Json, Quiet, Storage, StudyName, TrackingUri, find, out
+from cellray.cli.exposed import warn_of_exposed
 from cellray.errors import StudyError
 
 
@@ -20,6 +21,7 @@ def track_sync(
 
     ledger, study = find(study_name, storage)
     uri = tracking_uri or default_store(storage)
+    warn_of_exposed(tracking_uri=uri)
     check_store(uri)
     done = sync(ledger, study, uri)
     if not quiet:
@@ -46,6 +48,7 @@ def register(
         raise StudyError("say which model to register: --best is the trial with the best score on validation")
     ledger, study = find(study_name, storage)
     uri = tracking_uri or default_store(storage)
+    warn_of_exposed(tracking_uri=uri)
     check_store(uri)
     done = register_best(ledger, study, uri, name=name)
     if as_json:
