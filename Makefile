@@ -9,7 +9,7 @@ TEST_STAMP := $(VENV)/.cellray-test
 BENCHMARKS := $(filter-out benchmarks/gauge.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-test test check format lint types layers bench constraints clean
+.PHONY: help demo install install-test test acceptance audit check format lint types layers bench constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,18 @@ install-test: $(TEST_STAMP) ## the same with the tools of `make check` and `make
 
 test: $(TEST_STAMP) ## every test
 	$(BIN)/python -m pytest -q --durations=10 -o faulthandler_timeout=600
+
+acceptance: $(TEST_STAMP) ## sweeps that lose a machine, in every way there is (root; SCENARIO=taken_back: that way only)
+	@if unshare --net ip link >/dev/null 2>&1; then \
+	    unshare --net $(BIN)/python -m pytest -q --durations=0 tests/acceptance $(SCENARIO:%=-k %); \
+	else \
+	    echo "Skipped: a network of several machines needs root, unshare and ip (Debian: util-linux, iproute2)."; \
+	    test "$$CI" != true; \
+	fi
+
+audit: $(BIN)/python ## known weaknesses of the pinned dependencies, by pip-audit (internet)
+	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -qq --disable-pip-version-check pip-audit
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 check: format lint types layers ## format, lint, types, import direction; each also by itself
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ class Event(NamedTuple):
     """A line that `watched/sitecustomize.py` wrote."""
 
     seconds: float
+    host: str
     pid: int
     word: str
     what: str
@@ -32,9 +33,10 @@ class Command:
         arguments: Of the command line.
         folder: Where its temporary files go, too. Commands with one folder go on writing the same log.
         environment: In addition to this process's own.
+        within: Words before the command, that run it on another machine.
     """
 
-    def __init__(self, *arguments: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, *arguments: str, folder: Path, environment: dict[str, str], within: Sequence[str] = ()) -> None:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._log, self._out = folder / "events.log", folder / "out.txt"
         self._log.touch()
@@ -42,17 +44,15 @@ class Command:
         if self._out.exists():
             self._skip_out = len(self._out.read_text())
         self._family: set[tuple[int, str]] = set()
-        path = os.pathsep.join([str(TESTS / "watched"), *filter(None, [os.environ.get("PYTHONPATH")])])
         more = {
-            "CELLRAY_WATCH": str(self._log),
-            "PYTHONPATH": path,
+            **watching(self._log),
             "TMPDIR": str(folder / "tmp"),
             "RAY_TMPDIR": tempfile.gettempdir(),  # the paths of Ray's sockets can't be long
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         with self._out.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cellray", *arguments],
+                [*within, sys.executable, "-m", "cellray", *arguments],
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
@@ -110,6 +110,12 @@ class Command:
         self.process.wait()
 
 
+def watching(log: Path) -> dict[str, str]:
+    """The environment in which Python processes write down what they do."""
+    path = os.pathsep.join([str(TESTS / "watched"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"CELLRAY_WATCH": str(log), "PYTHONPATH": path}
+
+
 def kill(pid: int) -> None:
     """`kill -9`."""
     with suppress(ProcessLookupError):
@@ -123,7 +129,8 @@ def read_events(folder: Path) -> list[Event]:
 
 def _parsed(log: bytes) -> list[Event]:
     lines = log.decode().rpartition("\n")[0].splitlines()
-    return [Event(float(s), int(pid), word, what) for s, pid, word, what in (line.split("\t") for line in lines)]
+    fields = (line.split("\t") for line in lines)
+    return [Event(float(seconds), host, int(pid), word, what) for seconds, host, pid, word, what in fields]
 
 
 def descendants(pid: int) -> list[int]:

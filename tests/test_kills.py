@@ -26,9 +26,9 @@ import pandas as pd
 import pytest
 from conftest import skip_or_fail
 from disturb import Command, born, kill, read_events, title
-from mlflow import MlflowClient
 from services import free_port, mlflow_server
 from tiny_study import draw_images, lasting, lasting_history, same, tiny_study
+from undisturbed import assert_nothing_trained_twice, assert_shown_once
 
 from cellray.ledger import Ledger
 
@@ -120,9 +120,9 @@ def test_a_sweep_outlives_its_workers_its_reporting_actor_and_its_mlflow_server(
             sweep.clean_up()
         if "cellray track sync" in output:  # the server was away when the sweep ended
             assert place.command(tmp_path, "track", "sync", "--tracking-uri", uri).end() == 0
-        assert_shown_once(uri)
+        assert_shown_once(uri, Ledger(str(tmp_path / "studies"), "tiny"))
     assert_like_undisturbed(tmp_path / "studies" / "tiny", calm.study)
-    assert_nothing_trained_twice(tmp_path)
+    assert_nothing_trained_twice(Ledger(str(tmp_path / "studies"), "tiny"), read_events(tmp_path))
 
 
 def kill_workers(sweep: Command, rng: random.Random) -> int:
@@ -203,8 +203,9 @@ def test_a_killed_sweep_is_ended_by_its_command_given_again(place, calm, tmp_pat
         list(pool.map(lambda victim: kill_and_repeat(place, calm, tmp_path / victim, victim), victims))
     for victim in victims:
         assert_like_undisturbed(tmp_path / victim / "studies" / "tiny", calm.study)
-        assert_nothing_trained_twice(tmp_path / victim)
-        assert_shown_once(f"sqlite:///{tmp_path / victim / 'studies' / 'mlflow.db'}")
+        ledger = Ledger(str(tmp_path / victim / "studies"), "tiny")
+        assert_nothing_trained_twice(ledger, read_events(tmp_path / victim))
+        assert_shown_once(f"sqlite:///{tmp_path / victim / 'studies' / 'mlflow.db'}", ledger)
 
 
 def kill_and_repeat(place: Place, calm: Calm, folder: Path, victim: str) -> None:
@@ -397,52 +398,3 @@ def assert_like_undisturbed(study: Path, calm: Path) -> None:
             pd.testing.assert_frame_equal(*(pd.read_csv(io.BytesIO(d)).drop(columns=MEASURED) for d in (a, b)))
         elif not path.endswith(("/last.pt", "/status.json")) and not path.startswith(PAGES):
             assert a == b, path
-
-
-def assert_nothing_trained_twice(folder: Path) -> None:
-    """Each process that went on with a trial began at its last checkpoint, and none did after its record."""
-    plan = Ledger(str(folder / "studies"), "tiny").plan()
-    trials = {entry["key"]: f"{entry['label']}/{entry['seed']}" for entry in plan}
-    done, saved, owner, ended = {}, {}, {}, set()  # of each trial: steps done and saved, the process, the ended ones
-    for event in read_events(folder):
-        if event.word == "step":
-            trial, _, step = event.what.rpartition("/")
-            n = int(step)
-            assert trial not in ended, f"{trial} went on after its record"
-            if owner.get(trial) != event.pid:
-                # a checkpoint may have been stored by a process that was killed before it could say so
-                assert n in (saved.get(trial, 0), done.get(trial, 0)), f"{trial} went on at step {n}"
-                owner[trial] = event.pid
-            else:
-                assert n == done[trial]
-            done[trial] = n + 1
-        elif event.word == "write" and event.what.startswith("trials/"):
-            _, key, name = event.what.split("/", 2)
-            if name == "checkpoints/last.pt":
-                saved[trials[key]] = done[trials[key]]
-            elif name == "trial.json":
-                assert trials[key] not in ended, f"{trials[key]} has two records"
-                ended.add(trials[key])
-    assert set(done) == set(TRIALS) and set(done.values()) == {N_STEPS}
-
-
-def assert_shown_once(uri: str) -> None:
-    """MLflow has one run for each trial, each configuration and the study, all closed, and each value once."""
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    kinds = Counter((run.data.tags["cellray.kind"], run.data.tags["cellray.key"]) for run in runs)
-    assert set(kinds.values()) == {1}
-    assert Counter(kind for kind, _ in kinds) == {"study": 1, "configuration": len(LABELS), "seed": len(TRIALS)}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        if run.data.tags["cellray.kind"] == "seed":
-            for name in run.data.metrics:
-                steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
-                assert len(steps) == len(set(steps)), f"{run.info.run_name}: {name} twice"
-            n_epochs = len(client.get_metric_history(run.info.run_id, "epoch/train_loss"))
-            assert n_epochs == N_STEPS // 2  # of two steps
-    models = client.search_logged_models([experiment.experiment_id])
-    assert Counter(model.status for model in models) == {"READY": len(TRIALS)}
-    assert len({model.source_run_id for model in models}) == len(TRIALS)

@@ -19,7 +19,14 @@ from cellray.study import DataConfig, ResourcesConfig, Study, Trial
 from cellray.sweep.cluster import check_feasible, room_for
 from cellray.sweep.nodes import check_nodes
 from cellray.sweep.quota import keep_within
-from cellray.sweep.tuning import cause_of_death, first_interrupt, out_of_memory_is_a_death, quiet_tune, scratch_folder
+from cellray.sweep.tuning import (
+    cause_of_death,
+    first_interrupt,
+    is_starting,
+    out_of_memory_is_a_death,
+    quiet_tune,
+    scratch_folder,
+)
 from cellray.sweep.workers import run_with_workers
 from cellray.trial import Planned, Row, Sets, record_failure, run_trial
 
@@ -237,8 +244,14 @@ def _run(
             return self.STOP if interrupted.is_set() else self.CONTINUE
 
         def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            """The first trial that waits; one whose new process is starting gets that, not another's that is free.
+
+            Else each process that ends a trial would take the next one away from a machine that has just come, and no
+            such machine would get any, as long as trials end faster than processes start.
+            """
             if not interrupted.is_set():
-                return super().choose_trial_to_run(tune_controller)
+                waiting = (trial for trial in tune_controller.get_trials() if trial.status == "PENDING")
+                return next((trial for trial in waiting if not is_starting(trial, tune_controller)), None)
             for trial in tune_controller.get_trials():
                 if trial.status == "PENDING":
                     tune_controller.stop_trial(trial)

@@ -112,6 +112,16 @@ def out_of_memory_is_a_death() -> Iterator[None]:
         RayActorManager._actor_task_failed = plain  # type: ignore[method-assign]
 
 
+def is_starting(trial: Any, tune_controller: Any) -> bool:
+    """Whether a pending trial has its resources and a process of its own is starting on them."""
+    try:
+        controller = tune_controller._tune_controller
+        actor = controller._trial_to_actor.get(trial)
+        return actor is not None and bool(controller._actor_manager.is_actor_started(actor))
+    except AttributeError:  # private, so it may change
+        return False
+
+
 def cause_of_death(error_file: str | None) -> str:
     """What Tune knows of a trial's error, in a line."""
     try:

@@ -1,11 +1,13 @@
 """Makes every Python process of a sweep write down what it does: put this folder into PYTHONPATH.
 
-Each line of the file $CELLRAY_WATCH has the time, the process, a word and what it is about, with tabs between:
-`begin` label/seed when a trial is about to be trained, `step` label/seed/n for each training step of it, and `write`
-with the path of each file that came into the ledger. A line is one write, so lines of several processes don't mix.
+Each line of the file $CELLRAY_WATCH has the time, the host, the process, a word and what it is about, with tabs
+between: `begin` label/seed when a trial is about to be trained, `step` label/seed/n for each training step of it,
+`write` with the path of each file that came into the ledger, and `decode` with the folder that a dataset is decoded
+into. A line is one write, so lines of several processes don't mix.
 """
 
 import os
+import socket
 import sys
 import time
 from importlib.abc import MetaPathFinder
@@ -13,7 +15,7 @@ from importlib.util import find_spec
 
 
 def _say(word, what):
-    line = f"{time.time():.3f}\t{os.getpid()}\t{word}\t{what}\n"
+    line = f"{time.time():.3f}\t{socket.gethostname()}\t{os.getpid()}\t{word}\t{what}\n"
     out = os.open(os.environ["CELLRAY_WATCH"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(out, line.encode())
     os.close(out)
@@ -46,7 +48,21 @@ def _watch_ledger(module):
     module.Ledger.write = watched_write
 
 
-WATCHED = {"cellray.training.fit": _watch_training, "cellray.ledger": _watch_ledger}
+def _watch_decoding(module):
+    fill = module._fill
+
+    def watched_fill(aside, *args):
+        _say("decode", aside)
+        return fill(aside, *args)
+
+    module._fill = watched_fill
+
+
+WATCHED = {
+    "cellray.training.fit": _watch_training,
+    "cellray.ledger": _watch_ledger,
+    "cellray.data.opening": _watch_decoding,
+}
 
 
 class _Watch(MetaPathFinder):
