@@ -13,7 +13,9 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +31,8 @@ T = TypeVar("T")
 TABLES = ("history", "images", "objects")
 PART = ".part"
 """Ends the name of a file that is being written."""
+READERS = 16
+"""Files of a bucket that are asked for at once."""
 LEASE_S = 60.0
 """A sweep that hasn't renewed its lease for so long is taken for dead."""
 
@@ -145,6 +149,27 @@ class Ledger:
 
         return self._do(get)
 
+    def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        """The bytes of each file in turn, None where there is none; a bucket is asked for several at once."""
+
+        def get(path: str) -> bytes | None:
+            try:
+                return self.read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        if self._local:
+            yield from map(get, paths)
+            return
+        with ThreadPoolExecutor(READERS) as pool:
+            ahead: deque[Future[bytes | None]] = deque()
+            for path in paths:
+                ahead.append(pool.submit(get, path))
+                if len(ahead) > 2 * READERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file.
 
@@ -199,22 +224,37 @@ class Ledger:
         Raises:
             LedgerError: If it can't be read.
         """
-        where = f"{self.uri}/trials/{key}/trial.json"
+        path = f"trials/{key}/trial.json"
         try:
-            record = json.loads(self.read(f"trials/{key}/trial.json"))
+            data = self.read(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise LedgerError(f"{where} can't be read: {plain_reason(error)}") from error
+            raise LedgerError(f"{self.uri}/{path} can't be read: {plain_reason(error)}") from error
+        return self._parsed(key, data)
+
+    def records(self, keys: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """The complete records of these keys; None: all, ordered by key.
+
+        Raises:
+            LedgerError: If one can't be read.
+        """
+        keys = self.names("trials") if keys is None else list(keys)
+        files = self.read_all(f"trials/{key}/trial.json" for key in keys)
+        try:
+            return [self._parsed(key, data) for key, data in zip(keys, files, strict=True) if data is not None]
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+
+    def _parsed(self, key: str, data: bytes) -> dict[str, Any]:
+        where = f"{self.uri}/trials/{key}/trial.json"
+        try:
+            record = json.loads(data)
         except ValueError as error:
             raise LedgerError(f"{where} is not a record ({error}); remove it and the trial runs again") from error
         if not isinstance(record, dict) or "key" not in record:
             raise LedgerError(f"{where} is not a record (it has no key); remove it and the trial runs again")
         return record
-
-    def records(self) -> list[dict[str, Any]]:
-        """Every complete record, ordered by key."""
-        return [record for key in self.names("trials") if (record := self.record(key)) is not None]
 
     def table(self, key: str, name: str) -> pd.DataFrame:
         """One of a trial's tables: `history`, `images` or `objects`."""

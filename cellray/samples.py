@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -35,8 +35,7 @@ class Sample:
 class Reader(Protocol):
     """What is needed of a ledger."""
 
-    def read(self, path: str) -> bytes: ...
-    def exists(self, path: str) -> bool: ...
+    def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]: ...
 
 
 Samples = Mapping[str, Mapping[tuple[str, str], Sample]]
@@ -63,10 +62,11 @@ def read_samples(
     for name in set(known) - stored.keys():
         del known[name]
     names: dict[tuple[str, ...], tuple[str, ...]] = {}  # the same images in every trial, so one copy of their names
-    for name, record in stored.items():
-        path = f"trials/{record['key']}/images.parquet"
-        if name not in known and record.get("metrics") and ledger.exists(path):
-            found = samples_of(ledger.read(path), metric)
+    new = {name: record["key"] for name, record in stored.items() if name not in known and record.get("metrics")}
+    tables = ledger.read_all(f"trials/{key}/images.parquet" for key in new.values())
+    for name, data in zip(new, tables, strict=True):
+        if data is not None:
+            found = samples_of(data, metric)
             known[name] = {
                 where: replace(sample, units=names.setdefault(sample.units, sample.units))
                 for where, sample in found.items()

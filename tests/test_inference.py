@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,12 +83,10 @@ class Files:
     def add(self, key: str, rows: pd.DataFrame) -> None:
         self.files[f"trials/{key}/images.parquet"] = rows.to_parquet(index=False)
 
-    def exists(self, path: str) -> bool:
-        return path in self.files
-
-    def read(self, path: str) -> bytes:
-        self.read_paths.append(path)
-        return self.files[path]
+    def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        for path in paths:
+            self.read_paths.append(path)
+            yield self.files.get(path)
 
 
 def trial(key: str, evaluation: str = "e") -> dict[str, Any]:
@@ -505,6 +503,8 @@ def test_among_many_configurations_only_the_leaders_pairs_are_made(monkeypatch):
     tables = inferred(of_hits(HITS))
     pairs = tables.inference.pairs_of("test", "f1_iou")
     assert list(zip(pairs.a, pairs.b, strict=True)) == [("A", "B"), ("A", "C")]
+    medians = tables.inference.pairs_of("test", "medae")
+    assert len(medians) == 2 and len(set(medians.a)) == 1
     assert ranked(tables).rank_low.isna().all()
     assert list(ranked(tables)["rank"]) == [1, 2, 3]
     assert len(tables.inference.stability) == len(tables.inference.friedman) == 0

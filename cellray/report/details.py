@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from cellray.ledger import TABLES
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.report.tables import Plan, Record
@@ -70,18 +71,19 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
         if trial.key in records:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
     stopped = {t.label for t in plan.trials if records.get(t.key, {}).get("outcome") == "stopped"}
+    tables = ledger.read_all(f"trials/{key}/{name}.parquet" for key in by_key for name in TABLES)
     for key, names in by_key.items():
         record = records[key]
-        history = read_columns(ledger, f"trials/{key}/history.parquet")
-        if len(history):
-            histories |= dict.fromkeys(names, history)
+        history, rows, objects = (next(tables) for _ in TABLES)
+        if len(course := columns_of(history)):
+            histories |= dict.fromkeys(names, course)
         names = [name for name in names if name[0] not in stopped]
         if not names:
             continue
-        images = read_columns(ledger, f"trials/{key}/images.parquet", IMAGES)
+        images = columns_of(rows, IMAGES)
         images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
         is_lost = record["outcome"] in ("failed", "collapsed")
-        curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(ledger, key, images)
+        curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
         for label, seed in names:
             who: dict[str, Any] = {"label": label, "seed": seed}
             if len(images) and record["outcome"] != "failed":
@@ -102,11 +104,11 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     )
 
 
-def read_columns(ledger: Reader, path: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def columns_of(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A stored table, with those of the wanted columns that it has; without a row if there is no such file."""
-    if not ledger.exists(path):
+    if file is None:
         return pd.DataFrame()
-    data = io.BytesIO(ledger.read(path))
+    data = io.BytesIO(file)
     stored = pq.read_schema(data).names
     wanted = [name for name in columns or stored if name in stored]
     # words repeat themselves: as a dictionary they are read several times as fast
@@ -114,11 +116,11 @@ def read_columns(ledger: Reader, path: str, columns: Sequence[str] | None = None
     return pq.read_table(data, columns=wanted, read_dictionary=words).to_pandas()
 
 
-def sum_up(ledger: Reader, key: str, images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The IoU curve and the strata of each set of one trial, with a column `set`."""
+def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The IoU curve and the strata of each set of one trial, with a column `set`; `file` holds its table of objects."""
     curves, levels = [pd.DataFrame()], [pd.DataFrame()]
     has_strata = set(STRATA) <= set(images)
-    objects = read_columns(ledger, f"trials/{key}/objects.parquet", OBJECTS) if has_strata else pd.DataFrame()
+    objects = columns_of(file if has_strata else None, OBJECTS)
     cells = {str(name): rows for name, rows in objects.groupby("set", observed=True)} if len(objects) else {}
     by_set = images.groupby("set", observed=True) if len(images) else ()
     for name, rows in by_set:

@@ -224,13 +224,13 @@ def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _compare(block: _Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:
+    many = len(labels) > MOST_COMPARED
     if block.is_median:
         known = {label: v[~np.isnan(v).any(1)] for label, v in zip(labels, block.values, strict=True)}
         known = {label: -v for label, v in known.items() if len(v)}
         n_seeds = min((len(v) for v in known.values()), default=0)
-        return median_pairs([mean_median(v) for v in known.values()], list(known), n_seeds)
-    few = len(labels) <= MOST_COMPARED
-    return compare(block.values, labels, detail=detail, leader_only=not few)
+        return median_pairs([mean_median(v) for v in known.values()], list(known), n_seeds, leader_only=many)
+    return compare(block.values, labels, detail=detail, leader_only=many)
 
 
 def _means(block: _Block) -> tuple[np.ndarray, np.ndarray]:

@@ -128,19 +128,22 @@ def contenders(pairs: pd.DataFrame, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if label not in ruled_out]
 
 
-def median_pairs(medians: Sequence[MeanMedian], labels: Sequence[str], n_seeds: int) -> pd.DataFrame:
+def median_pairs(
+    medians: Sequence[MeanMedian], labels: Sequence[str], n_seeds: int, *, leader_only: bool = False
+) -> pd.DataFrame:
     """The same table for a metric that is a median, lower is better: differences and tests alone, the rest is NaN.
 
     Args:
         medians: Of `mean_median`, one a configuration.
         labels: Of the configurations.
         n_seeds: Of the configuration that has fewest.
+        leader_only: As for `compare`.
     """
     if len(medians) < 2:
         return NO_PAIRS.copy()
     order = np.argsort([m[0] for m in medians], kind="stable")
     rows = []
-    for a, b in combinations(order, 2):
+    for a, b in [(order[0], c) for c in order[1:]] if leader_only else combinations(order, 2):
         difference, low, high, p = median_difference(medians[b], medians[a])  # b is the larger error
         rows.append({"a": labels[a], "b": labels[b], "difference": difference, "low": low, "high": high, "p": p})
     table = pd.DataFrame(rows, columns=["a", "b", "difference", "low", "high", "p"])

@@ -120,7 +120,7 @@ def run_sweep(
                     _run(agenda, study, sets, ledger, observers, max_concurrent or study.resources.max_concurrent)
             finally:
                 _tell(observers, "on_finish")
-        return [record for planned in agenda.plan if (record := ledger.record(planned.key)) is not None]
+        return ledger.records(planned.key for planned in agenda.plan)
 
 
 def _forget_failures(study: Study, sets: Sets, ledger: Ledger, chosen: Collection[tuple[str, int]] | None) -> None:
