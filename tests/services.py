@@ -175,6 +175,7 @@ def object_store(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
             return store.get_file_info("cellray").type == fs.FileType.Directory  # made a moment after the start
         return False
 
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "flags.json").write_text(json.dumps(flags))
     with process(command, folder / "weed.log", ready, {**S3_KEYS, "S3_BUCKET": "cellray"}):
         yield f"http://{address}"
@@ -224,6 +225,7 @@ class Door:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._ends: list[socket.socket] = []
+        self._far: list[socket.socket] = []
         self.bytes_left: float = math.inf
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -237,6 +239,9 @@ class Door:
         self.bytes_left = math.inf
         self._open.set()
 
+    def passes(self, data: bytes) -> None:
+        """Called with what goes to the server."""
+
     def _serve(self) -> None:
         while True:
             near, _ = self._listener.accept()
@@ -245,12 +250,15 @@ class Door:
                 continue
             far = socket.create_connection(("127.0.0.1", self._to))
             self._ends += [near, far]
+            self._far.append(far)
             for one, other in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(65536):
+                if other in self._far:
+                    self.passes(data)
                 self.bytes_left -= len(data)
                 if self.bytes_left < 0:
                     return self.shut()

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from cellray.device import ALLOCATOR_ENV
@@ -59,12 +59,13 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(
-                **(local if address is None else {"address": address}),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": env},
-            )
+            with _on_loopback() if address is None else nullcontext():
+                ray.init(
+                    **(local if address is None else {"address": address}),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": env},
+                )
         except Exception as error:  # Ray raises plain ones, too
             ray.shutdown()  # what had started already
             what = "Ray can't be started here" if address is None else f"no Ray cluster can be used at {address!r}"
@@ -78,6 +79,23 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
     finally:
         stop.set()
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray that starts in here listens on 127.0.0.1 only, as it does on systems where it supports no clusters.
+
+    Else it finds the address by which others reach this machine, and listens there.
+    """
+    from ray._private import ray_constants
+
+    name = "ENABLE_RAY_CLUSTER"  # private, so it may go away
+    plain = getattr(ray_constants, name, True)
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, plain)
 
 
 def _watch(stop: threading.Event) -> None:
