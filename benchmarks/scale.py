@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import resource
@@ -98,10 +99,10 @@ def head(n_trials: int, n_gpus: int, n_epochs: int, folder: str) -> None:
     n, wall_s = n_trials - 1, clock.last.seconds - clock.first.seconds
     print(f"{n_trials} trials of {n_epochs} epochs on {n_gpus} logical GPUs: {wall_s / n:.3f} s each on all cores")
     for name, (cpu_s, memory_mb) in clock.last.processes.items():
-        before = clock.first.processes.get(name, (0.0, 0.0))
+        cpu_before, memory_before = clock.first.processes.get(name, (0.0, memory_mb))
         print(
-            f"  {name:16} {1000 * (cpu_s - before[0]) / n:6.1f} ms of CPU a trial, {memory_mb:5.0f} MB at the end, "
-            f"{1000 * (memory_mb - before[1]) / n:6.1f} kB more with each trial"
+            f"  {name:16} {1000 * (cpu_s - cpu_before) / n:6.1f} ms of CPU a trial, {memory_mb:5.0f} MB at the end, "
+            f"{1000 * (memory_mb - memory_before) / n:6.1f} kB more with each trial"
         )
 
 
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=10_000, help="trials of the larger report")
     parser.add_argument("--only", choices=("head", "requests", "ledger", "report"))
     given = parser.parse_args()
+    logging.disable(logging.INFO)  # Ray's, of its addresses
     print(gauge(), flush=True)
     for part in ("head", "requests", "ledger", "report") if given.only is None else (given.only,):
         with tempfile.TemporaryDirectory(prefix="cellray-scale-") as folder:

@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import skip_or_fail
 from disturb import Command, Event, read_events, watching
 from machines import HERE, Machine, make_network
@@ -28,6 +29,8 @@ from undisturbed import assert_nothing_trained_twice, assert_shown_once
 from cellray.ledger import Ledger
 from cellray.study import Study, load_study
 
+ENTRYPOINT = yaml.safe_load((Path(__file__).parents[2] / "k8s/base/rayjob.yaml").read_text())["spec"]["entrypoint"]
+"""What a head runs in Kubernetes, too; the rest is in the environment there as here."""
 INTERVAL = 8
 """Steps from one checkpoint to the next."""
 HEALTH = {
@@ -100,6 +103,8 @@ class Cluster:
             "RAY_TMPDIR": "/tmp",
             "HOME": "/tmp",
             "CELLRAY_CACHE": "/tmp/cache",
+            "CELLRAY_STORAGE": self.ledger.storage,
+            "CELLRAY_TRACKING_URI": self.tracking,
             "AWS_ENDPOINT_URL": store,
             **S3_KEYS,
             "RAY_AUTH_MODE": "token",
@@ -167,11 +172,9 @@ class Cluster:
 
     def sweep(self) -> Command:
         """Start the sweep on the head."""
-        words = ("--address", "auto", "--storage", self.ledger.storage, "--tracking-uri", self.tracking)
-        sweep = Command(
-            "sweep", str(self.folder / "tiny.yaml"), *words,
-            folder=self.folder, environment=self._environment, within=self._head.within(),
-        )  # fmt: skip
+        words = ENTRYPOINT.replace("/study/study.yaml", str(self.folder / "tiny.yaml")).split()
+        assert words.pop(0) == "cellray"
+        sweep = Command(*words, folder=self.folder, environment=self._environment, within=self._head.within())
         self.sweeps.append(sweep)
         return sweep
 
