@@ -5,8 +5,8 @@
 Head: whole sweeps on a Ray node with so many logical GPUs, whose trials train nothing: they report epochs and store a
 real record. CPU time and memory of each process of the head, with 2 and with 22 epochs a trial, and with fewer GPUs.
 Requests: two real trials of the full network, with 2 and with 6 epochs, ledger on SeaweedFS and runs on an MLflow
-server; requests and bytes on their way to both, counted. Ledger: records read one after the other and many at a time.
-Report: seconds and memory for ledgers of a fifth of the trials and of all. No bars.
+server; requests and bytes on their way to both, counted. Ledger: records of a bucket read one after the other and many
+at a time, and checkpoints written. Report: seconds and memory for ledgers of a fifth of the trials and of all. No bars.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from cellray.tracking import MLflowTracker, default_store
 from cellray.trial import Sets, run_trial
 
 N_SEEDS = 5
+CHECKPOINT_BYTES = 20_600_000
+"""A state of c-ResUnet with 16 features that goes on: weights and Adam's moments."""
 PROCESSES = {"reporting actor": "LiveReportActor", "GCS": "/gcs_server ", "raylet": "/raylet/raylet "}
 SYNTHETIC = {"n_trainval": 4, "n_test": 2, "width_px": 64, "height_px": 64}
 TRAINING = {"steps": 1, "batch_size": 2, "crop_px": 32, "lr": 0.01, "batch_norm_batches": 1}
@@ -166,7 +169,7 @@ def requests(folder: Path) -> None:
                 seen = Counter(store.requests), store.n_bytes, Counter(mlflow.requests), mlflow.n_bytes
                 study = study_of(
                     1, f"requests-{n_epochs}", model={}, seeds=[0], resources={},
-                    training={**TRAINING, "batch_size": 1, "steps": n_epochs},
+                    training={**TRAINING, "steps": n_epochs},
                 )  # fmt: skip
                 sets, ledger = Sets.open(study.data), Ledger("s3://cellray/studies", study.name)
                 ledger.prepare()
@@ -186,8 +189,8 @@ def requests(folder: Path) -> None:
                     print(f"  {name}: {sum(counts.values())} requests ({words}), {n_bytes / 1e6:.1f} MB sent")
 
 
-def reading(n_records: int, folder: Path) -> None:
-    """Print how long it takes to read the records of a bucket."""
+def bucket(n_records: int, folder: Path) -> None:
+    """Print how long it takes to read the records of a bucket, and how much it takes from many writers."""
     with s3_environment(folder / "weed"):
         ledger = Ledger("s3://cellray/studies", "many")
         source, _ = write_ledger(str(folder / "source"), n_records // N_SEEDS)
@@ -196,9 +199,11 @@ def reading(n_records: int, folder: Path) -> None:
         one = timed(lambda: [ledger.record(key) for key in ledger.names("trials")])
         many = timed(ledger.records)
         here = timed(source.records)
-    print(
-        f"{n_records} records: {one:.1f} s one after the other, {many:.1f} s many at a time, {here:.1f} s from a folder"
-    )
+        data = os.urandom(CHECKPOINT_BYTES)
+        with ThreadPoolExecutor(16) as pool:
+            all_s = timed(lambda: list(pool.map(lambda i: ledger.write(f"probe/{i}", data), range(64))))
+    print(f"{n_records} records: {one:.1f} s one by one, {many:.1f} s many at a time, {here:.1f} s from a folder")
+    print(f"checkpoints of {len(data) / 1e6:.1f} MB by 16 writers: {64 * len(data) / all_s / 1e6:.0f} MB/s")
 
 
 def whole_report(n_trials: int, folder: str) -> None:
@@ -234,7 +239,7 @@ def main() -> None:
             elif part == "requests":
                 requests(Path(folder))
             elif part == "ledger":
-                reading(given.trials, Path(folder))
+                bucket(given.trials, Path(folder))
             else:
                 for n in (given.report // 5, given.report):
                     whole_report(n, folder)
