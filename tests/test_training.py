@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cellray.model import build_model
 from cellray.study import AugmentConfig, DatasetConfig, LossConfig, TermConfig
 from cellray.training import check_crop, fit
 from cellray.training.crops import CropSampler
+from cellray.training.run import from_bytes
 from cellray.training.schedule import SCHEDULES, choose_rate, constant, one_cycle, rate_at, triangular
 
 CPU = torch.device("cpu")
@@ -397,6 +399,33 @@ class TestFit:
         dataset = cells()
         train(tiny_trial(epochs=2), dataset=dataset)
         assert set(dataset.seen) == set(range(10))  # 8 to train on, 2 to select; the last 2 judge
+
+    @pytest.mark.parametrize(("save_s", "saved"), [(0.5, list(range(1, 21))), (2.0, [1, 10, 19, 20])])
+    def test_where_saving_is_slow_it_takes_a_twentieth_of_the_time(self, save_s, saved, monkeypatch):
+        now, epochs = [0.0], []
+        monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+        def save(name: str, data: bytes) -> None:
+            if name == "last":
+                epochs.append(len(from_bytes(data, torch.device("cpu"))["run"]["history"]))
+                now[0] += save_s
+
+        def on_epoch(row: dict[str, float]) -> None:
+            now[0] += 5.0  # the next one takes so long: more than 40 s go by in nine epochs
+
+        train(tiny_trial(epochs=20), on_epoch=on_epoch, save=save)
+        assert epochs == saved
+
+    def test_a_pause_is_saved_where_saving_is_slow(self, monkeypatch):
+        now, store = [0.0], Store()
+        monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+        def save(name: str, data: bytes) -> None:
+            now[0] += 100.0
+            store.save(name, data)
+
+        train(tiny_trial(epochs=6), save=save, until=3)
+        assert len(store.state("last")["run"]["history"]) == 3
 
     @pytest.mark.parametrize("death", ["telling epoch 1", "telling epoch 2", "saving last", "saving best"])
     @pytest.mark.parametrize("save_every_s", [0.0, 1e9], ids=["often", "at validations"])

@@ -25,6 +25,8 @@ from cellray.training.validation import validate
 
 SAVE_EVERY_S = 30.0
 """A checkpoint is also written at the end of an epoch if the last one is older than this."""
+SLOW_SAVE_S, MOST_SAVING = 1.0, 0.05
+"""Where a checkpoint takes longer than the first, so many are left out that saving takes this part of the time."""
 
 RANGE_TEST, BATCH_NORM, BALANCE = 1, 2, 3  # purposes of batches other than training itself
 BALANCE_BATCHES = 8
@@ -129,12 +131,18 @@ class _Fitter:
         if not self._resume():
             self._balance_terms()
             self._find_rate()
-        saved_at = time.monotonic()
+        saved_at, saving_s = time.monotonic(), 0.0
         while not self.is_complete and (until is None or len(self.run.history) < until):
             validated = self._epoch()
-            if validated or self.is_complete or time.monotonic() - saved_at > SAVE_EVERY_S:
+            ended_at = time.monotonic()
+            age_s = ended_at - saved_at
+            is_wanted = (validated or age_s > SAVE_EVERY_S) and (
+                saving_s < SLOW_SAVE_S or saving_s < MOST_SAVING * age_s
+            )
+            if is_wanted or self.is_complete or len(self.run.history) == until:
                 self._checkpoint()
                 saved_at = time.monotonic()
+                saving_s = saved_at - ended_at
             if self.team.leads:
                 self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
