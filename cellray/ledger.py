@@ -358,7 +358,7 @@ class Ledger:
             return other
         left_s = min(other["seen"] + LEASE_S - time.time(), LEASE_S)  # its clock may be ahead
         on_wait(
-            f"process {other['pid']} on {other['host']} was sweeping this ledger {time.time() - other['seen']:.0f} s "
+            f"process {other['pid']} on {other['host']} was sweeping this ledger {LEASE_S - left_s:.0f} s "
             f"ago; unless it says so again, this sweep takes over in {left_s:.0f} s"
         )
         end = time.monotonic() + left_s

@@ -400,8 +400,15 @@ class TestFit:
         train(tiny_trial(epochs=2), dataset=dataset)
         assert set(dataset.seen) == set(range(10))  # 8 to train on, 2 to select; the last 2 judge
 
-    @pytest.mark.parametrize(("save_s", "saved"), [(0.5, list(range(1, 21))), (2.0, [1, 10, 19, 20])])
-    def test_where_saving_is_slow_it_takes_a_twentieth_of_the_time(self, save_s, saved, monkeypatch):
+    @pytest.mark.parametrize(
+        ("save_s", "epoch_s", "saved"),
+        [
+            (0.5, 5.0, list(range(1, 21))),
+            (2.0, 5.0, [1, 10, 19, 20]),  # more than 40 s go by in nine epochs
+            (100.0, 50.0, [1, 14, 20]),  # 2,000 s would be too long; more than 600 in thirteen epochs
+        ],
+    )
+    def test_where_saving_is_slow_it_takes_a_twentieth_of_the_time(self, save_s, epoch_s, saved, monkeypatch):
         now, epochs = [0.0], []
         monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
 
@@ -411,7 +418,7 @@ class TestFit:
                 now[0] += save_s
 
         def on_epoch(row: dict[str, float]) -> None:
-            now[0] += 5.0  # the next one takes so long: more than 40 s go by in nine epochs
+            now[0] += epoch_s  # the next one takes so long
 
         train(tiny_trial(epochs=20), on_epoch=on_epoch, save=save)
         assert epochs == saved

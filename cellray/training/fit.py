@@ -27,6 +27,8 @@ SAVE_EVERY_S = 30.0
 """A checkpoint is also written at the end of an epoch if the last one is older than this."""
 SLOW_SAVE_S, MOST_SAVING = 1.0, 0.05
 """Where a checkpoint takes longer than the first, so many are left out that saving takes this part of the time."""
+OLDEST_S = 600.0
+"""A checkpoint isn't left out if the last one is older: one long outage of the ledger must not cost the next hours."""
 
 RANGE_TEST, BATCH_NORM, BALANCE = 1, 2, 3  # purposes of batches other than training itself
 BALANCE_BATCHES = 8
@@ -136,10 +138,9 @@ class _Fitter:
             validated = self._epoch()
             ended_at = time.monotonic()
             age_s = ended_at - saved_at
-            is_wanted = (validated or age_s > SAVE_EVERY_S) and (
-                saving_s < SLOW_SAVE_S or saving_s < MOST_SAVING * age_s
-            )
-            if is_wanted or self.is_complete or len(self.run.history) == until:
+            is_wanted = validated or age_s > SAVE_EVERY_S
+            is_cheap = saving_s < max(SLOW_SAVE_S, MOST_SAVING * age_s)
+            if (is_wanted and (is_cheap or age_s > OLDEST_S)) or self.is_complete or len(self.run.history) == until:
                 self._checkpoint()
                 saved_at = time.monotonic()
                 saving_s = saved_at - ended_at
