@@ -178,6 +178,18 @@ def test_boxes_change_nothing(chunk, in_boxes, monkeypatch):
         np.testing.assert_array_equal(postprocess(probs, point, diameter_px=diameter_px), expected, str(seed))
 
 
+@pytest.mark.parametrize("seed", [*range(20), 2984, 8765, 18637])  # the last ones tell windows apart by one pixel
+def test_peaks_at_the_edge_of_a_window_are_found(seed):
+    rng = np.random.default_rng(seed)
+    probs = np.zeros(rng.integers(6, 40, 2))
+    for _ in range(rng.integers(1, 5)):
+        probs = np.maximum(probs, discs(probs.shape, rng.uniform(1, 8), rng.uniform(0, probs.shape)))
+    point = PLAIN.model_copy(update={"watershed": True, "smoothing": rng.uniform(), "peak_distance": rng.uniform()})
+    diameter_px = float(rng.integers(4, 24))
+    expected = whole_image_postprocess(probs, point, diameter_px=diameter_px)
+    np.testing.assert_array_equal(postprocess(probs, point, diameter_px=diameter_px), expected)
+
+
 @pytest.mark.parametrize("threshold", [0.12, 0.5, 0.875])
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_change_nothing_on_images_like_fnc(seed, threshold):
