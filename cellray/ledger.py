@@ -24,6 +24,7 @@ import pandas as pd
 from pyarrow import fs
 
 from cellray.errors import LedgerError
+from cellray.processes import is_running
 from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public
 
 T = TypeVar("T")
@@ -405,14 +406,3 @@ def _pid_space() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def is_running(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

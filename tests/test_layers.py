@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
-    ("errors",),
-    ("storage",),
+    ("errors", "processes"),
+    ("storage", "scratch"),
     ("postprocess", "metrics", "losses", "device"),
     ("overlay", "statistics", "scores"),
     ("model", "data"),

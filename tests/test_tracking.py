@@ -5,12 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +34,6 @@ from cellray.tracking import (
     register_best,
     sync,
 )
-from cellray.tracking.scratch import scratch
 from cellray.tracking.values import flatten, seed_summary
 from cellray.tracking.views import note, saved_view
 
@@ -257,18 +252,6 @@ def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store
     signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature
     assert signature.inputs.inputs[0].shape == (-1, 3, -1, -1)
     assert signature.outputs.inputs[0].shape == (-1, 1, -1, -1)
-
-
-def test_the_temporary_folders_of_a_killed_process_are_removed_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    others = [f"cellray-models-{os.getpid()}-live", f"cellray-mlflow-{ended.pid}-x", "cellray-models-old"]
-    for name in (f"cellray-models-{ended.pid}-dead", *others):
-        (tmp_path / name / "model").mkdir(parents=True)
-    with scratch("models") as folder:
-        assert {path.name for path in tmp_path.iterdir()} == {*others, Path(folder).name}
-    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def test_calls_return_at_once(study, ledger, store):

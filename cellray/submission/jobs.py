@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import cellray
 from cellray.errors import StudyError
+from cellray.scratch import scratch_folder
 from cellray.submission.parcel import STUDY_FILE, Parcel
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def submit_job(client: JobSubmissionClient, parcel: Parcel) -> str:
         StudyError: If the cluster doesn't take the job.
     """
     entrypoint = shlex.join(["python", "-m", "cellray", "sweep", STUDY_FILE, "--address", "auto", *parcel.words])
-    with tempfile.TemporaryDirectory(prefix="cellray-submit-") as folder:
+    with scratch_folder("submit") as folder:
         for name, text in parcel.files.items():
             (Path(folder) / name).write_text(text)
         package = str(Path(cellray.__file__).parent)

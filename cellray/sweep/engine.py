@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from cellray.device import release_memory
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
+from cellray.scratch import scratch_folder
 from cellray.search import Agenda
 from cellray.study import DataConfig, ResourcesConfig, Study, Trial
 from cellray.sweep.cluster import check_feasible, room_for
@@ -25,7 +26,6 @@ from cellray.sweep.tuning import (
     is_starting,
     out_of_memory_is_a_death,
     quiet_tune,
-    scratch_folder,
 )
 from cellray.sweep.workers import run_with_workers
 from cellray.trial import Planned, Row, Sets, record_failure, run_trial
@@ -265,7 +265,13 @@ def _run(
         need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
         max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
     work = tune.with_parameters(_work, ledger=ledger, resources=resources)
-    with scratch_folder() as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
+    # Tune's own state: nothing is read back from there, here or on other nodes, since the ledger has all.
+    with (
+        scratch_folder("tune") as scratch,
+        quiet_tune(),
+        out_of_memory_is_a_death(),
+        first_interrupt(interrupted),
+    ):
         tune.Tuner(
             tune.with_resources(work, need),
             tune_config=tune.TuneConfig(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,26 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cellray.ledger import is_running
-
 PENDING = 32
 """Trials that Tune asks resources for at once: they tell an autoscaling cluster how far it may grow."""
-SCRATCH = "cellray-tune-"
-
-
-@contextmanager
-def scratch_folder() -> Iterator[str]:
-    """A folder for Tune's own state. Nothing is read back from it, here or on other nodes: the ledger has all."""
-    folder = Path(tempfile.gettempdir())
-    for left in folder.glob(f"{SCRATCH}*-*"):  # by drivers that were killed
-        pid = left.name.removeprefix(SCRATCH).partition("-")[0]
-        if pid.isdigit() and not is_running(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,6 +12,7 @@ from typing import Any
 
 from cellray.device import pick_device, reason_of
 from cellray.ledger import Ledger
+from cellray.scratch import scratch_folder
 from cellray.study import Trial
 from cellray.training import Team
 from cellray.trial import Row, Sets, record_failure, run_trial
@@ -82,7 +81,7 @@ def run_with_workers(
     def work() -> None:
         _work(trial, keys, ledger, share, threads, until, lambda row: rows.put(row))
 
-    scratch = tempfile.mkdtemp(prefix=f"cellray-train-{os.getpid()}-")
+    scratch = scratch_folder("train")
     trainer = TorchTrainer(
         work,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -90,7 +89,7 @@ def run_with_workers(
             num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": share} if gpus else {})
         ),
         # Nothing is written there. Tune tries again, not Train, unless the cluster took a node back.
-        run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(storage_path=scratch.name, failure_config=FailureConfig(max_failures=0)),
     )
     ended: Future[None] = Future()
 
@@ -115,7 +114,7 @@ def run_with_workers(
         record_failure(trial, Sets.open(trial.data), ledger, own.reason, own.trace)
     finally:
         rows.shutdown(force=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.cleanup()
 
 
 def own_error(failures: dict[int, Exception]) -> WorkerError | None:

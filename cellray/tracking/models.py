@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellray.tracking.scratch import scratch
+from cellray.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class ModelSaver:
     """
 
     def __init__(self) -> None:
-        self._folder = scratch("models")
+        self._folder = scratch_folder("models")
         self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
 
     def save(self, settings: Mapping[str, Any], checkpoint: bytes, *, run_id: str, model_id: str) -> Path:

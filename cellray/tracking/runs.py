@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellray.scratch import scratch_folder
 from cellray.tracking import values, views
 from cellray.tracking.models import ModelSaver
-from cellray.tracking.scratch import scratch
 from cellray.tracking.stores import artifact_root, connect, scrub
 from cellray.tracking.values import Record
 
@@ -397,7 +397,7 @@ class Projection:
         digest = values.digest({path: values.digest(data) for path, data in files.items()})
         if tag is not None and node.tags.get(tag) == digest:
             return
-        with scratch("mlflow") as folder:
+        with scratch_folder("mlflow") as folder:
             for path, data in files.items():
                 target = Path(folder, path)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from cellray.ledger import is_running
+from cellray.processes import is_running
 
 
-def scratch(kind: str) -> tempfile.TemporaryDirectory[str]:
+def scratch_folder(kind: str) -> tempfile.TemporaryDirectory[str]:
     """A fresh temporary folder, gone at the latest with this process; removes those that dead processes left.
 
     Args:
@@ -21,4 +21,4 @@ def scratch(kind: str) -> tempfile.TemporaryDirectory[str]:
         pid = left.name.removeprefix(prefix).partition("-")[0]
         if pid.isdigit() and not is_running(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-")
+    return tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True)
