@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cellray.errors import DataError
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # no file locks there: two processes may decode the same twice, and the first rename wins
-    fcntl = None  # type: ignore[assignment]
+from cellray.errors import DataError
 
 
 def default_cache_dir() -> Path:
@@ -29,14 +26,12 @@ def filling(folder: Path, is_good: Callable[[], bool] | None = None) -> Iterator
     is_good = is_good or folder.is_dir
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115
+        lock = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
     except OSError as error:
         raise DataError(
             f"{folder.parent}: the cache can't be written: {error}; set CELLRAY_CACHE to another folder"
         ) from error
     with lock:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, so a killed one leaves nothing locked
         if is_good():
             yield None
             return
@@ -61,7 +56,7 @@ def _put_in_place(aside: Path, folder: Path, is_good: Callable[[], bool]) -> Non
     try:
         aside.rename(folder)
     except OSError:
-        if not is_good():  # else a process without locks was first, with the same content
+        if not is_good():  # else another machine, whose lock this one doesn't see, was first with the same content
             raise
 
 
