@@ -1,20 +1,14 @@
 """The study file: one YAML, checked whole, frozen, every default written out, and the keys of its trials."""
 
-from cellray.study.base import Settings
-from cellray.study.core import (
-    EVALUATION_VERSION,
-    SCHEMA_VERSION,
-    Role,
-    Study,
-    Trial,
-    short_hash,
-    study_schema,
-)
+from cellray.study.adaptive import BoundConfig, RacingConfig, SearchConfig, StoppingConfig
+from cellray.study.group import Settings
+from cellray.study.keys import EVALUATION_VERSION, SCHEMA_VERSION, Trial, short_hash
 from cellray.study.loading import load_study, read_study
 from cellray.study.loss import LossConfig, TermConfig, check_loss_settings
 from cellray.study.loss_check import check_losses
 from cellray.study.quirks import QUIRKS
-from cellray.study.search import BoundConfig, RacingConfig, SearchConfig, StoppingConfig
+from cellray.study.roles import Role
+from cellray.study.schema import study_schema
 from cellray.study.settings import (
     AugmentConfig,
     ConfigurationConfig,
@@ -27,6 +21,7 @@ from cellray.study.settings import (
     SyntheticConfig,
     TrainingConfig,
 )
+from cellray.study.whole import Study
 
 __all__ = [
     "EVALUATION_VERSION",

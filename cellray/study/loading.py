@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from cellray.errors import StudyError
 from cellray.storage import is_remote
-from cellray.study.core import Study
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
+from cellray.study.whole import Study
 from cellray.study.yaml_tree import line_of, read_tree
 
 MAX_BYTES = 1_000_000

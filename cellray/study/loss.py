@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, Validation
 from cellray.errors import StudyError, one_of, unknown
 from cellray.losses import LOSSES, PRESETS, RELEASED, LossFunction
 from cellray.losses.bound import Loss, Term, find_function, is_dotted
-from cellray.study.base import Settings
+from cellray.study.group import Settings
 from cellray.study.problems import Problem, SettingsError, problems_in
 
 LossSettings = dict[str, Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cellray.errors import StudyError
 from cellray.losses.check import Finding, check_loss
-from cellray.study.core import Study
 from cellray.study.quirks import QUIRKS
+from cellray.study.whole import Study
 
 
 def check_losses(study: Study) -> list[str]:

@@ -11,7 +11,7 @@ from cellray.errors import one_of
 from cellray.metrics import METRICS
 from cellray.model import MODELS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
-from cellray.study.base import Positive, Settings
+from cellray.study.group import Positive, Settings
 from cellray.study.loss import LossConfig
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.quirks import QUIRKS, known_quirks

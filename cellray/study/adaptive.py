@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cellray.errors import one_of
 from cellray.metrics import METRICS
-from cellray.study.base import Settings
+from cellray.study.group import Settings
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.space import Space
 
