@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from cellray.cli.losses import app
 from cellray.errors import StudyError
 from cellray.losses import LOSSES, PRESETS, RELEASED, bce_loss, dice_loss, focal_tversky_loss
-from cellray.losses.bound import Loss, Term, resolve
+from cellray.losses.bound import Loss, Term
 from cellray.losses.check import CHECKS, Finding, check_loss, scenes
+from cellray.study import loss_named
 
 TESTS = Path(__file__).parent
 
@@ -50,13 +51,13 @@ def reasons(found: dict[str, list[Finding]], check: str) -> str:
 class TestFaultsOfTheReleasedCode:
     @pytest.mark.parametrize("name", ["released_bce", "released_dice", "released_focal", "released_focal_tversky"])
     def test_double_activation_is_found_and_called_so(self, name):
-        found = by_check(resolve(name))
+        found = by_check(loss_named(name))
         assert "double_activation" in failed(found)
         assert "second activation" in reasons(found, "double_activation")
 
     @pytest.mark.parametrize("name", ["flattened_tversky", "flattened_focal_tversky", "released_focal_tversky"])
     def test_weights_that_cancel_are_found_and_called_so(self, name):
-        found = by_check(resolve(name))
+        found = by_check(loss_named(name))
         assert "weights" in failed(found)
         for finding, weight in zip(found["weights"], ("fp_weight", "fn_weight"), strict=False):
             assert f"Raising {weight}" in finding.reason
@@ -65,11 +66,11 @@ class TestFaultsOfTheReleasedCode:
     # The hinge has no activation of its own, so its first one is harmless: at +-1 it is free.
     @pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz_hinge"])
     def test_the_switch_that_activates_every_loss_twice_is_found(self, name):
-        assert "double_activation" in failed(by_check(Loss(resolve(name).terms, double_activation=True)))
+        assert "double_activation" in failed(by_check(Loss(loss_named(name).terms, double_activation=True)))
 
     def test_the_floor_it_causes_is_told_with_its_figure(self):
         # softplus(-1) = log(1 + 1/e) = 0.3133 for every pixel, however sure.
-        found = by_check(Loss(resolve("bce").terms, double_activation=True))
+        found = by_check(Loss(loss_named("bce").terms, double_activation=True))
         assert f"{math.log(1 + math.exp(-1)):.3g} (all right)" in reasons(found, "double_activation")
         assert "costs 0.313, expected 0" in reasons(found, "floor")
 
@@ -233,8 +234,8 @@ class TestNumerics:
 
     def test_a_reduction_over_the_batch_shows_in_a_bend_too(self):
         # The power 4/3 of a mean over the batch's pixels; without the power it is the mean of the images' means.
-        assert by_check(resolve("flattened_focal_tversky"))["reduction"][0].status == "warning"
-        assert by_check(resolve("flattened_tversky"))["reduction"][0].status == "pass"
+        assert by_check(loss_named("flattened_focal_tversky"))["reduction"][0].status == "warning"
+        assert by_check(loss_named("flattened_tversky"))["reduction"][0].status == "pass"
 
     def test_dependence_on_place_is_found(self):
         found = findings("place_dependent_bce")
@@ -267,7 +268,7 @@ class TestNumerics:
 class TestSoundLosses:
     @pytest.mark.parametrize("name", [*LOSSES, *PRESETS])
     def test_have_no_fault(self, name):
-        faults = [f for f in check_loss(resolve(name)) if f.status == "failure"]
+        faults = [f for f in check_loss(loss_named(name)) if f.status == "failure"]
         assert faults == []
 
     def test_every_check_has_its_say_in_order(self):
@@ -277,7 +278,7 @@ class TestSoundLosses:
         check_loss(loss_of(bce_loss))
         began = time.process_time()
         for name in LOSSES:
-            check_loss(resolve(name))
+            check_loss(loss_named(name))
         assert time.process_time() - began < 4  # alone about 1; the machine may be shared
 
     def test_nothing_of_the_caller_changes(self):

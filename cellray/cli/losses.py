@@ -6,8 +6,9 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -16,7 +17,9 @@ from rich.table import Table
 from cellray.cli.common import Json, out
 
 if TYPE_CHECKING:
+    from cellray.losses import LossFunction
     from cellray.losses.check import Finding
+    from cellray.losses.presets import PresetSum, PresetTerm
 
 app = typer.Typer(help="The losses: list, check.", no_args_is_help=True)
 
@@ -38,23 +41,32 @@ HEADINGS = {
 """Narrow column headings of the checks whose name is wide."""
 
 
+class _Described(NamedTuple):
+    """A loss as it is listed."""
+
+    name: str
+    settings: dict[str, object]
+    about: str
+
+
 @app.command("list")
 def losses_list(as_json: Json = False) -> None:
     """Every registered loss and preset with its settings."""
     from cellray.losses import LOSSES, PRESETS, RELEASED
 
-    rows: dict[str, list[dict[str, Any]]] = {
-        group: [{"name": name, "settings": _defaults(f), "about": _about(f)} for name, f in functions.items()]
+    rows = {
+        group: [_Described(name, _defaults(function), _about(function)) for name, function in functions.items()]
         for group, functions in (("losses", LOSSES), ("released", RELEASED))
     }
     if as_json:
-        print(json.dumps({**rows, "presets": PRESETS}))
+        plain = {group: [row._asdict() for row in found] for group, found in rows.items()}
+        print(json.dumps({**plain, "presets": PRESETS}))
         return
     titles = {"losses": "losses", "released": "as the reference study's code has them, faults included"}
     for group, title in titles.items():
         table = Table("name", "settings", "what it is", box=None, header_style="bold", pad_edge=False)
         for row in rows[group]:
-            table.add_row(row["name"], escape(_written(row["settings"])), escape(row["about"]))
+            table.add_row(row.name, escape(_written(row.settings)), escape(row.about))
         if rows[group]:
             out.print(f"[bold]{title}[/bold]", table, "", sep="\n", highlight=False)
     if PRESETS:
@@ -76,12 +88,12 @@ def losses_check(
     Ends with exit code 1 if one fails a check; warnings are worth knowing and block nothing.
     """
     from cellray.losses import LOSSES
-    from cellray.losses.bound import resolve
     from cellray.losses.check import check_loss
+    from cellray.study import loss_named
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's own module lies; an installed command doesn't look there
-    losses = {name: resolve(name) for name in names or LOSSES}
+    losses = {name: loss_named(name) for name in names or LOSSES}
     found = {name: check_loss(loss) for name, loss in losses.items()}
     if as_json:
         print(
@@ -131,24 +143,23 @@ def _by_reason(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
     return told
 
 
-def _defaults(function: Any) -> dict[str, Any]:
+def _defaults(function: LossFunction) -> dict[str, object]:
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _about(function: Any) -> str:
+def _about(function: LossFunction) -> str:
     return (inspect.getdoc(function) or "").split("\n", 1)[0]
 
 
-def _written(settings: dict[str, Any]) -> str:
+def _written(settings: Mapping[str, object]) -> str:
     return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in settings.items())
 
 
-def _formula(preset: dict[str, Any]) -> str:
+def _formula(preset: PresetTerm | PresetSum) -> str:
     """Such as `0.3 bce + 0.7 dice (smooth=1e-06)`."""
-    words = []
-    for term in preset.get("terms", [preset]):
-        weight = f"{term['weight']:g} " if "weight" in term else ""
-        settings = f" ({_written(term['settings'])})" if term.get("settings") else ""
-        words.append(f"{weight}{term['name']}{settings}")
-    return " + ".join(words)
+    if "terms" in preset:
+        return " + ".join(map(_formula, preset["terms"]))
+    weight = f"{preset['weight']:g} " if "weight" in preset else ""
+    settings = f" ({_written(preset['settings'])})" if preset.get("settings") else ""
+    return f"{weight}{preset['name']}{settings}"

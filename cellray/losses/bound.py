@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cellray.errors import StudyError, unknown
-from cellray.losses import LOSSES, PRESETS, RELEASED, LossFunction, activated_twice
+from cellray.losses import LOSSES, RELEASED, LossFunction, activated_twice
 from cellray.losses.maps import MAPS
 
 
@@ -23,7 +22,7 @@ class Term:
     weight: float
     name: str
     function: LossFunction
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -113,29 +112,3 @@ def find_function(name: str) -> LossFunction:
         raise StudyError(f"loss {name!r}: {unknown('function', attribute, found)}")
     map_names(function)
     return function
-
-
-def resolve(name: str) -> Loss:
-    """The loss that a name or preset stands for, with its default settings; for looking at losses without a study.
-
-    Raises:
-        StudyError: As `find_function`.
-    """
-    if "@" in name:
-        if name not in PRESETS:
-            raise StudyError(unknown("preset", name, PRESETS))
-        preset = PRESETS[name]
-        terms: Sequence[Mapping[str, Any]] = preset.get("terms", [preset])
-    else:
-        terms = [{"name": name}]
-    return Loss(
-        tuple(
-            Term(
-                float(term.get("weight", 1.0)),
-                term["name"],
-                find_function(term["name"]),
-                dict(term.get("settings", {})),
-            )
-            for term in terms
-        )
-    )

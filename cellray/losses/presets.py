@@ -7,31 +7,46 @@ reference study (Clissa, Macaluso & Zoccoli, ICIAP 2023 workshops), with its val
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Required, TypedDict, final
 
-Preset = dict[str, Any]
+
+@final
+class PresetTerm(TypedDict, total=False):
+    """A loss by its name; its weight where it is one of several."""
+
+    name: Required[str]
+    settings: dict[str, float]
+    weight: float
 
 
-def _bce(cell_weight: float) -> Preset:
+@final
+class PresetSum(TypedDict):
+    """A weighted sum of losses."""
+
+    terms: Sequence[PresetTerm]
+
+
+def _bce(cell_weight: float) -> PresetTerm:
     return {"name": "bce", "settings": {"cell_weight": cell_weight, "background_weight": 1.0}}
 
 
-def _focal_tversky(exponent: float) -> Preset:
+def _focal_tversky(exponent: float) -> PresetTerm:
     return {
         "name": "focal_tversky",
         "settings": {"fp_weight": 0.3, "fn_weight": 0.7, "exponent": exponent, "smooth": 1e-6},
     }
 
 
-def _combined(bce: float, dice: float, third_weight: float, third: Preset) -> Preset:
+def _combined(bce: float, dice: float, third_weight: float, third: PresetTerm) -> PresetSum:
     return {"terms": [{"name": "bce", "weight": bce}, {**DICE, "weight": dice}, {**third, "weight": third_weight}]}
 
 
-DICE: Preset = {"name": "dice", "settings": {"smooth": 1e-6}}
-FOCAL: Preset = {"name": "focal", "settings": {"exponent": 2.0}}
+DICE: PresetTerm = {"name": "dice", "settings": {"smooth": 1e-6}}
+FOCAL: PresetTerm = {"name": "focal", "settings": {"exponent": 2.0}}
 SLIDES, CODE = _focal_tversky(2.0), _focal_tversky(4 / 3)
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, PresetTerm | PresetSum] = {
     "bce_low@slides": _bce(50.0),
     "bce_medium@slides": _bce(100.0),
     "bce_high@slides": _bce(200.0),

@@ -4,7 +4,7 @@ from cellray.study.adaptive import BoundConfig, RacingConfig, SearchConfig, Stop
 from cellray.study.group import Settings
 from cellray.study.keys import EVALUATION_VERSION, SCHEMA_VERSION, Trial, short_hash
 from cellray.study.loading import load_study, read_study
-from cellray.study.loss import LossConfig, TermConfig, check_loss_settings
+from cellray.study.loss import LossConfig, TermConfig, check_loss_settings, loss_named
 from cellray.study.loss_check import check_losses
 from cellray.study.quirks import QUIRKS
 from cellray.study.roles import Role
@@ -50,6 +50,7 @@ __all__ = [
     "check_loss_settings",
     "check_losses",
     "load_study",
+    "loss_named",
     "read_study",
     "short_hash",
     "study_schema",

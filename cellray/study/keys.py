@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pydantic import JsonValue
-
 from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
 from cellray.study.settings import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
@@ -26,7 +24,7 @@ class Recipe(NamedTuple):
     loss: LossConfig
     training: TrainingConfig
 
-    def decisive(self) -> dict[str, JsonValue]:
+    def decisive(self) -> dict[str, object]:
         """Plain settings, without those that can't change what comes out."""
         unused = set() if self.training.lr == "range_test" else {"range_test"}
         return {

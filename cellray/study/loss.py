@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -16,10 +16,13 @@ from cellray.losses.bound import Loss, Term, find_function, is_dotted
 from cellray.study.group import Settings
 from cellray.study.problems import Problem, SettingsError, problems_in
 
-LossSettings = dict[str, Any]
+LossSettings = dict[str, object]
 
 FLATTENED = {"tversky": "flattened_tversky", "focal_tversky": "flattened_focal_tversky"}
 """What the quirk `flattened_tversky` puts in the place of a loss."""
+FINITE = ConfigDict(allow_inf_nan=False)
+AT_LEAST_0 = TypeAdapter(Annotated[float, Field(ge=0)], config=FINITE)
+"""What a plain `float` in a loss's signature means."""
 NEUTRAL = {"reduction": "image"}
 """Settings that came after the first ledgers: at these values they change nothing, and stay out of the trial key."""
 
@@ -38,7 +41,7 @@ class NamedLoss(Settings):
     @field_validator("name")
     @classmethod
     def is_known(cls, name: str | None, info: ValidationInfo) -> str | None:
-        return name if name is None else known_loss(name, info)
+        return name if name is None else _known_loss(name, info)
 
     @field_validator("settings")
     @classmethod
@@ -52,7 +55,7 @@ class NamedLoss(Settings):
     @classmethod
     def is_current(cls, code: str | None, info: ValidationInfo) -> str | None:
         name = info.data.get("name")
-        return code_hash(find_function(name)) if name and is_dotted(name) and _runs_code(info) else code
+        return _code_hash(find_function(name)) if name and is_dotted(name) and _runs_code(info) else code
 
 
 class TermConfig(NamedLoss):
@@ -65,8 +68,8 @@ class TermConfig(NamedLoss):
 
     @model_validator(mode="before")
     @classmethod
-    def takes_presets(cls, values: Any) -> Any:
-        return expanded(values, combined=False)
+    def takes_presets(cls, values: object) -> object:
+        return _expanded(values, combined=False)
 
 
 class LossConfig(NamedLoss):
@@ -82,8 +85,8 @@ class LossConfig(NamedLoss):
 
     @model_validator(mode="before")
     @classmethod
-    def takes_presets(cls, values: Any) -> Any:
-        return expanded(values, combined=True)
+    def takes_presets(cls, values: object) -> object:
+        return _expanded(values, combined=True)
 
     @model_validator(mode="after")
     def is_one_or_combined(self) -> LossConfig:
@@ -106,9 +109,9 @@ class LossConfig(NamedLoss):
         balanced = " (gradients balanced)" if self.balance == "gradient" else ""
         return text + balanced + (" (activated twice)" if self.double_activation else "")
 
-    def decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, object]:
         """What of this decides a training, for the trial key."""
-        content: dict[str, Any] = {}
+        content: dict[str, object] = {}
         if self.name is not None:
             content |= {"name": self.name, "settings": _decisive_settings(self.settings), **_code(self.code)}
         else:
@@ -145,14 +148,26 @@ class LossConfig(NamedLoss):
         for part in self.terms or (self,):
             assert part.name is not None  # terms have names, and so has a loss without terms
             function = find_function(part.name)
-            if part.code is not None and code_hash(function) != part.code:
+            if part.code is not None and _code_hash(function) != part.code:
                 raise StudyError(f"loss {part.name!r}: its code here differs from that of the study as it was loaded")
             weight = part.weight if isinstance(part, TermConfig) else 1.0
             terms.append(Term(weight, part.name, function, part.settings))
         return Loss(tuple(terms), double_activation=self.double_activation)
 
 
-def check_loss_settings(name: str, settings: Mapping[str, Any]) -> LossSettings:
+def loss_named(name: str) -> Loss:
+    """The loss that a name or preset stands for, with its default settings; for looking at losses without a study.
+
+    Raises:
+        StudyError: If there is none of that name, or what is there is no loss.
+    """
+    try:
+        return LossConfig(name=name).build()
+    except ValidationError as error:
+        raise StudyError("; ".join(problem.message for problem in problems_in(error, LossConfig))) from None
+
+
+def check_loss_settings(name: str, settings: Mapping[str, object]) -> LossSettings:
     """Complete settings of a loss: those given, and the defaults of its signature.
 
     The annotation of a keyword decides what it takes. A plain ``float`` means a number >= 0, since nearly all
@@ -175,9 +190,8 @@ def check_loss_settings(name: str, settings: Mapping[str, Any]) -> LossSettings:
         if key not in parameters:
             problems.append(Problem((key,), unknown(f"{name} setting", key, parameters)))
             continue
-        hint: Any = Annotated[float, Field(ge=0)] if hints.get(key) is float else hints.get(key, Any)
+        adapter = AT_LEAST_0 if hints.get(key) is float else TypeAdapter(hints.get(key, object), config=FINITE)
         try:
-            adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
             complete[key] = adapter.validate_python(value, strict=True)
         except ValidationError as error:
             problems += [Problem((key,), problem.message) for problem in problems_in(error)]
@@ -191,7 +205,7 @@ def check_loss_settings(name: str, settings: Mapping[str, Any]) -> LossSettings:
     return {key: complete[key] for key in parameters}
 
 
-def expanded(values: Any, *, combined: bool) -> Any:
+def _expanded(values: object, *, combined: bool) -> object:
     """A loss or term as the file gives it, with a preset's name replaced by what it stands for.
 
     Settings given beside the name win over the preset's. Anything that isn't a preset is returned as it came.
@@ -206,19 +220,19 @@ def expanded(values: Any, *, combined: bool) -> Any:
     if name not in PRESETS:
         raise SettingsError([Problem(("name",), unknown("preset", name, PRESETS))])
     preset = PRESETS[name]
-    if "terms" in preset and not combined:
+    rest = {key: value for key, value in values.items() if key not in ("name", "settings")}
+    given = values.get("settings") or {}
+    if "terms" not in preset:
+        return {"name": preset["name"], **rest, "settings": {**preset.get("settings", {}), **given}}
+    if not combined:
         raise SettingsError([Problem(("name",), f"{name!r} is a combined loss and can't be a term of another")])
-    if "terms" in preset and values.get("settings"):
+    if given:
         words = f"{name!r} is a combined loss: write its terms out to change their settings"
         raise SettingsError([Problem(("settings",), words)])
-    rest = {key: value for key, value in values.items() if key not in ("name", "settings")}
-    if "settings" in preset:
-        rest["settings"] = {**preset["settings"], **(values.get("settings") or {})}
-    chosen = {"terms": tuple(preset["terms"])} if "terms" in preset else {"name": preset["name"]}
-    return {**chosen, **rest}
+    return {"terms": tuple(preset["terms"]), **rest}
 
 
-def known_loss(name: str, info: ValidationInfo) -> str:
+def _known_loss(name: str, info: ValidationInfo) -> str:
     """`name`, if the study may use it: the package's own, or a path where the loading allows code."""
     if not is_dotted(name):
         return one_of("loss", name, LOSSES | RELEASED)
@@ -229,7 +243,7 @@ def known_loss(name: str, info: ValidationInfo) -> str:
     return name
 
 
-def code_hash(function: LossFunction) -> str:
+def _code_hash(function: LossFunction) -> str:
     """First 16 hex digits of the SHA-256 of the file that defines a function."""
     try:
         file = inspect.getsourcefile(function)
@@ -251,7 +265,7 @@ def _decisive_settings(settings: LossSettings) -> LossSettings:
     return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
 
 
-def _call(name: str, settings: Mapping[str, Any]) -> str:
+def _call(name: str, settings: Mapping[str, object]) -> str:
     defaults = {} if is_dotted(name) else check_loss_settings(name, {})
     given = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items() if v != defaults.get(k)}
     return name + (f"({', '.join(f'{k}={v}' for k, v in given.items())})" if given else "")
