@@ -121,3 +121,10 @@ def test_what_is_no_space_is_refused_with_its_place(tree, path, words):
     with pytest.raises(StudyError) as caught:
         Space(tree)
     assert [(p.path, words in p.message) for p in caught.value.problems] == [(path, True)]
+
+
+@pytest.mark.parametrize("term", ["dice", None, {"choice": ["dice", "bce"]}, {"uniform": [0, 1]}])
+def test_a_term_with_a_drawn_weight_is_a_mapping(term):
+    tree = {"loss": {"terms": [{"name": "bce"}, term], "weights": {"simplex": 1}}}
+    with pytest.raises(StudyError, match=r"loss.terms\[1\]: must be a mapping, got "):
+        Space(tree)

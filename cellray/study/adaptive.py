@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -43,7 +43,7 @@ class SearchConfig(Settings):
     NSGA-II for two or more metrics."""
     budget: int = Field(ge=1)
     """Configurations in all, those that the study lists among them."""
-    space: dict[str, Any]
+    space: dict[str, object]
     """A configuration (loss, model, training) in which ranges stand in the place of values: uniform, log_uniform, int,
     log_int: [low, high]; choice: a list, or named parts; weights: {simplex: 1} beside the terms of a loss."""
     metrics: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class SearchConfig(Settings):
 
     @field_validator("space")
     @classmethod
-    def is_a_space(cls, tree: dict[str, Any]) -> dict[str, Any]:
+    def is_a_space(cls, tree: dict[str, object]) -> dict[str, object]:
         Space(tree)
         return tree
 

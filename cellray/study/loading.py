@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -111,7 +111,7 @@ def _read(file: Path) -> str:
         raise StudyError(f" can't be read: {error.strerror}") from None
 
 
-def _resolve_paths(values: dict[str, Any], folder: Path) -> list[Problem]:
+def _resolve_paths(values: dict[str, object], folder: Path) -> list[Problem]:
     """Make the data paths absolute, in place; variables that aren't set are returned as problems."""
     problems = []
     for at, dataset in _datasets(values):
@@ -126,7 +126,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> list[Problem]:
     return problems
 
 
-def _datasets(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+def _datasets(values: dict[str, object]) -> Iterator[tuple[KeyPath, dict[str, object]]]:
     data = values.get("data")
     if isinstance(data, dict):
         if isinstance(data.get("train"), dict):

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from cellray.errors import StudyError, unknown
 
 Path = tuple[str | int, ...]
+Schema = dict[str, Any]
+"""A JSON Schema, or a part of one."""
 
 WORDS = {
     "missing": "this key is required",
@@ -81,37 +84,39 @@ def problems_in(error: ValidationError, model: type[BaseModel] | None = None) ->
 
     A value of a union (a number or a word) fails once for each member; those findings become one sentence.
     """
-    found: dict[Path, list[Mapping[str, Any]]] = {}
+    found: dict[Path, list[str | ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         raised = detail.get("ctx", {}).get("error")
         path = _plain_path(detail["loc"], model, keep_last=detail["type"] in ("extra_forbidden", "missing"))
         if isinstance(raised, SettingsError):
             for problem in raised.problems:
-                found.setdefault(path + problem.path, []).append({"type": "said", "said": problem.message})
+                found.setdefault(path + problem.path, []).append(problem.message)
         else:
-            found.setdefault(path, []).append({**detail, "known": _known_keys(path[:-1], model)})
-    return [
-        Problem(path, _sentence(path, details))
-        for path, details in found.items()
+            found.setdefault(path, []).append(detail)
+    problems = []
+    for path, told in found.items():
+        said = [words for words in told if isinstance(words, str)]
+        details = [detail for detail in told if not isinstance(detail, str)]
+        if told[0] in said:
+            problems.append(Problem(path, "; ".join(dict.fromkeys(said))))
         # That a union also takes a word, or that a list without its bad entries is too short, is no news when
         # something inside is wrong.
-        if not (isinstance(details[0].get("input"), Mapping | list) and any(_is_below(other, path) for other in found))
-    ]
+        elif not (isinstance(details[0]["input"], Mapping | list) and any(_is_below(other, path) for other in found)):
+            problems.append(Problem(path, _sentence(path, details, model)))
+    return problems
 
 
 def _is_below(path: Path, above: Path) -> bool:
     return len(path) > len(above) and path[: len(above)] == above
 
 
-def _sentence(path: Path, details: list[Mapping[str, Any]]) -> str:
+def _sentence(path: Path, details: list[ErrorDetails], model: type[BaseModel] | None) -> str:
     """What was expected, what came, and the nearest known word."""
     first = details[0]
-    if first["type"] == "said":
-        return "; ".join(dict.fromkeys(d["said"] for d in details))
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return unknown("key", path[-1], first["known"])
+        return unknown("key", path[-1], _known_keys(path[:-1], model))
     if first["type"] == "missing":
         return WORDS["missing"]
     phrases = list(dict.fromkeys(_phrase(d) for d in details))
@@ -121,7 +126,7 @@ def _sentence(path: Path, details: list[Mapping[str, Any]]) -> str:
     return f"{text}, got {shown(first['input'])}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
-def _phrase(detail: Mapping[str, Any]) -> str:
+def _phrase(detail: ErrorDetails) -> str:
     if detail["type"] in WORDS:
         limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in detail.get("ctx", {}).items()}
         return WORDS[detail["type"]].format(**limits)
@@ -135,7 +140,7 @@ def _quoted(expected: str) -> list[str]:
 def _plain_path(loc: Path, model: type[BaseModel] | None, *, keep_last: bool) -> Path:
     """The location without pydantic's own marks for the members of a union."""
     path: list[str | int] = []
-    places: list[Any] = [_schema(model)]
+    places: list[object] = [_schema(model)]
     for i, part in enumerate(loc):
         below = list(_step(places, part, _schema(model)))
         if below or (keep_last and i == len(loc) - 1):
@@ -145,18 +150,18 @@ def _plain_path(loc: Path, model: type[BaseModel] | None, *, keep_last: bool) ->
 
 
 def _known_keys(path: Path, model: type[BaseModel] | None) -> list[str]:
-    places: list[Any] = [_schema(model)]
+    places: list[object] = [_schema(model)]
     for part in path:
         places = list(_step(places, part, _schema(model)))
     return [key for place in _members(places, _schema(model)) for key in place.get("properties", {})]
 
 
 @functools.cache
-def _schema(model: type[BaseModel] | None) -> dict[str, Any]:
+def _schema(model: type[BaseModel] | None) -> Schema:
     return {} if model is None else model.model_json_schema()
 
 
-def _members(places: Iterable[Any], root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _members(places: Iterable[object], root: Schema) -> Iterator[Schema]:
     """Follow references and unions of a JSON Schema down to its plain parts."""
     for place in places:
         if not isinstance(place, dict):
@@ -168,7 +173,7 @@ def _members(places: Iterable[Any], root: dict[str, Any]) -> Iterator[dict[str, 
             yield from _members(place.get(union, []), root)
 
 
-def _step(places: Iterable[Any], part: str | int, root: dict[str, Any]) -> Iterator[Any]:
+def _step(places: Iterable[object], part: str | int, root: Schema) -> Iterator[object]:
     for place in _members(places, root):
         if isinstance(part, int):
             if "items" in place:

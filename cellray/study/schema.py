@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cellray.losses import LOSSES, PRESETS, RELEASED
 from cellray.losses.check import CHECKS
 from cellray.metrics import METRICS
 from cellray.model import MODELS
 from cellray.study.loss import check_loss_settings
+from cellray.study.problems import Schema
 from cellray.study.quirks import QUIRKS
 from cellray.study.whole import Study
 
 
-def study_schema() -> dict[str, Any]:
+def study_schema() -> Schema:
     """JSON Schema of a study file, for editors."""
     schema = Study.model_json_schema()
     types = schema["$defs"]
@@ -33,7 +32,7 @@ def study_schema() -> dict[str, Any]:
         place["items"] = {"enum": known}
     for owner in ("TermConfig", "LossConfig"):
         place = types[owner]["properties"]["name"]
-        names: list[dict[str, Any]] = [{"enum": [*LOSSES, *RELEASED, *PRESETS]}, {"type": "string", "pattern": ":"}]
+        names: list[Schema] = [{"enum": [*LOSSES, *RELEASED, *PRESETS]}, {"type": "string", "pattern": ":"}]
         place.pop("type", None)
         place["anyOf"] = [*names, {"type": "null"}] if owner == "LossConfig" else names
     for key, owner in (("model", "ModelConfig"), ("training", "TrainingConfig")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -249,9 +249,9 @@ class ConfigurationConfig(Settings):
     label: Label
     loss: LossConfig | None = None
     """None: the study's own loss."""
-    model: dict[str, Any] = Field(default={})
+    model: dict[str, object] = Field(default={})
     """Settings of `model` that this configuration changes; the others stay as they are."""
-    training: dict[str, Any] = Field(default={})
+    training: dict[str, object] = Field(default={})
     """Settings of `training` that this configuration changes; the others stay as they are."""
     quirks: tuple[str, ...] = ()
     """Quirks of the reference study's code for this configuration alone; only those that act on training."""

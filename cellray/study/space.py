@@ -12,8 +12,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias, TypeGuard
 
+from pydantic import JsonValue
 from scipy.special import betainc, betaincinv
 
 from cellray.errors import unknown
@@ -25,7 +26,10 @@ RANGES = ("uniform", "log_uniform", "int", "log_int")
 DIGITS = 4
 """Significant digits of drawn numbers: enough to tell trainings apart, and the same on every machine."""
 
-Values = dict[str, Any]
+Plain: TypeAlias = "str | int | float | bool | None"
+Node: TypeAlias = "Range | Choice | Simplex | dict[str, Node] | list[Node] | Plain"
+"""A part of a space: as in the study file, with a range in the place of its mapping."""
+Values = dict[str, Plain]
 """What a sampler draws: by parameter, a number or the name of a choice; of a simplex, how the stick is broken."""
 
 
@@ -45,7 +49,7 @@ class Choice:
     """One of several parts, by name."""
 
     name: str
-    options: dict[Any, Any]
+    options: dict[Plain, Node]
     """Name, or the value itself where it is a plain one -> what stands there then."""
 
 
@@ -54,7 +58,7 @@ class Simplex:
     """Weights of the terms of a loss, at least 0 and 1 in all: a Dirichlet distribution, uniform if all are 1."""
 
     name: str
-    terms: tuple[Any, ...]
+    terms: tuple[Node, ...]
     concentration: tuple[float, ...]
 
     def cuts(self) -> list[str]:
@@ -87,22 +91,23 @@ class Draws(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = ...) -> int: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Plain]) -> Plain: ...
 
 
 class Fixed:
     """Draws given values; the first choice and the lowest, or highest, number where none is given."""
 
-    def __init__(self, values: Mapping[str, Any], *, highest: bool = False) -> None:
+    def __init__(self, values: Mapping[str, Plain], *, highest: bool = False) -> None:
         self._values, self._highest = values, highest
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return self._values.get(name, high if self._highest else low)
+        value = self._values.get(name)
+        return value if isinstance(value, int | float) else high if self._highest else low
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return self._values.get(name, high if self._highest else low)
+        return int(self.suggest_float(name, low, high))
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Plain]) -> Plain:
         return self._values.get(name, choices[0])
 
 
@@ -116,7 +121,7 @@ class Space:
         SettingsError: With a problem for each range that isn't one.
     """
 
-    def __init__(self, tree: Mapping[str, Any]) -> None:
+    def __init__(self, tree: Mapping[str, object]) -> None:
         self._problems: list[Problem] = [
             Problem((key,), unknown("part of a configuration", key, SECTIONS)) for key in tree if key not in SECTIONS
         ]
@@ -126,7 +131,7 @@ class Space:
         if self._problems:
             raise SettingsError(self._problems)
 
-    def draw(self, draws: Draws) -> tuple[dict[str, Any], Values]:
+    def draw(self, draws: Draws) -> tuple[dict[str, JsonValue], Values]:
         """One configuration of the space, and its parameters for a reader.
 
         Returns:
@@ -136,7 +141,7 @@ class Space:
         shown_values: Values = {}
         return {key: _fill(node, draws, shown_values) for key, node in self._root.items()}, shown_values
 
-    def locate(self, resolved: Mapping[str, Any]) -> Iterator[Values]:
+    def locate(self, resolved: Mapping[str, object]) -> Iterator[Values]:
         """Values that may give a resolved configuration; whoever asks draws them and compares.
 
         Args:
@@ -149,9 +154,9 @@ class Space:
             if all(_match(node, resolved.get(key), picked, values) for key, node in self._root.items()):
                 yield values
 
-    def corners(self) -> Iterator[tuple[dict[str, Any], Values]]:
+    def corners(self) -> Iterator[tuple[dict[str, JsonValue], Values]]:
         """Configurations that together have each choice once and each range at both its ends."""
-        picks: list[dict[str, Any]] = [{}]
+        picks: list[Values] = [{}]
         for node in _ranges(self._root):
             if isinstance(node, Choice):
                 inside = _way_to(self._root, node.name)
@@ -173,7 +178,7 @@ class Space:
                     words[_weight_name(node, i)] = "share of 1"
         return words
 
-    def _parse(self, tree: Any, path: Path, name: str) -> Any:
+    def _parse(self, tree: object, path: Path, name: str) -> Node:
         """The tree with ranges in the place of their mappings; names and paths differ by what is chosen."""
         if isinstance(tree, Mapping):
             special = [key for key in tree if key in (*RANGES, "choice", "simplex")]
@@ -189,14 +194,15 @@ class Space:
             if "weights" in tree:
                 return self._weighted(tree, path, name)
             return {key: self._parse(value, (*path, key), f"{name}.{key}") for key, value in tree.items()}
-        if isinstance(tree, list):
+        if isinstance(tree, list | tuple):
             return [self._parse(value, (*path, i), f"{name}.{i}") for i, value in enumerate(tree)]
+        assert tree is None or isinstance(tree, str | int | float)  # there is nothing else in a file
         return tree
 
-    def _range(self, kind: str, ends: Any, path: Path, name: str) -> Any:
+    def _range(self, kind: str, ends: object, path: Path, name: str) -> Node:
         is_int, is_log = kind.endswith("int"), kind.startswith("log")
-        right = isinstance(ends, list) and len(ends) == 2
-        if not right or not all(_is_number(end) and (not is_int or isinstance(end, int)) for end in ends):
+        right = isinstance(ends, list) and all(_is_number(e) and (isinstance(e, int) or not is_int) for e in ends)
+        if not isinstance(ends, list) or len(ends) != 2 or not right:
             kind_of = "whole numbers" if is_int else "numbers"
             return self._wrong(path, f"must be two {kind_of}, [low, high], got {shown(ends)}")
         low, high = ends
@@ -206,9 +212,9 @@ class Space:
             return self._wrong(path, f"low must be greater than 0 on a log scale, got {low}")
         return Range(name, low, high, is_log, is_int)
 
-    def _choice(self, given: Any, path: Path, name: str) -> Any:
+    def _choice(self, given: object, path: Path, name: str) -> Node:
         if isinstance(given, Mapping):
-            parts = {str(key): (value, (*path, key)) for key, value in given.items()}
+            parts: dict[Plain, tuple[object, Path]] = {str(key): (part, (*path, key)) for key, part in given.items()}
         elif isinstance(given, list):
             keys = [_option(value, i) for i, value in enumerate(given)]
             if len(set(map(str, keys))) < len(keys):
@@ -221,7 +227,7 @@ class Space:
             return self._wrong(path, "a choice needs at least two options")
         return Choice(name, {key: self._parse(value, at, f"{name}[{key}]") for key, (value, at) in parts.items()})
 
-    def _weighted(self, tree: Mapping[str, Any], path: Path, name: str) -> Any:
+    def _weighted(self, tree: Mapping[str, object], path: Path, name: str) -> Node:
         """A loss with `terms` and `weights: {simplex: …}`."""
         terms, weights = tree.get("terms"), tree["weights"]
         if not isinstance(terms, list) or len(terms) < 2:
@@ -236,33 +242,45 @@ class Space:
         for i, term in enumerate(terms):
             if isinstance(term, Mapping) and "weight" in term:
                 return self._wrong((*path, "terms", i, "weight"), "the simplex gives this term its weight")
-        parsed = self._parse({key: value for key, value in tree.items() if key != "weights"}, path, name)
-        return {**parsed, "terms": Simplex(f"{name}.weights", tuple(parsed["terms"]), tuple(map(float, each)))}
+        beside = {key: value for key, value in tree.items() if key not in ("weights", "terms")}
+        parsed = {key: self._parse(value, (*path, key), f"{name}.{key}") for key, value in beside.items()}
+        nodes = [self._parse(term, (*path, "terms", i), f"{name}.terms.{i}") for i, term in enumerate(terms)]
+        for i, node in enumerate(nodes):
+            if not _is_mapping(node) or terms[i] is None:
+                return self._wrong((*path, "terms", i), f"must be a mapping, got {shown(terms[i])}")
+        return {**parsed, "terms": Simplex(f"{name}.weights", tuple(nodes), tuple(map(float, each)))}
 
-    def _wrong(self, path: Path, message: str) -> None:
+    def _wrong(self, path: Path, message: str) -> Plain:
+        """Note a problem; returns what stands in the place of a range that isn't one."""
         self._problems.append(Problem(path, message))
+        return None
 
 
-def _option(value: Any, i: int) -> Any:
+def _option(value: Plain | Mapping[str, object] | list[object], i: int) -> Plain:
     """The name of one option of a list: the value itself, or that of the loss it stands for, or its place."""
     if isinstance(value, Mapping):
         return str(value.get("name", i))
     return str(i) if isinstance(value, list) else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_mapping(node: Node) -> bool:
+    """Whether a mapping comes of it, whatever is chosen; None has its problem already."""
+    return isinstance(node, dict | None) or (isinstance(node, Choice) and all(map(_is_mapping, node.options.values())))
 
 
 def _weight_name(node: Simplex, i: int) -> str:
     return f"{node.name.removesuffix('.weights')}.terms.{i}.weight"
 
 
-def _ranges(node: Any) -> Iterator[Range | Choice | Simplex]:
+def _ranges(node: Node) -> Iterator[Range | Choice | Simplex]:
     """Every range of a tree, also those inside choices, from the top."""
     if isinstance(node, (Range, Choice, Simplex)):
         yield node
-    inside: Sequence[Any] = ()
+    inside: Sequence[Node] = ()
     if isinstance(node, Choice):
         inside = list(node.options.values())
     elif isinstance(node, Simplex):
@@ -275,7 +293,7 @@ def _ranges(node: Any) -> Iterator[Range | Choice | Simplex]:
         yield from _ranges(part)
 
 
-def _way_to(root: Any, name: str) -> dict[str, Any]:
+def _way_to(root: Node, name: str) -> Values:
     """The choices that must be made for the choice of this name to be there."""
     for node in _ranges(root):
         if isinstance(node, Choice) and node.name != name:
@@ -285,7 +303,7 @@ def _way_to(root: Any, name: str) -> dict[str, Any]:
     return {}
 
 
-def _fill(node: Any, draws: Draws, shown_values: Values) -> Any:
+def _fill(node: Node, draws: Draws, shown_values: Values) -> JsonValue:
     """The tree with a value in the place of each range."""
     if isinstance(node, Range):
         if node.is_int:
@@ -303,7 +321,7 @@ def _fill(node: Any, draws: Draws, shown_values: Values) -> Any:
         weights = node.weights([draws.suggest_float(cut, 0.0, 1.0) for cut in node.cuts()])
         shown_values.update({_weight_name(node, i): weight for i, weight in enumerate(weights)})
         terms = [_fill(term, draws, shown_values) for term in node.terms]
-        return [{**term, "weight": weight} for term, weight in zip(terms, weights, strict=True)]
+        return [{**term, "weight": w} for term, w in zip(terms, weights, strict=True) if isinstance(term, dict)]
     if isinstance(node, dict):
         return {key: _fill(value, draws, shown_values) for key, value in node.items()}
     if isinstance(node, list):
@@ -311,7 +329,7 @@ def _fill(node: Any, draws: Draws, shown_values: Values) -> Any:
     return node
 
 
-def _match(node: Any, value: Any, picked: Mapping[str, Any], values: Values) -> bool:
+def _match(node: Node, value: object, picked: Values, values: Values) -> bool:
     """Read off the values of the ranges where a resolved configuration has something at their place."""
     if isinstance(node, Range):
         if not _is_number(value) or not node.low <= value <= node.high:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -30,7 +29,7 @@ _PLAIN = [
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number and `yes`, `on`, 12:30 and 2024-01-01 as text, as YAML 1.2 does."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (so declared in the base class)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (so in the base class)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -53,7 +52,7 @@ def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
-def read_tree(text: str) -> tuple[Any, yaml.Node | None]:
+def read_tree(text: str) -> tuple[object, yaml.Node | None]:
     """Plain values of a YAML text, and its nodes, which know their lines.
 
     Raises:
@@ -131,6 +130,6 @@ def _pair(node: yaml.MappingNode, name: str | int) -> tuple[yaml.Node, yaml.Node
     return next(((key, value) for key, value in reversed(node.value) if key.value == name), None)
 
 
-def write_tree(values: Any) -> str:
+def write_tree(values: object) -> str:
     """Block-style YAML of plain values, in their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
