@@ -27,7 +27,7 @@ from cellray.report import (
 )
 from cellray.report.answer import decision, plural
 from cellray.report.exports import md, tex
-from cellray.report.images import shrink
+from cellray.report.gallery import shrink
 from cellray.report.inference import infer
 from cellray.report.tables import select
 from cellray.scores import errors_of_nothing

@@ -15,10 +15,10 @@ from report_data import TWELVE, plan_for, record, scores, write_realistic
 from cellray.ledger import Ledger
 from cellray.report import figures, make_tables
 from cellray.report.details import CURVE_COLUMNS, LEVEL_COLUMNS, read_details
-from cellray.report.figures.base import shorten
 from cellray.report.figures.budget import cheapest
 from cellray.report.figures.detection import mean_curves
-from cellray.report.figures.statistics import joined
+from cellray.report.figures.drawing import shorten_svg
+from cellray.report.figures.rank_tests import joined
 from cellray.report.tables import select
 
 NAN = float("nan")
@@ -308,7 +308,7 @@ def test_shortening_moves_nothing_by_more_than_a_twentieth_of_a_point():
      <path id="DejaVuSans-41" d="M 12.987654 3 \nL 12.04 -0.06" transform="scale(0.015625)"/>
      <use xlink:href="#DejaVuSans-41" transform="translate(63.62 0)"/>
      <path d="M 1.26 2.31 \nL 1.26 2.31 " clip-path="url(#p12.3456)"/></svg>"""
-    short = shorten(svg).decode()
+    short = shorten_svg(svg).decode()
     assert 'd="M 13.0 3 \nL 12.0 -0.1" transform="scale(0.015625)"' in short
     assert '<use xlink:href="#g41" x="63.6"/>' in short
     assert 'd="M 1.3 2.3h0"' in short

@@ -12,14 +12,14 @@ from cellray.report import figures, make_tables, write_answer
 from cellray.report.build import load_tables
 from cellray.report.details import read_details
 from cellray.report.drawings import draw_figures
-from cellray.report.images import make_gallery
+from cellray.report.gallery import make_gallery
 from cellray.report.importance import _is_log, importance_of
 from cellray.report.mixtures import find_mixtures, weights_text
 from cellray.report.page import render_page
-from cellray.report.page.search import search_section
+from cellray.report.page.search_tables import search_section
 from cellray.report.protocol import protocol_facts
-from cellray.report.search import describe, option_of, parameter_name, parameter_names, read_search
 from cellray.report.search_answer import race_sentence
+from cellray.report.searched import option_of, parameter_name, parameter_names, parameters_text, read_search
 
 
 def search_of(tmp_path, configurations, **how):
@@ -94,7 +94,7 @@ def test_parameters_are_named_as_people_would():
     assert parameter_name("training.lr") == "lr"
     assert (parameter_name("loss.name"), parameter_name("loss")) == ("loss name", "loss")
     assert option_of("loss[mix].terms.0[x].weight") == "x"
-    words = describe({"loss.terms.0.weight": 0.54321, "model.base_features": 16, "training.flip": True}, loss)
+    words = parameters_text({"loss.terms.0.weight": 0.54321, "model.base_features": 16, "training.flip": True}, loss)
     assert words == "bce weight 0.543, base_features 16, flip yes"
 
 

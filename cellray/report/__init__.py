@@ -5,7 +5,7 @@ from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
 from cellray.report.observer import ReportObserver
 from cellray.report.plans import facts_of, plan_of, stored_plan
-from cellray.report.search import read_search
+from cellray.report.searched import read_search
 from cellray.report.tables import (
     Plan,
     PlannedTrial,

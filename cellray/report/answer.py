@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from cellray.report.mixtures import find_mixtures
-from cellray.report.search import Search, losses_of
 from cellray.report.search_answer import found_sentence, race_sentence, stopped_clause
+from cellray.report.searched import Search, losses_of
 from cellray.report.tables import (
     Plan,
     Record,

@@ -12,11 +12,11 @@ from cellray.report import exports
 from cellray.report.answer import write_answer
 from cellray.report.details import Details, read_details
 from cellray.report.drawings import draw_figures
-from cellray.report.images import make_gallery
+from cellray.report.gallery import make_gallery
 from cellray.report.inference import infer
 from cellray.report.page import render_page
 from cellray.report.protocol import protocol_facts
-from cellray.report.search import read_search
+from cellray.report.searched import read_search
 from cellray.report.tables import Plan, Tables, make_tables
 from cellray.samples import read_samples
 from cellray.scores import Record, nothing_by_set

@@ -24,9 +24,9 @@ COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
 LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
 
-GRID = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
+IOU_COLUMNS = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
 STRATA = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
-IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATA, *GRID]
+IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATA, *IOU_COLUMNS]
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
@@ -75,12 +75,12 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     for key, names in by_key.items():
         record = records[key]
         history, rows, objects = (next(tables) for _ in TABLES)
-        if len(course := columns_of(history)):
+        if len(course := read_columns(history)):
             histories |= dict.fromkeys(names, course)
         names = [name for name in names if name[0] not in stopped]
         if not names:
             continue
-        images = columns_of(rows, IMAGES)
+        images = read_columns(rows, IMAGES)
         images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
         is_lost = record["outcome"] in ("failed", "collapsed")
         curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
@@ -104,7 +104,7 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     )
 
 
-def columns_of(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_columns(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A stored table, with those of the wanted columns that it has; without a row if there is no such file."""
     if file is None:
         return pd.DataFrame()
@@ -120,11 +120,11 @@ def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.D
     """The IoU curve and the strata of each set of one trial, with a column `set`; `file` holds its table of objects."""
     curves, levels = [pd.DataFrame()], [pd.DataFrame()]
     has_strata = set(STRATA) <= set(images)
-    objects = columns_of(file if has_strata else None, OBJECTS)
+    objects = read_columns(file if has_strata else None, OBJECTS)
     cells = {str(name): rows for name, rows in objects.groupby("set", observed=True)} if len(objects) else {}
     by_set = images.groupby("set", observed=True) if len(images) else ()
     for name, rows in by_set:
-        if set(GRID) <= set(rows):
+        if set(IOU_COLUMNS) <= set(rows):
             curves.append(iou_curve(rows).assign(set=str(name)))
         if len(objects):
             found = cells.get(str(name), objects.iloc[:0])

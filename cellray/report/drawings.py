@@ -13,8 +13,8 @@ from cellray.report.details import Details
 from cellray.report.exports import set_title_plain
 from cellray.report.figures import Drawing, draw
 from cellray.report.mixtures import find_mixtures
-from cellray.report.search import Search
 from cellray.report.search_drawings import of_search, of_weights
+from cellray.report.searched import Search
 from cellray.report.tables import Plan, Record, Tables, format_value, metric_title, select, stopped_labels
 
 Agreement = Mapping[str, Mapping[str, float]]

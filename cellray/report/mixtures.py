@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellray.errors import DataError
 from cellray.metrics import METRICS
-from cellray.report.search import Search, value_of
+from cellray.report.searched import Search, judged_value
 from cellray.report.tables import Plan, Record, Tables, metric_title, rows_of, select
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
@@ -140,4 +140,4 @@ def validation_values(search: Search, metric: str) -> dict[str, float]:
     if metric not in search.metrics:
         return {}
     at = search.metrics.index(metric)
-    return {c.label: value_of(c, metric, at) for c in search.judged}
+    return {c.label: judged_value(c, metric, at) for c in search.judged}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cellray.metrics import METRICS
-from cellray.report.search import METHODS, STOPPING, Search
+from cellray.report.searched import METHODS, STOPPING, Search
 from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of, select
 
 COUNTING_WORST = (

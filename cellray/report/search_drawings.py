@@ -8,7 +8,7 @@ from cellray.metrics import METRICS
 from cellray.report import figures
 from cellray.report.figures import Drawing, draw
 from cellray.report.mixtures import Mixtures
-from cellray.report.search import Search, losses_of, parameter_names
+from cellray.report.searched import Search, losses_of, parameter_names
 from cellray.report.tables import Plan, Record, metric_title
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.drawing import INK, MUTED, PAPER, new_figure, as_label
 from cellray.report.figures.parts import MOST_PANELS, axis_title, best_of, label_looks, panels, seed_look
 from cellray.report.tables import select
 
@@ -50,7 +50,7 @@ def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name:
         axis.set_xlabel(title)
         axis.margins(0.08)
     axes[0].set_ylabel(axis_title(metric, set_name))
-    handles = [Line2D([], [], ls="", ms=8, mew=0, label=plain(label), **looks[label]) for label in table.index]
+    handles = [Line2D([], [], ls="", ms=8, mew=0, label=as_label(label), **looks[label]) for label in table.index]
     handles.append(Line2D([], [], color=MUTED, lw=1, label="best for the cost"))
     figure.legend(handles=handles, loc="outside right upper", title=best_of(n_known, len(table)).strip(" ()"))
     return figure
@@ -82,7 +82,7 @@ def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
     looks = seed_look(sorted({seed for _, seed in scaled}))
     figure, axes = panels(len(shown), height=1.7, same_x=False)
     for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+        axis.set_title(as_label(label, 32), loc="left")
         axis.set_xscale("log")
         rows = {seed: record for (name, seed), record in scaled.items() if name == label}
         first = next(iter(rows.values()))
@@ -90,7 +90,7 @@ def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
         for i, (seed, record) in enumerate(sorted(rows.items())):
             at = np.arange(len(record["term_scales"])) + (i - (len(rows) - 1) / 2) * 0.1
             axis.plot(record["term_scales"], at, ls="", marker="o", ms=6, mew=0, color=looks[seed]["color"])
-        axis.set_yticks(range(len(names)), [plain(name, 16) for name in names])
+        axis.set_yticks(range(len(names)), [as_label(name, 16) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(1, color=INK, lw=0.8, zorder=1)
     figure.supxlabel("factor of the term, from the size of its gradient" + best_of(known, len(shown)), fontsize=10)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from cellray.report.figures.base import BLUE, MEAN, MUTED, plain
+from cellray.report.figures.drawing import BLUE, MEAN, MUTED, as_label
 from cellray.report.figures.parts import MOST_PANELS, best_of, panels
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
@@ -34,7 +34,7 @@ def count_scatter(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> 
         beyond = int(pairs.n[pairs.n_pred > top].sum())
         axis.plot([0, top], [0, top], color=MUTED, lw=1)
         draw_dots(axis, pairs.n_true, pairs.n_pred.clip(upper=top), pairs.n)
-        axis.set_title(plain(label, 32) + (f"  ({beyond} above)" if beyond else ""), loc="left")
+        axis.set_title(as_label(label, 32) + (f"  ({beyond} above)" if beyond else ""), loc="left")
         axis.set_xlim(-0.03 * top, top)
         axis.set_ylim(-0.03 * top, top * 1.02)
     figure.supxlabel("true cells in an image" + best_of(known, len(shown)), fontsize=10)
@@ -88,7 +88,7 @@ def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> F
             for limit in (bias - spread, bias + spread):
                 axis.axhline(limit, color=MEAN, lw=1.1, ls="--")
             text += f", limits {bias - spread:+.1f} to {bias + spread:+.1f}"
-        axis.set_title(f"{plain(label, 32)}\n{text}", loc="left", fontsize=9.5)
+        axis.set_title(f"{as_label(label, 32)}\n{text}", loc="left", fontsize=9.5)
         axis.set_xlim(-0.03 * right, right)
         axis.set_ylim(-reach, reach)
     figure.supxlabel("mean of true and predicted cells in an image" + best_of(known, len(shown)), fontsize=10)

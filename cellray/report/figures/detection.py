@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.base import BAD, BLUE, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.drawing import BAD, BLUE, MUTED, PAPER, new_figure, as_label
 from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, best_of, label_looks, panels, sets_of
 from cellray.report.tables import select
 
@@ -42,10 +42,10 @@ def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "tes
         for _, seed in rows[rows.label == label].groupby("seed"):
             axis.plot(seed.threshold, seed.f1, color=BLUE, lw=0.7, alpha=0.5)
         axis.plot(means.columns, means.loc[label], color=BLUE, lw=2)
-        axis.set_title(plain(label, 32), loc="left")
+        axis.set_title(as_label(label, 32), loc="left")
         frame_curves(axis)
     figure.supxlabel("IoU that a hit needs" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel(f"F1 on {plain(set_name)}", fontsize=10)
+    figure.supylabel(f"F1 on {as_label(set_name)}", fontsize=10)
     handles = [
         Line2D([], [], color=BLUE, lw=2, label="mean, worst counted"),
         Line2D([], [], color=BLUE, lw=0.7, alpha=0.5, label="one seed"),
@@ -68,12 +68,12 @@ def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[s
         for label, (colour, dashes) in reversed(list(zip(top, TOP_STYLES, strict=False))):
             if label in means.index:
                 axis.plot(means.columns, means.loc[label], color=colour, ls=dashes, lw=2)
-        axis.set_title(plain(name, 32), loc="left")
+        axis.set_title(as_label(name, 32), loc="left")
         frame_curves(axis)
     figure.supxlabel("IoU that a hit needs", fontsize=10)
     figure.supylabel("F1, mean over seeds", fontsize=10)
     handles = [
-        Line2D([], [], color=colour, ls=dashes, lw=2, label=plain(label, 30))
+        Line2D([], [], color=colour, ls=dashes, lw=2, label=as_label(label, 30))
         for label, (colour, dashes) in zip(top, TOP_STYLES, strict=False)
     ]
     if len(set(iou.label)) > TOP:
@@ -133,7 +133,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     for label in reversed(shown):  # the best on top
         rows = alive[alive.label == label]
         axis.plot(rows.recall, rows.precision, ls="", ms=7, mec=PAPER, mew=0.6, alpha=0.9, **looks[label])
-    handles = [Line2D([], [], ls="", ms=7, mew=0, label=plain(label), **looks[label]) for label in shown]
+    handles = [Line2D([], [], ls="", ms=7, mew=0, label=as_label(label), **looks[label]) for label in shown]
     if len(lost):
         axis.plot([0.03], [0.03], "x", transform=axis.transAxes, ms=9, mec=BAD, mew=2.2, zorder=6)
         axis.annotate(f"{len(lost)} at (0, 0)", (0.055, 0.03), xycoords="axes fraction", va="center", fontsize=9)
@@ -141,7 +141,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     axis.set_xlim(low, 1)
     axis.set_ylim(low, 1)
     axis.set_aspect("equal")
-    axis.set_xlabel(f"recall on {plain(set_name)}" + best_of(known, len(shown)))
+    axis.set_xlabel(f"recall on {as_label(set_name)}" + best_of(known, len(shown)))
     axis.set_ylabel("precision")
     figure.legend(handles=handles, loc="outside right upper")
     return figure

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import INK, new_figure, plain
+from cellray.report.figures.drawing import INK, new_figure, as_label
 from cellray.report.tables import metric_title
 
 # one off BLUE, which a dark page lightens: there it would be the sky blue at the end
@@ -30,7 +30,7 @@ MOST_ROWS = 40
 def axis_title(metric: str, set_name: str) -> str:
     """Metric, set and which way is better."""
     better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    return f"{metric_title(metric)} on {plain(set_name)} ({better})"
+    return f"{metric_title(metric)} on {as_label(set_name)} ({better})"
 
 
 def seed_look(seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -74,7 +74,7 @@ def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tupl
     for axis in axes[n:]:
         axis.remove()
     for k, axis in enumerate(axes[:n]):
-        axis.set_yticks(range(len(labels)), [plain(label, 24) for label in labels])
+        axis.set_yticks(range(len(labels)), [as_label(label, 24) for label in labels])
         axis.tick_params(axis="y", length=0, labelleft=k % across == 0)
         axis.set_ylim(len(labels) - 0.4, -0.6)
     return figure, axes[:n]
@@ -128,7 +128,7 @@ def heat_cells(
         axis.text(j, i, texts[i][j], ha="center", va="center", **look)
 
 
-def bare(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
+def name_cells(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
     """Names beside and above a heat map, and nothing else around it."""
     axis.grid(visible=False)
     how: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}

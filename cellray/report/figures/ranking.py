@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BAD, BLUE, INK, MEAN, MUTED, new_figure, plain
+from cellray.report.figures.drawing import BAD, BLUE, INK, MEAN, MUTED, new_figure, as_label
 from cellray.report.figures.parts import MOST_ROWS, axis_title, best_of, draw_ceiling
 from cellray.report.tables import format_rank, format_value, rows_of, select
 
@@ -43,7 +43,7 @@ def ranking_dots(
         return None
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 1.5 + 0.34 * len(order))
-    gutter, main = make_axes(figure, has_gutter=not lost.empty, left=higher)
+    gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
     y = {label: i for i, label in enumerate(order.label)}
     has_interval = "low" in order and bool(order.low.notna().any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
@@ -74,7 +74,7 @@ def ranking_dots(
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
     labels.set_yticklabels(
-        [f"{plain(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
+        [f"{as_label(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
     )
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
@@ -96,7 +96,7 @@ def ranking_dots(
     return figure
 
 
-def make_axes(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:
+def with_gutter(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:
     """The main axis and, on the bad side, a narrow one for trials that count as worst."""
     if not has_gutter:
         return None, figure.add_subplot()  # type: ignore[return-value]

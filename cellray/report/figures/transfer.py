@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BLUE, INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.drawing import BLUE, INK, MUTED, PAPER, new_figure, as_label
 from cellray.report.figures.parts import (
     MOST_PANELS,
-    bare,
+    name_cells,
     best_of,
     draw_ceiling,
     heat_cells,
@@ -44,7 +44,7 @@ def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> 
     )  # fmt: skip
     texts = [[cell_text(metric, value, row[0] if j else None) for j, value in enumerate(row)] for row in grid]
     heat_cells(axis, image, grid, texts)
-    bare(axis, [plain(label) for label in order], [plain(name, 16) for name in shown])
+    name_cells(axis, [as_label(label) for label in order], [as_label(name, 16) for name in shown])
     if len(order) < len(known):
         figure.supxlabel(best_of(known, len(order)).strip(" ()"), fontsize=10)
     return figure
@@ -92,7 +92,7 @@ def drop(
                 change_text(away[label] - home[label]), (1, i), xycoords=axis.get_yaxis_transform(), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=9, color=INK, annotation_clip=False,
             )  # fmt: skip
-        axis.set_title(plain(name, 30), loc="left")
+        axis.set_title(as_label(name, 30), loc="left")
         draw_ceiling(axis, (ceiling or {}).get(name))
         if METRICS[metric].worst is not None:
             axis.set_xlim(0, 1)

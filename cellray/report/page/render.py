@@ -11,17 +11,17 @@ from markupsafe import Markup
 from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.exports import set_title_plain
 from cellray.report.figures import Drawing
-from cellray.report.images import ROLES, Gallery
+from cellray.report.gallery import ROLES, Gallery
 from cellray.report.mixtures import find_mixtures
-from cellray.report.page.cells import agreement_note
-from cellray.report.page.costs import cost_table
-from cellray.report.page.differences import compare
-from cellray.report.page.published import published_table
-from cellray.report.page.ranking import lead_sentence, metrics_table, ranked_table
-from cellray.report.page.search import search_section
+from cellray.report.page.cost_table import cost_table
+from cellray.report.page.differences import find_differences
+from cellray.report.page.published_table import published_table
+from cellray.report.page.ranking_tables import lead_sentence, metrics_table, ranked_table
+from cellray.report.page.search_tables import search_section
 from cellray.report.page.sections import arrange, named
+from cellray.report.page.table_cells import agreement_note
 from cellray.report.protocol import Protocol
-from cellray.report.search import Search, losses_of
+from cellray.report.searched import Search, losses_of
 from cellray.report.tables import Plan, Record, Tables, metric_title
 from cellray.statistics import unseen_rate
 
@@ -68,7 +68,7 @@ def render_page(
     metric = plan.rank_by
     external = [name for name in tables.sets if name not in ("test", "val")]
     figures = arrange(drawings)
-    comparisons = {name: compare(tables, metric, name) for name in ("test", *external)}
+    comparisons = {name: find_differences(tables, metric, name) for name in ("test", *external)}
     searched = search_section(
         search, tables, metric, losses_of(records, plan), find_mixtures(records, tables, plan, search)
     )

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.base import BAD, INK, plain
+from cellray.report.figures.drawing import BAD, INK, as_label
 from cellray.report.figures.parts import MOST_PANELS, best_of, panels, seed_look
 
 ALIVE = 0.01
@@ -67,7 +67,7 @@ def curves(
     last = max(float(h.epoch.max()) for h in histories.values() if len(h))
     marked: set[str] = set()
     for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+        axis.set_title(as_label(label, 32), loc="left")
         for seed, look in looks.items():
             history = histories.get((label, seed))
             if history is None or column not in history:
@@ -112,7 +112,7 @@ def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
     rates = (min(tried) / 1.3, max(tried) * 1.3)
     figure, axes = panels(len(shown))
     for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+        axis.set_title(as_label(label, 32), loc="left")
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xlim(*rates)

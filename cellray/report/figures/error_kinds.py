@@ -10,8 +10,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cellray.report.figures.base import PAPER, new_figure, plain
-from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, bare, best_of, heat_cells, named_rows, sets_of
+from cellray.report.figures.drawing import PAPER, new_figure, as_label
+from cellray.report.figures.parts import (
+    GROUP_COLOURS,
+    MOST_PANELS,
+    name_cells,
+    best_of,
+    heat_cells,
+    named_rows,
+    sets_of,
+)
 
 LEVELS = (
     ("crowding", "sparse", "f1_iou", "F1\nsparse"),
@@ -75,9 +83,9 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
                 axis.text(len(titles) - 1, i, text, ha="center", va="center", fontsize=9)
         image = axis.imshow(drawn, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         heat_cells(axis, image, values, [[f"{x:.2f}".removeprefix("0") for x in row] for row in values])
-        bare(axis, [plain(label, 24) for label in shown], titles)
+        name_cells(axis, [as_label(label, 24) for label in shown], titles)
         axis.tick_params(labelleft=k % across == 0)
-        axis.set_title(plain(name, 32), loc="left")
+        axis.set_title(as_label(name, 32), loc="left")
     if len(shown) < len(known):
         figure.supxlabel(best_of(known, len(shown)).strip(" ()"), fontsize=10)
     return figure
@@ -110,7 +118,7 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
             width = means.xs((name, kind)).reindex(shown).fillna(0.0).to_numpy()
             axis.barh(range(len(shown)), width, left=left, height=0.72, color=colour, edgecolor=PAPER, linewidth=0.4)
             left += width
-        axis.set_title(plain(name, 30), loc="left")
+        axis.set_title(as_label(name, 30), loc="left")
         axis.grid(axis="y", visible=False)
     figure.supxlabel("cells per true cell" + best_of(known, len(shown)), fontsize=10)
     figure.legend(

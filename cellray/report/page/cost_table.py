@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from cellray.report.page.cells import PageTable, head, number
-from cellray.report.tables import Plan, Record, Tables, rows_of, select
-from cellray.report.tables import number as stored_number
+from cellray.report.page.table_cells import PageTable, head, number_cell
+from cellray.report.tables import Plan, Record, Tables, number, rows_of, select
 
 
 def cost_table(
@@ -40,20 +39,20 @@ def cost_table(
         trials = [t for t in plan.trials if t.label == row.label and t.key in records]
         mine = [records[t.key] for t in trials]
         training, evaluation = (seconds(mine, what) for what in ("training", "evaluation"))
-        epochs = finite(stored_number(r.get("epochs")) for r in mine)
-        memory = finite(stored_number(r.get("peak_memory_mb")) for r in mine)
+        epochs = finite(number(r.get("epochs")) for r in mine)
+        memory = finite(number(r.get("peak_memory_mb")) for r in mine)
         speed = finite(speeds.get((t.label, t.seed), np.nan) for t in trials)
         hours = (training.sum() + evaluation.sum()) / 3600
         body.append(
             [
                 head(str(row.label)),
-                number(len(mine), str(len(mine))),
-                number(mean(training), f"{mean(training):.0f} s", reach(training)),
-                number(mean(evaluation), f"{mean(evaluation):.0f} s", reach(evaluation)),
-                number(mean(speed), f"{mean(speed):.0f}"),
-                number(mean(epochs), f"{mean(epochs):.0f}", reach(epochs)),
-                number(max(memory, default=np.nan), f"{max(memory, default=np.nan):,.0f} MB".replace(",", " ")),
-                number(hours, f"{hours:.2f}"),
+                number_cell(len(mine), str(len(mine))),
+                number_cell(mean_or_nan(training), f"{mean_or_nan(training):.0f} s", reach(training)),
+                number_cell(mean_or_nan(evaluation), f"{mean_or_nan(evaluation):.0f} s", reach(evaluation)),
+                number_cell(mean_or_nan(speed), f"{mean_or_nan(speed):.0f}"),
+                number_cell(mean_or_nan(epochs), f"{mean_or_nan(epochs):.0f}", reach(epochs)),
+                number_cell(max(memory, default=np.nan), f"{max(memory, default=np.nan):,.0f} MB".replace(",", " ")),
+                number_cell(hours, f"{hours:.2f}"),
             ]
         )
     used = {trial.key: records[trial.key] for trial in plan.trials if trial.key in records}
@@ -81,7 +80,7 @@ def hours_by_device(records: Iterable[Record]) -> dict[str, float]:
 
 def seconds(records: list[Record], what: str) -> np.ndarray:
     """The known seconds of some records."""
-    return finite(stored_number((r.get("seconds") or {}).get(what)) for r in records)
+    return finite(number((r.get("seconds") or {}).get(what)) for r in records)
 
 
 def finite(values: Iterable[float]) -> np.ndarray:
@@ -90,7 +89,7 @@ def finite(values: Iterable[float]) -> np.ndarray:
     return array[np.isfinite(array)]
 
 
-def mean(values: np.ndarray) -> float:
+def mean_or_nan(values: np.ndarray) -> float:
     """The mean, NaN of nothing."""
     return float(values.mean()) if len(values) else float("nan")
 

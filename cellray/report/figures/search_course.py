@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BAD, BLUE, INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.drawing import BAD, BLUE, INK, MUTED, PAPER, new_figure, as_label
 from cellray.report.figures.parts import MOST_ROWS
-from cellray.report.importance import Share
-from cellray.report.search import Search, Tried, value_of
+from cellray.report.importance import ParameterShare
+from cellray.report.searched import Search, Tried, judged_value
 from cellray.report.tables import format_value, metric_title
 
 FAR = 1.5
@@ -35,9 +35,9 @@ def search_history(search: Search) -> Figure | None:
     stopped = search.in_state("stopped")
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 4.2 if stopped else 3.8)
-    main, strip = make_axes(figure, has_strip=bool(stopped))
+    main, strip = with_strip(figure, has_strip=bool(stopped))
     x = np.array([c.number for c in known])
-    y = np.array([value_of(c, metric) for c in known])
+    y = np.array([judged_value(c, metric) for c in known])
     low, high = scale(y, higher_is_better=higher)
     best = np.maximum.accumulate(y) if higher else np.minimum.accumulate(y)
     ends = np.append(x, max(c.number for c in search.configurations))
@@ -73,7 +73,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 NAMES = {"given": "given by the study", "suggested": "suggested"}
 
 
-def make_axes(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
+def with_strip(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
     """The main axis and, below it, a strip with the same numbers."""
     if not has_strip:
         return figure.add_subplot(), None
@@ -145,7 +145,7 @@ def pareto(search: Search) -> Figure | None:
 def places(tried: Sequence[Tried], search: Search, at: int) -> tuple[list[float], list[float]]:
     """Of the first metric and of another one."""
     metric = search.metrics[at]
-    return [value_of(c, search.metrics[0]) for c in tried], [value_of(c, metric, at) for c in tried]
+    return [judged_value(c, search.metrics[0]) for c in tried], [judged_value(c, metric, at) for c in tried]
 
 
 def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, most: int = 8) -> None:
@@ -153,7 +153,7 @@ def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, mos
     if len(front) > most:
         return
     for c, x, y in zip(front, *places(front, search, at), strict=True):
-        axis.annotate(plain(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
 def towards(metric: str) -> str:
@@ -176,7 +176,7 @@ def seeds_given(search: Search) -> Figure | None:
         axis.plot([0, c.seeds], [i, i], color=MUTED if is_out else BLUE, lw=5, solid_capstyle="butt")
         if is_out:
             axis.plot([c.seeds], [i], "x", ms=8, mec=BAD, mew=2, clip_on=False, zorder=4)
-    axis.set_yticks(range(len(shown)), [plain(c.label) for c in shown])
+    axis.set_yticks(range(len(shown)), [as_label(c.label) for c in shown])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
     axis.set_ylim(len(shown) - 0.4, -0.6)
@@ -193,7 +193,7 @@ def seeds_given(search: Search) -> Figure | None:
     return figure
 
 
-def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure | None:
+def importance_bars(shares: Sequence[ParameterShare], names: Mapping[str, str]) -> Figure | None:
     """Share of the variation that each parameter explains, with the range of resamples and what chance would give.
 
     Args:
@@ -211,7 +211,7 @@ def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure
         axis.barh([i], [share.value], height=0.56, **look)
         axis.plot([share.low, share.high], [i, i], color=INK, lw=1.2)
         axis.plot([share.noise] * 2, [i - 0.42, i + 0.42], color=BAD, lw=1.6, ls=(0, (2, 1)))
-    rows = [plain(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
+    rows = [as_label(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
     axis.set_yticks(range(len(shown)), rows)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.tri import Triangulation
 
 from cellray.errors import DataError
-from cellray.report.figures.base import INK, MUTED, new_figure, plain
+from cellray.report.figures.drawing import INK, MUTED, new_figure, as_label
 from cellray.statistics.simplex import SimplexFit, between, fit_simplex, proportions, simplex_grid
 
 HEIGHT = 3**0.5 / 2
@@ -98,6 +98,6 @@ def frame(axis: Axes, names: tuple[str, str, str]) -> None:
             axis.plot(*flat(ends), color=MUTED, lw=0.5, alpha=0.5, zorder=2)
     corners = ((0, -0.03, "right", "top"), (1, -0.03, "left", "top"), (0.5, HEIGHT + 0.03, "center", "bottom"))
     for (x, y, ha, va), name in zip(corners, names, strict=True):
-        axis.annotate(plain(name, 22), (x, y), ha=ha, va=va, annotation_clip=False)
+        axis.annotate(as_label(name, 22), (x, y), ha=ha, va=va, annotation_clip=False)
     axis.set_xlim(-0.1, 1.1)
     axis.set_ylim(-0.1, HEIGHT + 0.1)

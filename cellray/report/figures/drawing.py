@@ -15,12 +15,12 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
+INK, MUTED, LINE, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
 BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
 THEME = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
-    GRID: "var(--line)",
+    LINE: "var(--line)",
     PAPER: "var(--card)",
     BLUE: "var(--blue)",
 }
@@ -37,7 +37,7 @@ STYLE: Any = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "savefig.facecolor": PAPER,
-    "axes.edgecolor": GRID,
+    "axes.edgecolor": LINE,
     "axes.labelcolor": INK,
     "text.color": INK,
     "xtick.color": MUTED,
@@ -47,7 +47,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": GRID,
+    "grid.color": LINE,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
@@ -98,10 +98,10 @@ def draw(name: str, title: str, alt: str, plot: Any, /, *args: Any, **kwargs: An
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.set_layout_engine("none")  # keep the places found for the SVG; finding them takes half the time
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    return Drawing(name, title, alt, shorten(svg.getvalue()), png.getvalue())
+    return Drawing(name, title, alt, shorten_svg(svg.getvalue()), png.getvalue())
 
 
-def shorten(svg: bytes) -> bytes:
+def shorten_svg(svg: bytes) -> bytes:
     """The same drawing in half the bytes: coordinates to a tenth of a point, short names, no comments."""
     text = re.sub(r"<!--.*?-->|\n\s+(?=<)", "", svg.decode(), flags=re.S)
     text = text.replace("DejaVuSans-", "g")
@@ -120,7 +120,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def plain(text: str, width: int = 28) -> str:
+def as_label(text: str, width: int = 28) -> str:
     """A label that matplotlib doesn't read as TeX, cut where it would run over."""
     text = text if len(text) <= width else text[: width - 1] + "…"
     return text.replace("$", r"\$")

@@ -11,10 +11,9 @@ import pandas as pd
 
 from cellray.metrics import METRICS
 from cellray.report.mixtures import Mixtures
-from cellray.report.page.cells import Cell, PageTable, head, number
-from cellray.report.search import METHODS, STOPPING, Search, Tried, describe, parameter_names, value_of
-from cellray.report.tables import Tables, format_interval, format_rank, format_value, metric_title, select
-from cellray.report.tables import number as number_of
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
+from cellray.report.searched import METHODS, STOPPING, Search, Tried, judged_value, parameter_names, parameters_text
+from cellray.report.tables import Tables, format_interval, format_rank, format_value, metric_title, number, select
 from cellray.report.words import listing, plural
 
 MOST_LISTED = 10
@@ -65,7 +64,7 @@ def search_section(
     best = search.best_first(metric)[:MOST_LISTED] if search.suggests else []
     dropped, stopped = search.in_state("dropped"), search.in_state("stopped")
     return SearchSection(
-        facts=facts_of(search),
+        facts=search_facts(search),
         best=best_table(best, search, test, metric, losses) if best else None,
         dropped=dropped_table(dropped, search, test, metric) if dropped else None,
         stopped=stopped_table(stopped, test, losses) if stopped else None,
@@ -73,7 +72,7 @@ def search_section(
     )
 
 
-def facts_of(search: Search) -> list[tuple[str, str]]:
+def search_facts(search: Search) -> list[tuple[str, str]]:
     """How the search was done, and what rule chose."""
     everyone = search.configurations
     given = sum(c.source == "given" for c in everyone)
@@ -87,7 +86,7 @@ def facts_of(search: Search) -> list[tuple[str, str]]:
         facts.append(("Seeds", f"{span} a configuration"))
     if search.suggests:
         titles = listing([metric_title(key) for key in search.metrics])
-        worst = listing([format_value(key, number_of(METRICS[key].worst)) for key in search.metrics])
+        worst = listing([format_value(key, number(METRICS[key].worst)) for key in search.metrics])
         facts.append(
             (
                 "Rule",
@@ -144,16 +143,16 @@ def best_table(
     ]
     body = []
     for place, c in enumerate(best, start=1):
-        seen = [value_of(c, key, i) for i, key in enumerate(search.metrics)]
-        words = describe(c.parameters, losses.get(c.label)) or "outside of the searched space"
+        seen = [judged_value(c, key, i) for i, key in enumerate(search.metrics)]
+        words = parameters_text(c.parameters, losses.get(c.label)) or "outside of the searched space"
         body.append(
             [
-                number(place, str(place), "" if c.acceptable else "breaks a constraint"),
+                number_cell(place, str(place), "" if c.acceptable else "breaks a constraint"),
                 head(c.label),
-                Cell(words, words, "words"),
-                *(number(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
-                *on_test(c, test, metric),
-                number(c.seeds, str(c.seeds)),
+                TableCell(words, words, "words"),
+                *(number_cell(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
+                *test_cells(c, test, metric),
+                number_cell(c.seeds, str(c.seeds)),
             ]
         )
     rest = len(search.judged) - len(best)
@@ -161,15 +160,15 @@ def best_table(
     return PageTable(columns, body, notes)
 
 
-def on_test(c: Tried, test: pd.DataFrame, metric: str) -> list[Cell]:
+def test_cells(c: Tried, test: pd.DataFrame, metric: str) -> list[TableCell]:
     """Mean with its interval, and rank."""
     if c.label not in test.index:
-        return [number(np.nan, ""), number(np.nan, "")]
+        return [number_cell(np.nan, ""), number_cell(np.nan, "")]
     columns = ("mean", "low", "high", "rank", "rank_low", "rank_high")
     mean, low, high, rank, rank_low, rank_high = (float(test[name][c.label]) for name in columns)
     return [
-        number(mean, format_value(metric, mean), format_interval(metric, low, high)),
-        number(rank, format_rank(rank, rank_low, rank_high)),
+        number_cell(mean, format_value(metric, mean), format_interval(metric, low, high)),
+        number_cell(rank, format_rank(rank, rank_low, rank_high)),
     ]
 
 
@@ -186,20 +185,20 @@ def dropped_table(dropped: list[Tried], search: Search, test: pd.DataFrame, metr
     body = [
         [
             head(c.label),
-            number(c.seeds, str(c.seeds)),
+            number_cell(c.seeds, str(c.seeds)),
             validation_cell(c, search.metrics[0]),
-            *on_test(c, test, metric),
-            Cell(c.reason or "–", c.reason, "words"),
+            *test_cells(c, test, metric),
+            TableCell(c.reason or "–", c.reason, "words"),
         ]
         for c in dropped
     ]
     return PageTable(columns, body)
 
 
-def validation_cell(c: Tried, metric: str) -> Cell:
+def validation_cell(c: Tried, metric: str) -> TableCell:
     """The value on validation images, where there is one."""
-    value = value_of(c, metric) if c.values else float("nan")
-    return number(value, format_value(metric, value))
+    value = judged_value(c, metric) if c.values else float("nan")
+    return number_cell(value, format_value(metric, value))
 
 
 def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Mapping[str, Any]]) -> PageTable:
@@ -217,15 +216,15 @@ def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str,
     for c in sorted(stopped, key=lambda c: (place.get(c.label, len(place)), c.number)):
         epoch = float("nan") if c.epoch is None else float(c.epoch)
         dice = float(test.stopped_dice.get(c.label, np.nan))
-        words = describe(c.parameters, losses.get(c.label))
+        words = parameters_text(c.parameters, losses.get(c.label))
         body.append(
             [
                 head(c.label),
-                number(epoch, f"{epoch:.0f}" + (f" of {c.epochs}" if c.epochs else "")),
-                number(dice, format_value("dice", dice)),
-                number(c.seeds, str(c.seeds)),
-                Cell(words or "–", words, "words"),
-                Cell(c.reason or "–", c.reason, "words"),
+                number_cell(epoch, f"{epoch:.0f}" + (f" of {c.epochs}" if c.epochs else "")),
+                number_cell(dice, format_value("dice", dice)),
+                number_cell(c.seeds, str(c.seeds)),
+                TableCell(words or "–", words, "words"),
+                TableCell(c.reason or "–", c.reason, "words"),
             ]
         )
     return PageTable(columns, body)

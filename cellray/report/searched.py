@@ -94,7 +94,9 @@ class Search:
     def importance(self) -> Importance:
         """Of each parameter for the first metric; worked out when first asked for, as it takes seconds."""
         known = [c for c in self.judged if c.parameters]
-        return importance_of([self.merged(c.parameters) for c in known], [value_of(c, self.metrics[0]) for c in known])
+        return importance_of(
+            [self.merged(c.parameters) for c in known], [judged_value(c, self.metrics[0]) for c in known]
+        )
 
     def merged(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The same parameters, where one that is there whatever was chosen has the same path everywhere.
@@ -102,12 +104,15 @@ class Search:
         `loss[mix].terms.0.weight` is there only if the loss is the mix; if each other loss has its own first weight,
         all of them become `loss.terms.0.weight`.
         """
-        return {bare(path) if bare(path) in self._everywhere else path: value for path, value in parameters.items()}
+        return {
+            bare_path(path) if bare_path(path) in self._everywhere else path: value
+            for path, value in parameters.items()
+        }
 
     @cached_property
     def _everywhere(self) -> set[str]:
         """Paths without choices that every configuration of the space has."""
-        all_paths = [{bare(path) for path in c.parameters} for c in self.configurations if c.parameters]
+        all_paths = [{bare_path(path) for path in c.parameters} for c in self.configurations if c.parameters]
         return set.intersection(*all_paths) if all_paths else set()
 
     @property
@@ -127,7 +132,7 @@ class Search:
         metric = metric if metric in self.metrics else self.metrics[0]
         at = self.metrics.index(metric)
         sign = -1.0 if METRICS[metric].higher_is_better else 1.0
-        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * value_of(c, metric, at), c.number))
+        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * judged_value(c, metric, at), c.number))
 
     def chosen(self, metric: str | None = None) -> Tried | None:
         """What the search found: the best on validation images by one metric; None before anything is judged."""
@@ -141,7 +146,7 @@ class Search:
         """
         signs = np.array([1.0 if METRICS[key].higher_is_better else -1.0 for key in self.metrics])
         ordered = [c for c in self.best_first() if c.acceptable]
-        points = np.array([[value_of(c, key, i) for i, key in enumerate(self.metrics)] for c in ordered]) * signs
+        points = np.array([[judged_value(c, key, i) for i, key in enumerate(self.metrics)] for c in ordered]) * signs
         return [
             c
             for c, mine in zip(ordered, points, strict=True)
@@ -149,7 +154,7 @@ class Search:
         ]
 
 
-def value_of(tried: Tried, metric: str, at: int = 0) -> float:
+def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
     """The value by which a judged configuration is compared: a signed error by its size, else as it is."""
     assert tried.values is not None
     return magnitude(METRICS[metric], float(tried.values[at]))
@@ -189,7 +194,7 @@ def number(value: object) -> float:
     return float(value) if is_finite(value) else float("nan")  # type: ignore[arg-type]
 
 
-def describe(parameters: Mapping[str, Any], loss: Mapping[str, Any] | None = None) -> str:
+def parameters_text(parameters: Mapping[str, Any], loss: Mapping[str, Any] | None = None) -> str:
     """Parameters as people write them: `bce weight 0.54, focal gamma 2, lr 0.001`.
 
     Args:
@@ -204,7 +209,7 @@ def parameter_name(path: str, loss: Mapping[str, Any] | None = None) -> str:
 
     What stands in brackets is the choice under which a parameter is there at all; see `option_of`.
     """
-    steps = [step for step in bare(path).split(".") if step != "settings"]
+    steps = [step for step in bare_path(path).split(".") if step != "settings"]
     if steps[0] in ("loss", "training", "model") and len(steps) > 1 and steps != ["loss", "name"]:
         steps = steps[1:]
     if steps[0] == "terms" and len(steps) > 1 and steps[1].isdigit():
@@ -215,7 +220,7 @@ def parameter_name(path: str, loss: Mapping[str, Any] | None = None) -> str:
     return " ".join(steps)
 
 
-def bare(path: str) -> str:
+def bare_path(path: str) -> str:
     """A path without the choices in it: `loss[mix].terms.0.weight` -> `loss.terms.0.weight`."""
     return re.sub(r"\[[^\]]*\]", "", path)
 
