@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import INK, MUTED, PAPER, new_figure, as_label
+from cellray.report.figures.drawing import INK, MUTED, PAPER, as_label, new_figure
 from cellray.report.figures.parts import MOST_PANELS, axis_title, best_of, label_looks, panels, seed_look
 from cellray.report.tables import select
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.drawing import BAD, BLUE, MUTED, PAPER, new_figure, as_label
+from cellray.report.figures.drawing import BAD, BLUE, MUTED, PAPER, as_label, new_figure
 from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, best_of, label_looks, panels, sets_of
 from cellray.report.tables import select
 

@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cellray.report.figures.drawing import PAPER, new_figure, as_label
+from cellray.report.figures.drawing import PAPER, as_label, new_figure
 from cellray.report.figures.parts import (
     GROUP_COLOURS,
     MOST_PANELS,
-    name_cells,
     best_of,
     heat_cells,
+    name_cells,
     named_rows,
     sets_of,
 )

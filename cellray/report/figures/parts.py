@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import INK, new_figure, as_label
+from cellray.report.figures.drawing import INK, as_label, new_figure
 from cellray.report.tables import metric_title
 
 # one off BLUE, which a dark page lightens: there it would be the sky blue at the end

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cellray.report.figures.drawing import BLUE, INK, MEAN, MUTED, new_figure, as_label
-from cellray.report.figures.parts import MOST_PANELS, name_cells, best_of, heat_cells, signed
+from cellray.report.figures.drawing import BLUE, INK, MEAN, MUTED, as_label, new_figure
+from cellray.report.figures.parts import MOST_PANELS, best_of, heat_cells, name_cells, signed
 from cellray.report.tables import format_value, metric_title, rows_of
 
 MOST_NUMBERS = 16

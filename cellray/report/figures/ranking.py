@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import BAD, BLUE, INK, MEAN, MUTED, new_figure, as_label
+from cellray.report.figures.drawing import BAD, BLUE, INK, MEAN, MUTED, as_label, new_figure
 from cellray.report.figures.parts import MOST_ROWS, axis_title, best_of, draw_ceiling
 from cellray.report.tables import format_rank, format_value, rows_of, select
 

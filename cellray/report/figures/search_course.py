@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import BAD, BLUE, INK, MUTED, PAPER, new_figure, as_label
+from cellray.report.figures.drawing import BAD, BLUE, INK, MUTED, PAPER, as_label, new_figure
 from cellray.report.figures.parts import MOST_ROWS
 from cellray.report.importance import ParameterShare
 from cellray.report.searched import Search, Tried, judged_value

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import BLUE, INK, MUTED, PAPER, new_figure, as_label
+from cellray.report.figures.drawing import BLUE, INK, MUTED, PAPER, as_label, new_figure
 from cellray.report.figures.parts import (
     MOST_PANELS,
-    name_cells,
     best_of,
     draw_ceiling,
     heat_cells,
+    name_cells,
     named_rows,
     sets_of,
     signed,

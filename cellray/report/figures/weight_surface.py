@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.tri import Triangulation
 
 from cellray.errors import DataError
-from cellray.report.figures.drawing import INK, MUTED, new_figure, as_label
+from cellray.report.figures.drawing import INK, MUTED, as_label, new_figure
 from cellray.statistics.simplex import SimplexFit, between, fit_simplex, proportions, simplex_grid
 
 HEIGHT = 3**0.5 / 2
