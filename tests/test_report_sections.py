@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,15 +13,16 @@ from report_data import TWELVE, plan_for, record, scores, write_realistic
 
 from cellray import published
 from cellray.ledger import Ledger
+from cellray.report import Findings, make_tables
 from cellray.report import gallery as gallery_module
-from cellray.report import make_tables
-from cellray.report.figures import Drawing
-from cellray.report.mixtures import ENOUGH_MIXTURES, find_mixtures
-from cellray.report.page import cost_table, differences, ranking_tables, table_cells
+from cellray.report import page as page_module
+from cellray.report.details import NO_DETAILS
+from cellray.report.mixtures import ENOUGH_MIXTURES
+from cellray.report.page import SECTIONS, cost_table, differences, ranking_tables, table_cells
 from cellray.report.page.published_table import published_table, spearman
-from cellray.report.page.sections import PLACES, arrange, place_of
 from cellray.report.tables import format_interval, format_p, select
 
+PAGE_FOLDER = Path(page_module.__file__).parent
 NAN, INF = math.nan, math.inf
 
 
@@ -52,6 +54,11 @@ def three():
     labels, f1 = ["A", "B", "C"], {"A": 0.9, "B": 0.8, "C": 0.7}
     records = [record(label, 0, {"test": scores(f1[label])}) for label in labels]
     return make_tables(records, plan_for(labels, seeds=(0,)))
+
+
+def findings_of(records, plan, **more):
+    """What is known of a study from its records."""
+    return Findings(plan, make_tables(records, plan), plan.planned(records), **more)
 
 
 def with_inference(tables, inference):
@@ -194,8 +201,8 @@ def test_costs_are_means_of_trials_and_hours_of_all():
     plan = plan_for(["A"], seeds=(0, 1))
     spent = [{"training": 1000.0, "evaluation": 200.0}, {"training": 2000.0, "evaluation": 400.0}]
     records = [record("A", seed, {"test": scores(0.5)}, seconds=spent[seed]) for seed in (0, 1)]
-    by_key = {r["key"]: r for r in records}
-    table = cost_table.cost_table(by_key, plan, make_tables(records, plan), {("A", 0): 10.0, ("A", 1): 30.0})
+    histories = {("A", seed): pd.DataFrame({"images_per_s": [10.0 + 20 * seed]}) for seed in (0, 1)}
+    table = cost_table.cost_table(findings_of(records, plan, details=replace(NO_DETAILS, histories=histories)))
     assert texts(table) == [["A", "2", "1500 s", "300 s", "20", "10", "900 MB", "1.00"]]
     assert table.rows[0][2].note == "1000–2000"
     assert table.notes[0].startswith("All trials together: 1.0 h on cpu.")
@@ -204,7 +211,7 @@ def test_costs_are_means_of_trials_and_hours_of_all():
 def test_no_cost_table_without_times():
     plan = plan_for(["A"], seeds=(0,))
     records = [record("A", 0, {"test": scores(0.5)}, seconds={})]
-    assert cost_table.cost_table({r["key"]: r for r in records}, plan, make_tables(records, plan), {}) is None
+    assert cost_table.cost_table(findings_of(records, plan)) is None
 
 
 def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
@@ -218,25 +225,17 @@ def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
     records = [mixed(label, weights) for label, weights in zip(labels, grid, strict=True)]
     for n in (ENOUGH_MIXTURES - 1, ENOUGH_MIXTURES):
         plan = plan_for(labels[:n], seeds=(0,))
-        by_key = {r["key"]: r for r in records[:n]}
-        found = find_mixtures(by_key, make_tables(records[:n], plan), plan)
+        found = findings_of(records[:n], plan).families
         assert [family.names for family in found] == ([("bce", "dice", "focal")] if n == ENOUGH_MIXTURES else [])
     points = found[0].points.set_index("label")
     assert tuple(points.loc["mix 4", ["a", "b", "c", "mean"]]) == (0.4, 0.2, 0.4, 0.2)
 
 
-def test_every_figure_finds_its_place_by_the_longest_name():
-    assert place_of("ranking-far") == "ranking"
-    assert place_of("iou-curves") == "iou-curves"
-    assert place_of("iou-curves-sets") == "iou-curves-sets"
-    with pytest.raises(KeyError, match="'new' has no place"):
-        place_of("new")
-    names = ["costs", "ranking-far", "pair-matrix", "ranking-test"]
-    drawn = {name: Drawing(name, name, "alt", b"<svg></svg>", b"") for name in names}
-    sections = arrange(drawn)
-    assert [figure.name for figure in sections["ranking"]] == ["ranking-far", "ranking-test"]
-    assert set(sections) == {"ranking", "differences", "training"}
-    assert all(place.reading.endswith((".", "?")) for place in PLACES.values())
+def test_sections_have_names_of_their_own_and_a_template_each():
+    ids = [section.id for section in SECTIONS]
+    assert len(set(ids)) == len(ids)
+    templates = {file.name.removesuffix(".html.j2") for file in PAGE_FOLDER.glob("*.html.j2")}
+    assert set(ids) == templates - {"page", "macros"}
 
 
 def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_path, monkeypatch):
@@ -245,10 +244,9 @@ def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_p
     plan = write_realistic(
         ledger, labels=["A", "B", "C"], seeds=(0,), external=("far",), n_images=3, epochs=2, side_px=64
     )
-    records = plan.planned(ledger.records())
-    tables = make_tables(records.values(), plan)
-    first, second, _ = select(tables.ranking, set_name="test", metric="f1_iou").label
-    gallery = gallery_module.make_gallery(ledger, records, tables, plan)
+    found = findings_of(ledger.records(), plan)
+    first, second, _ = found.everyone
+    gallery = gallery_module.make_gallery(ledger, found)
     assert list(gallery.by_configuration) == [first, second]
     assert all(set(shots) == {"worst", "median", "best"} for shots in gallery.by_configuration.values())
     same = {name: [picture.label for picture in row] for name, row in gallery.crowded.items()}

@@ -9,16 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cellray.ledger import TABLES
+from cellray.ledger import TABLES, Ledger
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.report.tables import Plan, Record
-from cellray.samples import Reader
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
@@ -49,8 +47,18 @@ class Details:
         rows = self.counts[self.counts["set"] == set_name]
         return {str(label): part for label, part in rows.groupby("label", sort=False)}
 
+    @property
+    def speeds(self) -> dict[tuple[str, int], float]:
+        """Mean training images a second over the epochs of a trial, by label and seed."""
+        known = {key: history for key, history in self.histories.items() if "images_per_s" in history}
+        return {key: float(history.images_per_s.mean()) for key, history in known.items()}
 
-def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> Details:
+
+NO_DETAILS = Details({}, *(pd.DataFrame(columns=c) for c in (COUNT_COLUMNS, CURVE_COLUMNS, LEVEL_COLUMNS)))
+"""Of a study of which nothing but records was read."""
+
+
+def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> Details:
     """Read every planned trial's tables, each file once and only the columns that figures need.
 
     A trial is lost if it failed or collapsed. As in the ranking, a lost trial counts as the worst value in every set;
@@ -85,7 +93,7 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
         is_lost = record["outcome"] in ("failed", "collapsed")
         curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
         for label, seed in names:
-            who: dict[str, Any] = {"label": label, "seed": seed}
+            who: dict[str, object] = {"label": label, "seed": seed}
             if len(images) and record["outcome"] != "failed":
                 counts.append(images[["set", "image", "n_true", "n_pred"]].assign(**who))
             if is_lost:

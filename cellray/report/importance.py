@@ -57,7 +57,7 @@ class Importance:
     """Parameter -> the configurations that have it, where these are too few, or alike in all else."""
 
 
-def importance_of(parameters: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Importance:
+def importance_of(parameters: Sequence[Mapping[str, object]], values: Sequence[float]) -> Importance:
     """Functional analysis of variance of a random forest over the configurations (fANOVA), with its uncertainty.
 
     The forest learns the score from the parameters; a parameter's importance is the share of the forest's variance
@@ -104,7 +104,7 @@ def importance_of(parameters: Sequence[Mapping[str, Any]], values: Sequence[floa
     return Importance(shares, "" if shares else "no two parameters vary among enough configurations.", left_out)
 
 
-def _shares(columns: Mapping[str, list[Any]], score: np.ndarray, asked: Sequence[str]) -> list[ParameterShare]:
+def _shares(columns: Mapping[str, list[object]], score: np.ndarray, asked: Sequence[str]) -> list[ParameterShare]:
     """The shares of the asked parameters, given columns for all that the same configurations have."""
     rng = np.random.default_rng(0)
     whole = _fanova(columns, score, N_TREES, seed=0)
@@ -125,7 +125,7 @@ def _shares(columns: Mapping[str, list[Any]], score: np.ndarray, asked: Sequence
     return shares
 
 
-def _fanova(columns: Mapping[str, list[Any]], score: np.ndarray, n_trees: int, seed: int) -> dict[str, float]:
+def _fanova(columns: Mapping[str, list[object]], score: np.ndarray, n_trees: int, seed: int) -> dict[str, float]:
     """Importance of each column in one forest; 0 throughout where the score or the columns don't vary."""
     spaces, made = {}, {}
     for name, column in columns.items():

@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.report.importance import Importance, importance_of
-from cellray.report.tables import Plan, Record
+from cellray.report.tables import number
 from cellray.scores import is_finite, magnitude
 
 PATH = "search.json"
@@ -34,11 +35,12 @@ METHODS = {
 STOPPING = {"asha": "ASHA", "median": "the median rule"}
 
 
-class Reader(Protocol):
-    """What is needed of a ledger."""
-
-    def exists(self, path: str) -> bool: ...
-    def read(self, path: str) -> bytes: ...
+Settings = Mapping[str, Any]
+"""The settings of a trial, as its record holds them."""
+Loss = Mapping[str, Any]
+"""The loss among them: a name and settings, or terms with weights."""
+Parameters = Mapping[str, object]
+"""Dotted path -> number, flag or word."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Tried:
     """Its place in the order of trying, from 0 or 1."""
     source: str
     """`given`: listed in the study; `suggested`: by the search."""
-    parameters: Mapping[str, Any]
+    parameters: Parameters
     """What was searched: dotted path -> value; empty for a configuration outside of the space."""
     values: tuple[float, ...] | None
     """One a metric of the search, as the metric reads; None while it runs or where it was ended early."""
@@ -98,7 +100,7 @@ class Search:
             [self.merged(c.parameters) for c in known], [judged_value(c, self.metrics[0]) for c in known]
         )
 
-    def merged(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def merged(self, parameters: Parameters) -> dict[str, object]:
         """The same parameters, where one that is there whatever was chosen has the same path everywhere.
 
         `loss[mix].terms.0.weight` is there only if the loss is the mix; if each other loss has its own first weight,
@@ -160,7 +162,7 @@ def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
     return magnitude(METRICS[metric], float(tried.values[at]))
 
 
-def read_search(ledger: Reader) -> Search | None:
+def read_search(ledger: Ledger) -> Search | None:
     """What a study's ledger says of its search; None for a study that listed its configurations and ran them all."""
     if not ledger.exists(PATH):
         return None
@@ -189,12 +191,7 @@ def read_search(ledger: Reader) -> Search | None:
     )
 
 
-def number(value: object) -> float:
-    """A stored number; NaN where there is none."""
-    return float(value) if is_finite(value) else float("nan")  # type: ignore[arg-type]
-
-
-def parameters_text(parameters: Mapping[str, Any], loss: Mapping[str, Any] | None = None) -> str:
+def parameters_text(parameters: Parameters, loss: Loss | None = None) -> str:
     """Parameters as people write them: `bce weight 0.54, focal gamma 2, lr 0.001`.
 
     Args:
@@ -204,7 +201,7 @@ def parameters_text(parameters: Mapping[str, Any], loss: Mapping[str, Any] | Non
     return ", ".join(f"{parameter_name(path, loss)} {parameter_text(value)}" for path, value in parameters.items())
 
 
-def parameter_name(path: str, loss: Mapping[str, Any] | None = None) -> str:
+def parameter_name(path: str, loss: Loss | None = None) -> str:
     """A path without what every path has: `loss[mix].terms.0.weight` -> `bce weight`, `training.lr` -> `lr`.
 
     What stands in brackets is the choice under which a parameter is there at all; see `option_of`.
@@ -231,13 +228,7 @@ def option_of(path: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def losses_of(records: Mapping[str, Record], plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """The loss of each configuration that has a record, by label."""
-    found = {t.label: (records[t.key].get("settings") or {}).get("loss") for t in plan.trials if t.key in records}
-    return {label: loss for label, loss in found.items() if loss}
-
-
-def parameter_names(search: Search, losses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def names_of_parameters(search: Search, losses: Mapping[str, Loss]) -> dict[str, str]:
     """A name for each parameter of a search, as `Search.merged` has them.
 
     Args:

@@ -11,8 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import INK, MUTED, PAPER, as_label, new_figure
-from cellray.report.figures.parts import MOST_PANELS, axis_title, best_of, label_looks, panels, seed_look
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import (
+    INK,
+    MOST_PANELS,
+    MUTED,
+    PAPER,
+    as_label,
+    axis_title,
+    best_of,
+    label_looks,
+    new_figure,
+    panels,
+    seed_look,
+)
 from cellray.report.tables import select
 
 
@@ -100,3 +112,32 @@ def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure
+
+
+TERM_SCALES = ReportFigure(
+    name="term-scales",
+    section="training",
+    reading="What each term of a combined loss was multiplied by so that all pull alike; far from 1, the raw terms "
+    "differ in strength.",
+    sketch=lambda found: [
+        Sketch(
+            "Scales of balanced loss terms",
+            "What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
+            term_scales(found.trials, found.everyone),
+        )
+    ],
+    is_folded=True,
+)
+COSTS = ReportFigure(
+    name="costs",
+    section="training",
+    reading="Upwards is better, to the left cheaper; the grey line joins those that no other beats at a lower cost.",
+    sketch=lambda found: [
+        Sketch(
+            f"{found.title} on the test set against training time",
+            f"Mean {found.title} of each configuration against its mean training time, and its peak memory where "
+            "known; the table of costs holds the numbers.",
+            costs(found.compared.trials, found.compared.ranking, metric=found.metric),
+        )
+    ],
+)

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from cellray.report.figures.drawing import BLUE, MEAN, MUTED, as_label
-from cellray.report.figures.parts import MOST_PANELS, best_of, panels
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import BLUE, MEAN, MOST_PANELS, MUTED, as_label, best_of, panels
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
 """Diameters of dots, in points, for 1, 2 to 3, 4 to 7 and more images."""
@@ -99,3 +99,33 @@ def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> F
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
+
+
+COUNTS = ReportFigure(
+    name="counts",
+    section="quality",
+    reading="A dot is an image (a larger one several): on the line the count is right, below it cells are missing, "
+    "above it there are too many.",
+    sketch=lambda found: [
+        Sketch(
+            "Cells counted on test images",
+            "Predicted against true number of cells in each test image, all seeds, with the line of equal counts.",
+            count_scatter(found.details.counts_of("test"), found.labels),
+        )
+    ],
+)
+BLAND_ALTMAN = ReportFigure(
+    name="bland-altman",
+    section="quality",
+    reading="How wrong a count is (up: too few found) against how many cells there are. The middle line is the mean "
+    "error, and most images lie between the outer two; a fan opening to the right means that crowded images "
+    "fare worse.",
+    sketch=lambda found: [
+        Sketch(
+            "Agreement of predicted and true counts, test set (Bland–Altman)",
+            "True minus predicted number of cells against the mean of both, one panel a configuration, with the mean "
+            "difference and the limits of agreement.",
+            bland_altman(found.details.counts_of("test"), found.labels),
+        )
+    ],
+)

@@ -1,29 +1,26 @@
-"""How every figure of a report looks, and how it is saved: as SVG for the page and as SVG and PNG files.
+"""What a figure of the report is, and how it is saved: as SVG for the page, and as SVG and PNG files.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; shapes repeat what colour says. Text is 9 pt or larger.
-The same data give the same bytes: ids are salted, and no date is written.
+A figure is one `ReportFigure`, defined in the file that draws it and listed in `figures.FIGURES`. Drawing walks through
+a figure once: each stroke goes to both files. The same data give the same bytes: ids are salted, no date is written.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-INK, MUTED, LINE, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
-BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
-THEME = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    LINE: "var(--line)",
-    PAPER: "var(--card)",
-    BLUE: "var(--blue)",
-}
+from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, PAPER
+from cellray.report.findings import Findings
+
+THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
 """Colours of a figure that follow the page's light or dark theme."""
 
 STYLE: Any = {
@@ -58,6 +55,35 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
+class Sketch:
+    """A figure before it is saved."""
+
+    title: str
+    alt: str
+    """What it shows, for who can't see it."""
+    figure: Figure | None
+    """None: there is nothing to draw."""
+    part: str = ""
+    """Of what, where there is a figure for each of several sets or losses; ends the file's name."""
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """One figure, or one for each set or family of losses: all that the report knows of it."""
+
+    name: str
+    """File stem, or what stands before `-<set>` in it."""
+    section: str
+    """Id of the page's section."""
+    reading: str
+    """One or two sentences for a reader who hasn't met such a figure."""
+    sketch: Callable[[Findings], Iterable[Sketch]]
+    """Draws it; nothing where it isn't to be shown."""
+    is_folded: bool = False
+    """Whether it is opened only on demand, as a detail."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A figure ready to be saved and embedded."""
 
@@ -67,9 +93,10 @@ class Drawing:
     alt: str
     svg: bytes
     png: bytes
+    kind: ReportFigure
 
     @property
-    def inline(self) -> str:
+    def inline(self) -> Markup:
         """The SVG element for embedding: ids of its own, colours by theme, size by the page."""
         text = self.svg.decode()
         text = text[text.index("<svg") :]
@@ -84,21 +111,28 @@ class Drawing:
         # a minimum width keeps letters legible on a phone, where the figure scrolls
         narrow = min(float(width.group(1)) if width else 600, 620)
         label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-        return f'{head} role="img" aria-label="{label}" style="min-width:{narrow:.0f}px">{rest}'
+        return Markup(f'{head} role="img" aria-label="{label}" style="min-width:{narrow:.0f}px">{rest}')
 
 
-def draw(name: str, title: str, alt: str, plot: Any, /, *args: Any, **kwargs: Any) -> Drawing | None:
-    """Run a plotting function that returns a Figure (or None, if there is nothing to draw) and save it twice."""
+def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
+    """A figure's drawings; none where there is nothing to show."""
+    drawings = []
     with rc_context(STYLE):
-        figure = plot(*args, **kwargs)
-        if figure is None:
-            return None
-        FigureCanvasAgg(figure)
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.set_layout_engine("none")  # keep the places found for the SVG; finding them takes half the time
-        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    return Drawing(name, title, alt, shorten_svg(svg.getvalue()), png.getvalue())
+        for sketch in kind.sketch(found):
+            if sketch.figure is not None:
+                name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
+                drawings.append(Drawing(name, sketch.title, sketch.alt, *render(sketch.figure), kind))
+    return drawings
+
+
+def render(figure: Figure) -> tuple[bytes, bytes]:
+    """A figure as SVG and as PNG."""
+    FigureCanvasAgg(figure)
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # keep the places found for the SVG; finding them takes half the time
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    return shorten_svg(svg.getvalue()), png.getvalue()
 
 
 def shorten_svg(svg: bytes) -> bytes:
@@ -111,16 +145,3 @@ def shorten_svg(svg: bytes) -> bytes:
     text = places.sub(lambda p: re.sub(r"-?\d+\.\d\d+", lambda n: f"{float(n[0]):.1f}", p[0]), text)
     text = re.sub(r"M (\S+ \S+) \nL \1 ", r"M \1h0", text)  # the dots of a scatter
     return text.encode()
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that no global list keeps alive."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr, call-arg]
-    return figure
-
-
-def as_label(text: str, width: int = 28) -> str:
-    """A label that matplotlib doesn't read as TeX, cut where it would run over."""
-    text = text if len(text) <= width else text[: width - 1] + "…"
-    return text.replace("$", r"\$")

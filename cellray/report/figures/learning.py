@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.drawing import BAD, INK, as_label
-from cellray.report.figures.parts import MOST_PANELS, best_of, panels, seed_look
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import BAD, INK, MOST_PANELS, as_label, best_of, panels, seed_look
+from cellray.report.findings import Findings
 
 ALIVE = 0.01
 """Validation Dice below which a network shows no cells."""
@@ -140,3 +141,51 @@ def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=7, label="rate used"))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure
+
+
+def learning_curves(found: Findings, **how: Any) -> Figure | None:
+    """The curves of every configuration, those that were stopped early among them."""
+    outcomes = {key: str(record["outcome"]) for key, record in found.trials.items()}
+    return curves(found.details.histories, outcomes, found.everyone, **how)
+
+
+VALIDATION_DICE = ReportFigure(
+    name="validation-dice",
+    section="training",
+    reading="One line a seed. Lines still rising at the end would have gained from a longer training; a cross marks "
+    "the epoch at which a trial collapsed.",
+    sketch=lambda found: [
+        Sketch(
+            "Learning curves: Dice on validation images",
+            "Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
+            learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
+        )
+    ],
+)
+TRAINING_LOSS = ReportFigure(
+    name="training-loss",
+    section="training",
+    reading="Each loss has its own scale, so only the shape may be compared between panels, never the height.",
+    sketch=lambda found: [
+        Sketch(
+            "Learning curves: training loss",
+            "Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
+            learning_curves(found, column="train_loss", title="training loss (own scale each)"),
+        )
+    ],
+    is_folded=True,
+)
+RANGE_TESTS = ReportFigure(
+    name="range-tests",
+    section="training",
+    reading="The loss while the learning rate grows: it falls where the network learns and shoots up where the rate is "
+    "too high. The dot marks the rate that was used.",
+    sketch=lambda found: [
+        Sketch(
+            "Learning-rate range tests",
+            "Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
+            range_tests(found.trials, found.everyone),
+        )
+    ],
+    is_folded=True,
+)

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import INK, as_label, new_figure
 from cellray.report.tables import metric_title
 
+INK, MUTED, LINE, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
+BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
 # one off BLUE, which a dark page lightens: there it would be the sky blue at the end
 SEED_COLOURS = ("#0072b3", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SEED_STYLES = ("-", "--", ":", "-.")
@@ -25,6 +26,19 @@ MOST_PANELS = 24
 """Configurations that get a panel of their own; a study of more shows its best."""
 MOST_ROWS = 40
 """Configurations that get a row of their own."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that no global list keeps alive."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def as_label(text: str, width: int = 28) -> str:
+    """A label that matplotlib doesn't read as TeX, cut where it would run over."""
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    return text.replace("$", r"\$")
 
 
 def axis_title(metric: str, set_name: str) -> str:

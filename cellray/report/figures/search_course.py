@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import BAD, BLUE, INK, MUTED, PAPER, as_label, new_figure
-from cellray.report.figures.parts import MOST_ROWS
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, as_label, new_figure
+from cellray.report.findings import Findings
 from cellray.report.importance import ParameterShare
 from cellray.report.searched import Search, Tried, judged_value
 from cellray.report.tables import format_value, metric_title
@@ -226,3 +227,72 @@ def importance_bars(shares: Sequence[ParameterShare], names: Mapping[str, str]) 
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.4, columnspacing=1.1)
     return figure
+
+
+def sketch_search(found: Findings) -> Iterator[Sketch]:
+    """The course of a search by one metric, or the front of one by several."""
+    search = found.search
+    if search is None:
+        return
+    titles = [metric_title(key) for key in search.metrics]
+    tried = f"{len(search.judged)} configurations with a value, {len(search.in_state('stopped'))} ended early"
+    if len(titles) > 1:
+        yield Sketch(
+            "The front: what no other configuration beats in all of " + " and ".join(titles),
+            f"Validation values of {tried}, one metric against another, with the front joined.",
+            pareto(search),
+        )
+    else:
+        yield Sketch(
+            f"{titles[0]} on validation, in the order of trying",
+            f"Validation {titles[0]} of each configuration by its number ({tried}), with the best so far as a line.",
+            search_history(search),
+        )
+
+
+def sketch_seeds(found: Findings) -> Iterator[Sketch]:
+    """Of a race by one metric."""
+    if (search := found.search) is not None and len(search.metrics) == 1:
+        yield Sketch(
+            "Seeds given to each configuration",
+            f"Bars of the seeds that each of {len(search.configurations)} configurations was given; a cross marks "
+            "those that were dropped.",
+            seeds_given(search),
+        )
+
+
+def sketch_importance(found: Findings) -> Iterator[Sketch]:
+    """Where the search suggested enough to tell."""
+    if (search := found.search) is not None and search.suggests and (shares := search.importance.shares):
+        title = metric_title(search.metrics[0])
+        yield Sketch(
+            f"Importance of the parameters for {title} on validation (fANOVA)",
+            f"Bars of the share of the variation of {title} that each parameter explains, with ranges and with what "
+            "random numbers would explain; the largest is "
+            f"{found.parameter_names[shares[0].name]} with {shares[0].value:.2f}.",
+            importance_bars(shares, found.parameter_names),
+        )
+
+
+SEARCH_HISTORY = ReportFigure(
+    name="search-history",
+    section="weights",
+    reading="Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so "
+    "far is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
+    sketch=sketch_search,
+)
+SEEDS_GIVEN = ReportFigure(
+    name="seeds-given",
+    section="weights",
+    reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
+    "than the leader; the longest bars are those between which the race could not decide sooner.",
+    sketch=sketch_seeds,
+)
+IMPORTANCE = ReportFigure(
+    name="importance",
+    section="weights",
+    reading="How much of the variation of the score each parameter explains by itself; weights that sum to 1 share "
+    "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
+    "dashed mark, which is what random numbers would reach: the others may be chance.",
+    sketch=sketch_importance,
+)

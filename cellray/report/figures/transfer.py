@@ -10,14 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import BLUE, INK, MUTED, PAPER, as_label, new_figure
+from cellray.report.figures.drawing import ReportFigure, Sketch
 from cellray.report.figures.parts import (
+    BLUE,
+    INK,
     MOST_PANELS,
+    MUTED,
+    PAPER,
+    as_label,
     best_of,
     draw_ceiling,
     heat_cells,
     name_cells,
     named_rows,
+    new_figure,
     sets_of,
     signed,
 )
@@ -105,3 +111,31 @@ def drop(
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
     figure.supxlabel(metric_title(metric) + best_of(list(home.index), len(labels)), fontsize=10)
     return figure
+
+
+DROP = ReportFigure(
+    name="drop",
+    section="generalisation",
+    reading="From the open dot (test set) to the filled one (images from other laboratories, stains or microscopes), "
+    "with the difference at the right: the shorter the line, the better a configuration carries over.",
+    sketch=lambda found: [
+        Sketch(
+            f"From the test set to each external set: {found.title}",
+            f"Mean {found.title} of each configuration on the test set and on each external set, with the difference.",
+            drop(found.compared.ranking, found.tables.sets, metric=found.metric, ceiling=found.ceiling),
+        )
+    ],
+)
+TRANSFER = ReportFigure(
+    name="transfer",
+    section="generalisation",
+    reading="The mean score of each configuration on each set; in brackets the change from the test set.",
+    sketch=lambda found: [
+        Sketch(
+            f"{found.title} of every configuration on every set",
+            f"Heat map of mean {found.title} of each configuration on each set; the numbers are in the tables by set.",
+            transfer_map(found.compared.ranking, found.tables.sets, metric=found.metric),
+        )
+    ],
+    is_folded=True,
+)

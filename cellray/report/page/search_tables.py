@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.mixtures import Mixtures
+from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
-from cellray.report.searched import METHODS, STOPPING, Search, Tried, judged_value, parameter_names, parameters_text
-from cellray.report.tables import Tables, format_interval, format_rank, format_value, metric_title, number, select
+from cellray.report.searched import METHODS, STOPPING, Loss, Search, Tried, judged_value, parameters_text
+from cellray.report.tables import format_interval, format_rank, format_value, metric_title, number
 from cellray.report.words import listing, plural
 
 MOST_LISTED = 10
@@ -41,26 +40,13 @@ class SearchSection:
         return not (self.facts or self.sentences)
 
 
-def search_section(
-    search: Search | None,
-    tables: Tables,
-    metric: str,
-    losses: Mapping[str, Mapping[str, Any]],
-    mixtures: list[Mixtures],
-) -> SearchSection:
-    """Facts, tables and sentences.
-
-    Args:
-        search: What was tried; None: only what mixtures say.
-        tables: Scores and ranks.
-        metric: The one that ranks.
-        losses: Label -> loss, for the names of its terms.
-        mixtures: Families of losses mixed in enough ways.
-    """
-    on_weights = [text for family in mixtures for text in (family.sentence(), family.caveat()) if text]
+def search_section(found: Findings) -> SearchSection:
+    """Facts, tables and sentences; of a study without a search only what mixtures of losses say."""
+    search, metric, losses = found.search, found.metric, found.losses
+    on_weights = [text for family in found.families for text in (family.sentence, family.caveat) if text]
     if search is None:
         return SearchSection(sentences=on_weights)
-    test = select(tables.ranking, set_name="test", metric=metric).set_index("label")
+    test = found.ranked.set_index("label")
     best = search.best_first(metric)[:MOST_LISTED] if search.suggests else []
     dropped, stopped = search.in_state("dropped"), search.in_state("stopped")
     return SearchSection(
@@ -68,7 +54,7 @@ def search_section(
         best=best_table(best, search, test, metric, losses) if best else None,
         dropped=dropped_table(dropped, search, test, metric) if dropped else None,
         stopped=stopped_table(stopped, test, losses) if stopped else None,
-        sentences=[*importance_sentences(search, losses), *on_weights],
+        sentences=[*importance_sentences(search, found.parameter_names), *on_weights],
     )
 
 
@@ -126,7 +112,7 @@ def best_table(
     search: Search,
     test: pd.DataFrame,
     metric: str,
-    losses: Mapping[str, Mapping[str, Any]],
+    losses: Mapping[str, Loss],
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
@@ -201,7 +187,7 @@ def validation_cell(c: Tried, metric: str) -> TableCell:
     return number_cell(value, format_value(metric, value))
 
 
-def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Mapping[str, Any]]) -> PageTable:
+def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Loss]) -> PageTable:
     """What was ended early, in the order in which it is ranked: where, with which Dice, and why."""
     columns = [
         ("Configuration", ""),
@@ -230,14 +216,13 @@ def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str,
     return PageTable(columns, body)
 
 
-def importance_sentences(search: Search, losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def importance_sentences(search: Search, names: Mapping[str, str]) -> list[str]:
     """Which parameters stand out from chance, or why nothing is said of that."""
     if not search.suggests:
         return []
     found = search.importance
     if found.missing:
         return [f"How much each parameter matters isn't worked out: {found.missing}"]
-    names = parameter_names(search, losses)
     clear = [f"{names[s.name]} {s.value:.2f} [{s.low:.2f}–{s.high:.2f}]" for s in found.shares if s.is_clear]
     said = (
         f"Parameters that explain more of the variation of the score than random numbers do: {listing(clear)}."
