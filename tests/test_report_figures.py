@@ -20,14 +20,15 @@ from cellray.report.figures import FIGURES, draw
 from cellray.report.figures.budget import cheapest, costs, term_scales
 from cellray.report.figures.counting import bland_altman, count_scatter
 from cellray.report.figures.detection import iou_curves, iou_curves_by_set, mean_curves, precision_recall
-from cellray.report.figures.drawing import ReportFigure, Sketch, shorten_svg
+from cellray.report.figures.drawing import ReportFigure, Sketch
 from cellray.report.figures.error_kinds import error_kinds, strata
 from cellray.report.figures.learning import collapse_epoch, curves, range_tests
 from cellray.report.figures.rank_tests import critical_difference, joined, pair_matrix, rank_stability
 from cellray.report.figures.ranking import ranking_dots
+from cellray.report.figures.saving import shorten_svg
 from cellray.report.figures.transfer import drop, transfer_map
 from cellray.report.figures.weight_surface import simplex_response
-from cellray.report.page import SECTIONS
+from cellray.report.page import PAGE_SECTIONS
 from cellray.report.tables import select
 from cellray.statistics.simplex import fit_simplex
 
@@ -319,7 +320,7 @@ def test_a_study_of_many_configurations_shows_its_best_and_says_so():
 
 
 def test_shortening_moves_nothing_by_more_than_a_twentieth_of_a_point():
-    svg = b"""<svg>
+    svg = """<svg>
      <!-- a comment -->
      <path id="DejaVuSans-41" d="M 12.987654 3 \nL 12.04 -0.06" transform="scale(0.015625)"/>
      <use xlink:href="#DejaVuSans-41" transform="translate(63.62 0)"/>
@@ -346,7 +347,7 @@ def test_the_triangle_shows_the_best_weights_of_the_surface():
 def test_every_figure_has_a_name_of_its_own_a_section_and_a_reading():
     names = [kind.name for kind in FIGURES]
     assert len(set(names)) == len(names)
-    assert {kind.section for kind in FIGURES} <= {section.id for section in SECTIONS}
+    assert {kind.section for kind in FIGURES} <= {section.id for section in PAGE_SECTIONS}
     assert all(kind.reading.endswith((".", "?")) for kind in FIGURES)
 
 

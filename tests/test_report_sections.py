@@ -18,7 +18,7 @@ from cellray.report import gallery as gallery_module
 from cellray.report import page as page_module
 from cellray.report.details import NO_DETAILS
 from cellray.report.mixtures import ENOUGH_MIXTURES
-from cellray.report.page import SECTIONS, cost_table, differences, ranking_tables, table_cells
+from cellray.report.page import PAGE_SECTIONS, cost_table, differences, ranking_tables, table_cells
 from cellray.report.page.published_table import published_table, spearman
 from cellray.report.tables import format_interval, format_p, select
 
@@ -232,7 +232,7 @@ def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
 
 
 def test_sections_have_names_of_their_own_and_a_template_each():
-    ids = [section.id for section in SECTIONS]
+    ids = [section.id for section in PAGE_SECTIONS]
     assert len(set(ids)) == len(ids)
     templates = {file.name.removesuffix(".html.j2") for file in PAGE_FOLDER.glob("*.html.j2")}
     assert set(ids) == templates - {"page", "macros"}

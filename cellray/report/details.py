@@ -23,8 +23,8 @@ CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precisio
 LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
 
 IOU_COLUMNS = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
-STRATA = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
-IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATA, *IOU_COLUMNS]
+STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
+IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATUM_SOURCES, *IOU_COLUMNS]
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
@@ -127,7 +127,7 @@ def read_columns(file: bytes | None, columns: Sequence[str] | None = None) -> pd
 def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The IoU curve and the strata of each set of one trial, with a column `set`; `file` holds its table of objects."""
     curves, levels = [pd.DataFrame()], [pd.DataFrame()]
-    has_strata = set(STRATA) <= set(images)
+    has_strata = set(STRATUM_SOURCES) <= set(images)
     objects = read_columns(file if has_strata else None, OBJECTS)
     cells = {str(name): rows for name, rows in objects.groupby("set", observed=True)} if len(objects) else {}
     by_set = images.groupby("set", observed=True) if len(images) else ()
@@ -136,7 +136,7 @@ def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.D
             curves.append(iou_curve(rows).assign(set=str(name)))
         if len(objects):
             found = cells.get(str(name), objects.iloc[:0])
-            levels.append(stratify(rows[["image", "n_true", "n_pred", *STRATA]], found).assign(set=str(name)))
+            levels.append(stratify(rows[["image", "n_true", "n_pred", *STRATUM_SOURCES]], found).assign(set=str(name)))
     return stack(curves), stack(levels)
 
 

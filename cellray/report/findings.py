@@ -10,7 +10,7 @@ import pandas as pd
 
 from cellray.report.details import NO_DETAILS, Details
 from cellray.report.mixtures import WeightFamily, find_families
-from cellray.report.searched import Loss, Search, names_of_parameters
+from cellray.report.searched import Search, StoredLoss, names_of_parameters
 from cellray.report.tables import Plan, Record, Tables, metric_title, select, stopped_labels
 
 
@@ -82,7 +82,7 @@ class Findings:
         return found
 
     @cached_property
-    def losses(self) -> dict[str, Loss]:
+    def losses(self) -> dict[str, StoredLoss]:
         """The loss of each configuration that has a record, by label."""
         found = {label: (record.get("settings") or {}).get("loss") for (label, _), record in self.trials.items()}
         return {label: loss for label, loss in found.items() if loss}

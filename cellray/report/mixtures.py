@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellray.errors import DataError
 from cellray.metrics import METRICS
-from cellray.report.searched import Search, Settings, judged_value
+from cellray.report.searched import Search, StoredSettings, judged_value
 from cellray.report.tables import metric_title, rows_of
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
@@ -84,7 +84,7 @@ def weights_text(names: tuple[str, str, str], fit: SimplexFit) -> str:
 
 
 def find_families(
-    ranked: pd.DataFrame, settings: Mapping[str, Settings], metric: str, search: Search | None = None
+    ranked: pd.DataFrame, settings: Mapping[str, StoredSettings], metric: str, search: Search | None = None
 ) -> list[WeightFamily]:
     """Families of configurations that mix the same three loss terms in enough ways, by test scores.
 
@@ -128,7 +128,7 @@ def find_families(
     return found
 
 
-def other_settings(stored: Settings) -> dict[str, str]:
+def other_settings(stored: StoredSettings) -> dict[str, str]:
     """Everything that a trial was set to but the weights, by name; what follows from the configuration's label or seed
     isn't a setting."""
     loss = stored.get("loss") or {}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from cellray.report.searched import METHODS, STOPPING, Loss, Search, Tried, judged_value, parameters_text
+from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
 from cellray.report.tables import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 
 
-def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, Loss]) -> str:
+def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]) -> str:
     """The configuration that the search chose on validation images, and what it scores on the test images.
 
     Args:

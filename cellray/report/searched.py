@@ -35,9 +35,9 @@ METHODS = {
 STOPPING = {"asha": "ASHA", "median": "the median rule"}
 
 
-Settings = Mapping[str, Any]
+StoredSettings = Mapping[str, Any]
 """The settings of a trial, as its record holds them."""
-Loss = Mapping[str, Any]
+StoredLoss = Mapping[str, Any]
 """The loss among them: a name and settings, or terms with weights."""
 Parameters = Mapping[str, object]
 """Dotted path -> number, flag or word."""
@@ -191,7 +191,7 @@ def read_search(ledger: Ledger) -> Search | None:
     )
 
 
-def parameters_text(parameters: Parameters, loss: Loss | None = None) -> str:
+def parameters_text(parameters: Parameters, loss: StoredLoss | None = None) -> str:
     """Parameters as people write them: `bce weight 0.54, focal gamma 2, lr 0.001`.
 
     Args:
@@ -201,7 +201,7 @@ def parameters_text(parameters: Parameters, loss: Loss | None = None) -> str:
     return ", ".join(f"{parameter_name(path, loss)} {parameter_text(value)}" for path, value in parameters.items())
 
 
-def parameter_name(path: str, loss: Loss | None = None) -> str:
+def parameter_name(path: str, loss: StoredLoss | None = None) -> str:
     """A path without what every path has: `loss[mix].terms.0.weight` -> `bce weight`, `training.lr` -> `lr`.
 
     What stands in brackets is the choice under which a parameter is there at all; see `option_of`.
@@ -228,7 +228,7 @@ def option_of(path: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def names_of_parameters(search: Search, losses: Mapping[str, Loss]) -> dict[str, str]:
+def names_of_parameters(search: Search, losses: Mapping[str, StoredLoss]) -> dict[str, str]:
     """A name for each parameter of a search, as `Search.merged` has them.
 
     Args:

@@ -101,7 +101,7 @@ def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> F
     return figure
 
 
-COUNTS = ReportFigure(
+CELL_COUNTS = ReportFigure(
     name="counts",
     section="quality",
     reading="A dot is an image (a larger one several): on the line the count is right, below it cells are missing, "

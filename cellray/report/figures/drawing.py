@@ -1,12 +1,11 @@
-"""What a figure of the report is, and how it is saved: as SVG for the page, and as SVG and PNG files.
+"""What a figure of the report is, how all look, and how each is drawn.
 
-A figure is one `ReportFigure`, defined in the file that draws it and listed in `figures.FIGURES`. Drawing walks through
-a figure once: each stroke goes to both files. The same data give the same bytes: ids are salted, no date is written.
+A figure is one `ReportFigure`, defined in the file that draws it and listed in `figures.FIGURES`. The same data give
+the same bytes: ids are salted, and no date is written.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,19 +13,20 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, PAPER
+from cellray.report.figures.saving import FONT, render
 from cellray.report.findings import Findings
 
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
 """Colours of a figure that follow the page's light or dark theme."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
+    "font.family": FONT,
     "font.size": 10,
     "axes.titlesize": 10.5,
+    "axes.titley": 1.0,  # not searched for above ticks
     "axes.labelsize": 10,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
@@ -123,25 +123,3 @@ def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
                 name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
                 drawings.append(Drawing(name, sketch.title, sketch.alt, *render(sketch.figure), kind))
     return drawings
-
-
-def render(figure: Figure) -> tuple[bytes, bytes]:
-    """A figure as SVG and as PNG."""
-    FigureCanvasAgg(figure)
-    svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.set_layout_engine("none")  # keep the places found for the SVG; finding them takes half the time
-    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    return shorten_svg(svg.getvalue()), png.getvalue()
-
-
-def shorten_svg(svg: bytes) -> bytes:
-    """The same drawing in half the bytes: coordinates to a tenth of a point, short names, no comments."""
-    text = re.sub(r"<!--.*?-->|\n\s+(?=<)", "", svg.decode(), flags=re.S)
-    text = text.replace("DejaVuSans-", "g")
-    text = re.sub(r' transform="translate\((-?[\d.]+) 0\)"/>', r' x="\1"/>', text)
-    # not in a transform, where a scale of 0.015625 turns the units of letters into points
-    places = re.compile(r' (?:d|x|y)="[^"]*"')
-    text = places.sub(lambda p: re.sub(r"-?\d+\.\d\d+", lambda n: f"{float(n[0]):.1f}", p[0]), text)
-    text = re.sub(r"M (\S+ \S+) \nL \1 ", r"M \1h0", text)  # the dots of a scatter
-    return text.encode()

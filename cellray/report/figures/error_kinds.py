@@ -88,7 +88,7 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
         heat_cells(axis, image, values, [[f"{x:.2f}".removeprefix("0") for x in row] for row in values])
         name_cells(axis, [as_label(label, 24) for label in shown], titles)
         axis.tick_params(labelleft=k % across == 0)
-        axis.set_title(as_label(name, 32), loc="left")
+        axis.set_title(as_label(name, 32), loc="left", pad=31)  # above the names of the columns
     if len(shown) < len(known):
         figure.supxlabel(best_of(known, len(shown)).strip(" ()"), fontsize=10)
     return figure

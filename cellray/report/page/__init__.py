@@ -5,10 +5,10 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cellray.report.page.sections import SECTIONS, PageContents
+from cellray.report.page.sections import PAGE_SECTIONS, PageContents
 from cellray.report.words import set_title_plain
 
-__all__ = ["SECTIONS", "PageContents", "render_page"]
+__all__ = ["PAGE_SECTIONS", "PageContents", "render_page"]
 
 
 def render_page(page: PageContents) -> str:
@@ -16,7 +16,7 @@ def render_page(page: PageContents) -> str:
     found = page.found
     templates = environment()
     templates.globals |= {"set_title": set_title_plain, "metric_title": found.title}
-    shown = {section: context for section in SECTIONS if (context := section.context(page)) is not None}
+    shown = {section: context for section in PAGE_SECTIONS if (context := section.context(page)) is not None}
     rendered = templates.get_template("page.html.j2").render(
         plan=found.plan,
         answer=page.answer,

@@ -11,7 +11,7 @@ import pandas as pd
 from cellray.metrics import METRICS
 from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
-from cellray.report.searched import METHODS, STOPPING, Loss, Search, Tried, judged_value, parameters_text
+from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
 from cellray.report.tables import format_interval, format_rank, format_value, metric_title, number
 from cellray.report.words import listing, plural
 
@@ -112,7 +112,7 @@ def best_table(
     search: Search,
     test: pd.DataFrame,
     metric: str,
-    losses: Mapping[str, Loss],
+    losses: Mapping[str, StoredLoss],
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
@@ -187,7 +187,7 @@ def validation_cell(c: Tried, metric: str) -> TableCell:
     return number_cell(value, format_value(metric, value))
 
 
-def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Loss]) -> PageTable:
+def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, StoredLoss]) -> PageTable:
     """What was ended early, in the order in which it is ranked: where, with which Dice, and why."""
     columns = [
         ("Configuration", ""),

@@ -1,4 +1,4 @@
-"""The sections of the page: what each shows, from results; `SECTIONS` lists them in order.
+"""The sections of the page: what each shows, from results; `PAGE_SECTIONS` lists them in order.
 
 A section is one `Section` here and one template of its name beside this file, which gets what `context` gives.
 """
@@ -141,7 +141,7 @@ def protocol_context(page: PageContents) -> Context:
     return {"protocol": page.protocol, "published": published_table(page.found.tables)}
 
 
-SECTIONS = (
+PAGE_SECTIONS = (
     Section("ranking", "Ranking on the test set", ranking_context),
     Section("differences", "Which differences hold", differences_context),
     Section("weights", "Loss weights and search", weights_context),
