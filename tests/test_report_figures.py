@@ -20,7 +20,7 @@ from cellray.report.figures import FIGURES, draw
 from cellray.report.figures.budget import cheapest, costs, term_scales
 from cellray.report.figures.counting import bland_altman, count_scatter
 from cellray.report.figures.detection import iou_curves, iou_curves_by_set, mean_curves, precision_recall
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.error_kinds import error_kinds, strata
 from cellray.report.figures.learning import collapse_epoch, curves, range_tests
 from cellray.report.figures.rank_tests import critical_difference, joined, pair_matrix, rank_stability
@@ -124,7 +124,7 @@ def every_figure(study):
 
 def saved(name, plot, *args, **how):
     """A figure as the report saves it."""
-    kind = ReportFigure(name, "quality", "?", lambda _: [Sketch(name, name, plot(*args, **how))])
+    kind = ReportFigure(name, "quality", "?", name, name, lambda _: plot(*args, **how))
     (drawing,) = draw(kind, Findings(plan_for(["A"]), make_tables([], plan_for(["A"]))))
     return drawing
 

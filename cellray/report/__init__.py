@@ -7,14 +7,7 @@ from cellray.report.findings import Findings
 from cellray.report.observer import ReportObserver
 from cellray.report.plans import facts_of, plan_of, stored_plan
 from cellray.report.searched import read_search
-from cellray.report.tables import (
-    Plan,
-    PlannedTrial,
-    Tables,
-    TextTable,
-    format_table,
-    make_tables,
-)
+from cellray.report.tables import Plan, PlannedTrial, Tables, TextTable, format_table, make_tables
 
 __all__ = [
     "Findings",

@@ -145,11 +145,7 @@ def point_table(found: Findings) -> tuple[list[str], list[list[str]]]:
         if points:
             gain = span(r.get("operating_point_gain") for r in mine)
             rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names), gain])
-    return [
-        "configuration",
-        *(name.replace("_", " ") for name in names),
-        "gain (validation)",
-    ], rows
+    return ["configuration", *(name.replace("_", " ") for name in names), "gain (validation)"], rows
 
 
 def span(values: Iterable[object]) -> str:

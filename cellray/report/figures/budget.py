@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     INK,
     MOST_PANELS,
@@ -119,25 +119,17 @@ TERM_SCALES = ReportFigure(
     section="training",
     reading="What each term of a combined loss was multiplied by so that all pull alike; far from 1, the raw terms "
     "differ in strength.",
-    sketch=lambda found: [
-        Sketch(
-            "Scales of balanced loss terms",
-            "What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
-            term_scales(found.trials, found.everyone),
-        )
-    ],
+    title="Scales of balanced loss terms",
+    alt="What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
+    plot=lambda found: term_scales(found.trials, found.everyone),
     is_folded=True,
 )
 COSTS = ReportFigure(
     name="costs",
     section="training",
     reading="Upwards is better, to the left cheaper; the grey line joins those that no other beats at a lower cost.",
-    sketch=lambda found: [
-        Sketch(
-            f"{found.title} on the test set against training time",
-            f"Mean {found.title} of each configuration against its mean training time, and its peak memory where "
-            "known; the table of costs holds the numbers.",
-            costs(found.compared.trials, found.compared.ranking, metric=found.metric),
-        )
-    ],
+    title="{metric} on the test set against training time",
+    alt="Mean {metric} of each configuration against its mean training time, and its peak memory where "
+    "known; the table of costs holds the numbers.",
+    plot=lambda found: costs(found.compared.trials, found.compared.ranking, metric=found.metric),
 )

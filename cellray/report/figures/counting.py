@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import BLUE, MEAN, MOST_PANELS, MUTED, as_label, best_of, panels
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
@@ -106,13 +106,9 @@ CELL_COUNTS = ReportFigure(
     section="quality",
     reading="A dot is an image (a larger one several): on the line the count is right, below it cells are missing, "
     "above it there are too many.",
-    sketch=lambda found: [
-        Sketch(
-            "Cells counted on test images",
-            "Predicted against true number of cells in each test image, all seeds, with the line of equal counts.",
-            count_scatter(found.details.counts_of("test"), found.labels),
-        )
-    ],
+    title="Cells counted on test images",
+    alt="Predicted against true number of cells in each test image, all seeds, with the line of equal counts.",
+    plot=lambda found: count_scatter(found.details.counts_of("test"), found.labels),
 )
 BLAND_ALTMAN = ReportFigure(
     name="bland-altman",
@@ -120,12 +116,8 @@ BLAND_ALTMAN = ReportFigure(
     reading="How wrong a count is (up: too few found) against how many cells there are. The middle line is the mean "
     "error, and most images lie between the outer two; a fan opening to the right means that crowded images "
     "fare worse.",
-    sketch=lambda found: [
-        Sketch(
-            "Agreement of predicted and true counts, test set (Bland–Altman)",
-            "True minus predicted number of cells against the mean of both, one panel a configuration, with the mean "
-            "difference and the limits of agreement.",
-            bland_altman(found.details.counts_of("test"), found.labels),
-        )
-    ],
+    title="Agreement of predicted and true counts, test set (Bland–Altman)",
+    alt="True minus predicted number of cells against the mean of both, one panel a configuration, with the mean "
+    "difference and the limits of agreement.",
+    plot=lambda found: bland_altman(found.details.counts_of("test"), found.labels),
 )

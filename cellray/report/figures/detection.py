@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     BAD,
     BLUE,
@@ -179,38 +179,25 @@ IOU_CURVES = ReportFigure(
     section="quality",
     reading="How the score falls as an outline has to fit more exactly to count as found: at the left a rough hit is "
     "enough, at the right only an almost perfect outline counts. Grey: all other configurations.",
-    sketch=lambda found: [
-        Sketch(
-            "F1 against the overlap that a hit needs, test set",
-            "F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its "
-            "seeds.",
-            iou_curves(found.details.iou, found.labels),
-        )
-    ],
+    title="F1 against the overlap that a hit needs, test set",
+    alt="F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its seeds.",
+    plot=lambda found: iou_curves(found.details.iou, found.labels),
 )
 IOU_CURVES_BY_SET = ReportFigure(
     name="iou-curves-sets",
     section="quality",
     reading="The same on every set. Where lines cross, the order hangs on how exact an outline has to be.",
-    sketch=lambda found: [
-        Sketch(
-            "F1 against the overlap that a hit needs, every set",
-            "F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
-            iou_curves_by_set(found.details.iou, found.labels, found.tables.sets),
-        )
-    ],
+    title="F1 against the overlap that a hit needs, every set",
+    alt="F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
+    plot=lambda found: iou_curves_by_set(found.details.iou, found.labels, found.tables.sets),
 )
 PRECISION_RECALL = ReportFigure(
     name="precision-recall",
     section="quality",
     reading="To the right, fewer cells are missed; upwards, fewer are made up. A mark is one seed at its own operating "
     "point, the thin lines join equal F1, and a cross at the origin stands for collapsed or failed trials.",
-    sketch=lambda found: [
-        Sketch(
-            "Precision and recall at the operating points, test set",
-            "Precision against recall of every trial on the test set, with lines of equal F1; collapsed trials at the "
-            "origin.",
-            precision_recall(found.compared.scores, found.labels),
-        )
-    ],
+    title="Precision and recall at the operating points, test set",
+    alt="Precision against recall of every trial on the test set, with lines of equal F1; collapsed trials at the "
+    "origin.",
+    plot=lambda found: precision_recall(found.compared.scores, found.labels),
 )

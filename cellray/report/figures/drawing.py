@@ -60,7 +60,6 @@ class Sketch:
 
     title: str
     alt: str
-    """What it shows, for who can't see it."""
     figure: Figure | None
     """None: there is nothing to draw."""
     part: str = ""
@@ -77,10 +76,22 @@ class ReportFigure:
     """Id of the page's section."""
     reading: str
     """One or two sentences for a reader who hasn't met such a figure."""
-    sketch: Callable[[Findings], Iterable[Sketch]]
-    """Draws it; nothing where it isn't to be shown."""
+    title: str = ""
+    """`{metric}` stands for the name of the metric that ranks; so in `alt`."""
+    alt: str = ""
+    """What it shows, for who can't see it."""
+    plot: Callable[[Findings], Figure | None] = lambda found: None
+    """None where there is nothing to show."""
+    series: Callable[[Findings], Iterable[Sketch]] | None = None
+    """Instead of title, alt and plot, where these depend on what there is to draw."""
     is_folded: bool = False
     """Whether it is opened only on demand, as a detail."""
+
+    def sketches(self, found: Findings) -> Iterable[Sketch]:
+        """What there is to draw, to be asked for within `STYLE`."""
+        if self.series is not None:
+            return self.series(found)
+        return [Sketch(self.title.format(metric=found.title), self.alt.format(metric=found.title), self.plot(found))]
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
     """A figure's drawings; none where there is nothing to show."""
     drawings = []
     with rc_context(STYLE):
-        for sketch in kind.sketch(found):
+        for sketch in kind.sketches(found):
             if sketch.figure is not None:
                 name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
                 drawings.append(Drawing(name, sketch.title, sketch.alt, *render(sketch.figure), kind))

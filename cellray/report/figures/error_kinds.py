@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     GROUP_COLOURS,
     MOST_PANELS,
@@ -135,26 +135,18 @@ STRATA = ReportFigure(
     section="generalisation",
     reading="The score split by crowding of the image, and the recall by size of the cell: a weak column shows where a "
     "mean hides trouble. The last column counts what is predicted in an image without cells.",
-    sketch=lambda found: [
-        Sketch(
-            "Kinds of images and sizes of cells",
-            "Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
-            "every configuration.",
-            strata(found.details.strata, found.labels, found.tables.sets),
-        )
-    ],
+    title="Kinds of images and sizes of cells",
+    alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
+    "every configuration.",
+    plot=lambda found: strata(found.details.strata, found.labels, found.tables.sets),
 )
 ERROR_KINDS = ReportFigure(
     name="error-kinds",
     section="generalisation",
     reading="What goes wrong, per true cell: cells missed, neighbours merged into one, one cell split in several, and "
     "spurious ones that are none. Short bars are good; each set has its own scale.",
-    sketch=lambda found: [
-        Sketch(
-            "Kinds of errors, per true cell",
-            "Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
-            "configuration.",
-            error_kinds(found.compared.scores, found.labels, found.tables.sets),
-        )
-    ],
+    title="Kinds of errors, per true cell",
+    alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
+    "configuration.",
+    plot=lambda found: error_kinds(found.compared.scores, found.labels, found.tables.sets),
 )

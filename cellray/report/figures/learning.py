@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import BAD, INK, MOST_PANELS, as_label, best_of, panels, seed_look
 from cellray.report.findings import Findings
 
@@ -154,25 +154,17 @@ VALIDATION_DICE = ReportFigure(
     section="training",
     reading="One line a seed. Lines still rising at the end would have gained from a longer training; a cross marks "
     "the epoch at which a trial collapsed.",
-    sketch=lambda found: [
-        Sketch(
-            "Learning curves: Dice on validation images",
-            "Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
-            learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
-        )
-    ],
+    title="Learning curves: Dice on validation images",
+    alt="Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
+    plot=lambda found: learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
 )
 TRAINING_LOSS = ReportFigure(
     name="training-loss",
     section="training",
     reading="Each loss has its own scale, so only the shape may be compared between panels, never the height.",
-    sketch=lambda found: [
-        Sketch(
-            "Learning curves: training loss",
-            "Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
-            learning_curves(found, column="train_loss", title="training loss (own scale each)"),
-        )
-    ],
+    title="Learning curves: training loss",
+    alt="Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
+    plot=lambda found: learning_curves(found, column="train_loss", title="training loss (own scale each)"),
     is_folded=True,
 )
 RANGE_TESTS = ReportFigure(
@@ -180,12 +172,8 @@ RANGE_TESTS = ReportFigure(
     section="training",
     reading="The loss while the learning rate grows: it falls where the network learns and shoots up where the rate is "
     "too high. The dot marks the rate that was used.",
-    sketch=lambda found: [
-        Sketch(
-            "Learning-rate range tests",
-            "Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
-            range_tests(found.trials, found.everyone),
-        )
-    ],
+    title="Learning-rate range tests",
+    alt="Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
+    plot=lambda found: range_tests(found.trials, found.everyone),
     is_folded=True,
 )

@@ -104,10 +104,7 @@ def label_looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         group = groups.setdefault(name, len(groups))
         member = members[name] = members.get(name, -1) + 1
         n = len(GROUP_COLOURS)
-        looks[label] = {
-            "color": GROUP_COLOURS[group % n],
-            "marker": MARKERS[(member + group // n) % len(MARKERS)],
-        }
+        looks[label] = {"color": GROUP_COLOURS[group % n], "marker": MARKERS[(member + group // n) % len(MARKERS)]}
     return looks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     BLUE,
     INK,
@@ -26,7 +26,6 @@ from cellray.report.figures.parts import (
     new_figure,
     signed,
 )
-from cellray.report.findings import Findings
 from cellray.report.tables import format_value, metric_title, rows_of
 
 MOST_NUMBERS = 16
@@ -204,56 +203,34 @@ def rank_axis(axis: Axes, n: int) -> None:
     axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or rank % every == 0])
 
 
-def sketch_critical_difference(found: Findings) -> Iterator[Sketch]:
-    """Where tests were made."""
-    if tests := found.tables.inference:
-        yield Sketch(
-            f"Mean ranks and critical difference, {found.title}",
-            "Axis of mean ranks over the test images with every configuration on it; bars join those within the "
-            "critical difference of the Nemenyi test.",
-            critical_difference(tests.ranks, tests.friedman),
-        )
-
-
-def sketch_pair_matrix(found: Findings) -> Iterator[Sketch]:
-    """Where tests were made."""
-    if tests := found.tables.inference:
-        yield Sketch(
-            f"Paired differences in {found.title}, row minus column",
-            f"Matrix of paired differences in {found.title} between all configurations in the order of the ranking; "
-            "the tables of pairs hold the numbers.",
-            pair_matrix(tests.pairs, found.labels, metric=found.metric),
-        )
-
-
-def sketch_rank_stability(found: Findings) -> Iterator[Sketch]:
-    """Where ranks were resampled."""
-    if tests := found.tables.inference:
-        yield Sketch(
-            "Stability of the ranks",
-            "Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
-            rank_stability(tests.stability, tests.ranks),
-        )
-
-
 CRITICAL_DIFFERENCE = ReportFigure(
     name="critical-difference",
     section="differences",
     reading="Each configuration hangs at its mean rank over the images; a bar joins those that lie within the critical "
     "difference and can't be told apart. It is a picture of the whole field: the paired tests above decide.",
-    sketch=sketch_critical_difference,
+    title="Mean ranks and critical difference, {metric}",
+    alt="Axis of mean ranks over the test images with every configuration on it; bars join those within the critical "
+    "difference of the Nemenyi test.",
+    plot=lambda found: critical_difference(t.ranks, t.friedman) if (t := found.tables.inference) else None,
 )
 PAIR_MATRIX = ReportFigure(
     name="pair-matrix",
     section="differences",
     reading="Read along a row: by how much that configuration is better (+) or worse (−) than the one in the column, "
     "on the same images and seeds. Bold in a frame: decided by the paired tests; elsewhere it may be chance.",
-    sketch=sketch_pair_matrix,
+    title="Paired differences in {metric}, row minus column",
+    alt="Matrix of paired differences in {metric} between all configurations in the order of the ranking; the tables "
+    "of pairs hold the numbers.",
+    plot=lambda found: (
+        pair_matrix(t.pairs, found.labels, metric=found.metric) if (t := found.tables.inference) else None
+    ),
 )
 RANK_STABILITY = ReportFigure(
     name="rank-stability",
     section="differences",
     reading="If the study were repeated with other images and seeds like these, how often would each configuration "
     "take each rank? One large dot is a firm rank; many small ones say that the rank is a matter of chance.",
-    sketch=sketch_rank_stability,
+    title="Stability of the ranks",
+    alt="Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
+    plot=lambda found: rank_stability(t.stability, t.ranks) if (t := found.tables.inference) else None,
 )

@@ -195,5 +195,5 @@ RANKING = ReportFigure(
     section="ranking",
     reading="A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin "
     "line its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
-    sketch=sketch_rankings,
+    series=sketch_rankings,
 )

@@ -279,14 +279,14 @@ SEARCH_HISTORY = ReportFigure(
     section="weights",
     reading="Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so "
     "far is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
-    sketch=sketch_search,
+    series=sketch_search,
 )
 SEEDS_GIVEN = ReportFigure(
     name="seeds-given",
     section="weights",
     reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
     "than the leader; the longest bars are those between which the race could not decide sooner.",
-    sketch=sketch_seeds,
+    series=sketch_seeds,
 )
 IMPORTANCE = ReportFigure(
     name="importance",
@@ -294,5 +294,5 @@ IMPORTANCE = ReportFigure(
     reading="How much of the variation of the score each parameter explains by itself; weights that sum to 1 share "
     "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
     "dashed mark, which is what random numbers would reach: the others may be chance.",
-    sketch=sketch_importance,
+    series=sketch_importance,
 )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     BLUE,
     INK,
@@ -118,24 +118,16 @@ DROP = ReportFigure(
     section="generalisation",
     reading="From the open dot (test set) to the filled one (images from other laboratories, stains or microscopes), "
     "with the difference at the right: the shorter the line, the better a configuration carries over.",
-    sketch=lambda found: [
-        Sketch(
-            f"From the test set to each external set: {found.title}",
-            f"Mean {found.title} of each configuration on the test set and on each external set, with the difference.",
-            drop(found.compared.ranking, found.tables.sets, metric=found.metric, ceiling=found.ceiling),
-        )
-    ],
+    title="From the test set to each external set: {metric}",
+    alt="Mean {metric} of each configuration on the test set and on each external set, with the difference.",
+    plot=lambda found: drop(found.compared.ranking, found.tables.sets, metric=found.metric, ceiling=found.ceiling),
 )
 TRANSFER = ReportFigure(
     name="transfer",
     section="generalisation",
     reading="The mean score of each configuration on each set; in brackets the change from the test set.",
-    sketch=lambda found: [
-        Sketch(
-            f"{found.title} of every configuration on every set",
-            f"Heat map of mean {found.title} of each configuration on each set; the numbers are in the tables by set.",
-            transfer_map(found.compared.ranking, found.tables.sets, metric=found.metric),
-        )
-    ],
+    title="{metric} of every configuration on every set",
+    alt="Heat map of mean {metric} of each configuration on each set; the numbers are in the tables by set.",
+    plot=lambda found: transfer_map(found.compared.ranking, found.tables.sets, metric=found.metric),
     is_folded=True,
 )

@@ -134,5 +134,5 @@ SIMPLEX = ReportFigure(
     section="weights",
     reading="A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines "
     "are its standard error; the star is the best mixture, and small squares are where it may also be.",
-    sketch=sketch_surfaces,
+    series=sketch_surfaces,
 )

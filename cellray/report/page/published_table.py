@@ -51,7 +51,7 @@ def published_table(tables: Tables) -> PageTable | None:
         )
     notes = [
         "The reference study trained on fluorescent neuronal cells with its own budget: where this study's data or "
-        "budget differ, orders may be compared, values may not. See cellray audit published for every metric.",
+        "budget differ, orders may be compared, values may not. See cellray audit published for every metric."
     ]
     ended = [row for row in rows if np.isfinite(row.mean)]
     if len(ended) >= ENOUGH_SHARED:

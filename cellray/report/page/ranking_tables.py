@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellray.metrics import METRICS
-from cellray.report.page.table_cells import (
-    PageTable,
-    TableCell,
-    head,
-    number_cell,
-    sort_key,
-    strip,
-    strip_limits,
-)
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key, strip, strip_limits
 from cellray.report.tables import (
     Tables,
     format_counts,
@@ -76,9 +68,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
                 number_cell(row.rank, ranks),
                 head(str(row.label)),
                 number_cell(
-                    row.mean,
-                    format_spread(metric, row.mean, row.sd),
-                    format_interval(metric, row.low, row.high),
+                    row.mean, format_spread(metric, row.mean, row.sd), format_interval(metric, row.low, row.high)
                 ),
                 TableCell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
                 number_cell(

@@ -108,11 +108,7 @@ STATES = (
 
 
 def best_table(
-    best: list[Tried],
-    search: Search,
-    test: pd.DataFrame,
-    metric: str,
-    losses: Mapping[str, StoredLoss],
+    best: list[Tried], search: Search, test: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
