@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from cellray.ledger import Ledger
 from cellray.report import exports
 from cellray.report.answer import write_answer
 from cellray.report.details import read_details
 from cellray.report.figures import draw_figures
-from cellray.report.findings import Findings
+from cellray.report.findings import Findings, StudyFacts
 from cellray.report.gallery import make_gallery
 from cellray.report.inference import infer
 from cellray.report.page import PageContents, render_page
 from cellray.report.protocol import state_protocol
 from cellray.report.searched import read_search
 from cellray.report.tables import Plan, Tables, make_tables
-from cellray.samples import read_samples
+from cellray.samples import Sample, read_samples
 from cellray.scores import Record, nothing_by_set
 
 
@@ -28,11 +27,11 @@ from cellray.scores import Record, nothing_by_set
 class Known:
     """What was read of image tables, for tables that are made again and again."""
 
-    samples: dict[str, Any] = field(default_factory=dict)
-    nothing: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, dict[tuple[str, str], Sample]] = field(default_factory=dict)
+    nothing: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
-def build_report(ledger: Ledger, plan: Plan, *, study_facts: Mapping[str, Any] | None = None) -> list[str]:
+def build_report(ledger: Ledger, plan: Plan, *, study_facts: StudyFacts | None = None) -> list[str]:
     """Write ``report/…`` anew: page, tables and figures. The same ledger gives the same bytes.
 
     Args:
@@ -76,7 +75,7 @@ def garbage_kept() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def gather(ledger: Ledger, plan: Plan, study_facts: Mapping[str, Any]) -> Findings:
+def gather(ledger: Ledger, plan: Plan, study_facts: StudyFacts) -> Findings:
     """Read a study's results from its ledger; arguments as for `build_report`."""
     everything = ledger.records()
     records = plan.planned(everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +13,9 @@ from cellray.report.details import NO_DETAILS, Details
 from cellray.report.mixtures import WeightFamily, find_families
 from cellray.report.searched import Search, StoredLoss, names_of_parameters
 from cellray.report.tables import Plan, Record, Tables, metric_title, select, stopped_labels
+
+StudyFacts = Mapping[str, Any]
+"""What records don't say of a study; its keys as for `build_report`."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cellray.metrics import METRICS
-from cellray.report.findings import Findings
-from cellray.report.searched import METHODS, STOPPING, Search
+from cellray.report.findings import Findings, StudyFacts
+from cellray.report.searched import METHODS, STOPPING, Search, StoredSettings
 from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of
 
 COUNTING_WORST = (
@@ -38,7 +37,7 @@ class Protocol:
     study_yaml: str = ""
 
 
-def state_protocol(found: Findings, study_facts: Mapping[str, Any]) -> Protocol:
+def state_protocol(found: Findings, study_facts: StudyFacts) -> Protocol:
     """Gather what SCIENCE asks a report to state from the records of the planned trials.
 
     Args:
@@ -46,7 +45,7 @@ def state_protocol(found: Findings, study_facts: Mapping[str, Any]) -> Protocol:
         study_facts: As for `build_report`.
     """
     stored = [found.records[key] for key in sorted(found.records)]
-    evaluation: Mapping[str, Any] = study_facts.get("evaluation") or next(
+    evaluation: StoredSettings = study_facts.get("evaluation") or next(
         (r["settings"]["evaluation"] for r in stored if (r.get("settings") or {}).get("evaluation")), {}
     )
     notes = [str(note) for note in study_facts.get("notes") or ()]
@@ -185,7 +184,7 @@ def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
     return rows
 
 
-def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
+def rules(evaluation: StoredSettings, plan: Plan) -> list[str]:
     """How the numbers are made, in sentences."""
     iou = evaluation.get("iou_threshold")
     distance = evaluation.get("max_distance")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from cellray.report.figures.parts import (
     panels,
     seed_look,
 )
-from cellray.report.tables import select
+from cellray.report.tables import Record, select
 
 
 def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name: str = "test") -> Figure | None:
@@ -79,7 +78,7 @@ def cheapest(cost: pd.Series, score: pd.Series, *, higher_is_better: bool) -> li
     return front
 
 
-def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
     """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.
 
     Args:

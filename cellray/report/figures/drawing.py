@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, PAPER
 from cellray.report.figures.saving import FONT, render
@@ -22,7 +23,7 @@ from cellray.report.findings import Findings
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
 """Colours of a figure that follow the page's light or dark theme."""
 
-STYLE: Any = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": FONT,
     "font.size": 10,
     "axes.titlesize": 10.5,

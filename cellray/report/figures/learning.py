@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, INK, MOST_PANELS, as_label, best_of, panels, seed_look
+from cellray.report.figures.parts import BAD, INK, MOST_PANELS, Look, as_label, best_of, panels, seed_look
 from cellray.report.findings import Findings
+from cellray.report.tables import Record
 
 ALIVE = 0.01
 """Validation Dice below which a network shows no cells."""
@@ -96,12 +97,12 @@ def curves(
     return figure
 
 
-def end_look(outcome: str) -> dict[str, Any]:
+def end_look(outcome: str) -> Look:
     """How the mark at the end of a line is drawn."""
     return {"ms": 8, "mfc": "none", "mec": INK if outcome == "stopped" else BAD, "mew": 2}
 
 
-def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
     """Loss against learning rate in the range test of each trial; a dot marks the rate that training then used."""
     tested = {key: r for key, r in records.items() if (r.get("range_test") or {}).get("lr")}
     known = [label for label in labels if any(key[0] == label for key in tested)]

@@ -15,6 +15,9 @@ from matplotlib.image import AxesImage
 from cellray.metrics import METRICS
 from cellray.report.tables import metric_title
 
+Look = dict[str, Any]
+"""Keyword arguments of matplotlib's functions."""
+
 INK, MUTED, LINE, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
 BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
 # one off BLUE, which a dark page lightens: there it would be the sky blue at the end
@@ -47,7 +50,7 @@ def axis_title(metric: str, set_name: str) -> str:
     return f"{metric_title(metric)} on {as_label(set_name)} ({better})"
 
 
-def seed_look(seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
     """Colour and dash of each seed, the same in every figure."""
     n = len(SEED_COLOURS)
     return {
@@ -94,7 +97,7 @@ def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tupl
     return figure, axes[:n]
 
 
-def label_looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def label_looks(labels: Sequence[str]) -> dict[str, Look]:
     """Colour and marker of each configuration: a colour for what its label says before a colon, a marker within."""
     groups: dict[str, int] = {}
     members: dict[str, int] = {}
@@ -135,14 +138,14 @@ def heat_cells(
         red, green, blue, _ = image.cmap(image.norm(grid[i, j]))
         ink = "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#ffffff"
         weight = "bold" if bold is not None and bold[i, j] else "normal"
-        look: dict[str, Any] = {"color": ink, "fontsize": 9, "linespacing": 1.05, "fontweight": weight}
+        look: Look = {"color": ink, "fontsize": 9, "linespacing": 1.05, "fontweight": weight}
         axis.text(j, i, texts[i][j], ha="center", va="center", **look)
 
 
 def name_cells(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
     """Names beside and above a heat map, and nothing else around it."""
     axis.grid(visible=False)
-    how: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+    how: Look = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
     axis.set_xticks(range(len(columns)), columns, **how)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -17,6 +17,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D, Bbox, Transform
+from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -40,13 +41,19 @@ class TwoRenderers(RendererBase):
         self.svg = RendererSVG(width, height, file, image_dpi=DPI, metadata={"Date": None, "Creator": None})
         self.pixels = RendererAgg(width * SCALE, height * SCALE, DPI)
 
-    def draw_path(self, gc: GraphicsContextBase, path: Path, transform: Transform, *face: Any, **more: Any) -> None:
+    def draw_path(self, gc: GraphicsContextBase, path: Path, transform: Transform, *face: ColorType | None) -> None:
         """A line or an area."""
-        self.svg.draw_path(gc, path, transform, *face, **more)
-        self.pixels.draw_path(enlarged(gc), path, transform + ENLARGE, *face, **more)
+        self.svg.draw_path(gc, path, transform, *face)
+        self.pixels.draw_path(enlarged(gc), path, transform + ENLARGE, *face)
 
     def draw_markers(
-        self, gc: GraphicsContextBase, marker: Path, size: Transform, path: Path, place: Transform, *face: Any
+        self,
+        gc: GraphicsContextBase,
+        marker: Path,
+        size: Transform,
+        path: Path,
+        place: Transform,
+        *face: ColorType | None,
     ) -> None:
         """The same mark at each point of a path."""
         self.svg.draw_markers(gc, marker, size, path, place, *face)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, as_label, new_figure
+from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look, as_label, new_figure
 from cellray.report.findings import Findings
 from cellray.report.importance import ParameterShare
 from cellray.report.searched import Search, Tried, judged_value
@@ -67,7 +66,7 @@ def search_history(search: Search) -> Figure | None:
     return figure
 
 
-LOOKS: dict[str, dict[str, Any]] = {
+LOOKS: dict[str, Look] = {
     "given": {"marker": "s", "ms": 7, "color": "#e69f00"},
     "suggested": {"marker": "o", "ms": 6.5, "color": BLUE},
 }
@@ -208,7 +207,7 @@ def importance_bars(shares: Sequence[ParameterShare], names: Mapping[str, str]) 
     axis = figure.add_subplot()
     most = max(share.n for share in shares)
     for i, share in enumerate(shown):
-        look: dict[str, Any] = {"color": BLUE} if share.is_clear else {"facecolor": "none", "edgecolor": MUTED}
+        look: Look = {"color": BLUE} if share.is_clear else {"facecolor": "none", "edgecolor": MUTED}
         axis.barh([i], [share.value], height=0.56, **look)
         axis.plot([share.low, share.high], [i, i], color=INK, lw=1.2)
         axis.plot([share.noise] * 2, [i - 0.42, i + 0.42], color=BAD, lw=1.6, ls=(0, (2, 1)))
