@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+if TYPE_CHECKING:  # optuna takes a second to import, and few reports need it
+    from optuna.distributions import BaseDistribution
 
 ENOUGH_CONFIGURATIONS = 8
 """Configurations below which a forest says nothing."""
@@ -127,6 +128,8 @@ def _shares(columns: Mapping[str, list[object]], score: np.ndarray, asked: Seque
 
 def _fanova(columns: Mapping[str, list[object]], score: np.ndarray, n_trees: int, seed: int) -> dict[str, float]:
     """Importance of each column in one forest; 0 throughout where the score or the columns don't vary."""
+    import optuna
+
     spaces, made = {}, {}
     for name, column in columns.items():
         spaces[name], made[name] = _scaled(column)
@@ -143,6 +146,8 @@ def _fanova(columns: Mapping[str, list[object]], score: np.ndarray, n_trees: int
 
 def _scaled(column: list[Any]) -> tuple[BaseDistribution, list[Any]]:
     """The box of one parameter and its values in it: the range tried, or the words tried."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in column):
         words = [_word(value) for value in column]
         known = sorted(set(words))
@@ -180,6 +185,8 @@ def _word(value: object) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Optuna would announce each study that it makes."""
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

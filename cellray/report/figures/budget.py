@@ -89,11 +89,9 @@ def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
     known = [label for label in labels if any(key[0] == label for key in scaled)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in scaled}))
-    figure, axes = panels(len(shown), height=1.7, same_x=False)
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(as_label(label, 32), loc="left")
+    figure, axes = panels(known, "factor of the term, from the size of its gradient", height=1.7, same_x=False)
+    for label, axis in axes.items():
         axis.set_xscale("log")
         rows = {seed: record for (name, seed), record in scaled.items() if name == label}
         first = next(iter(rows.values()))
@@ -104,7 +102,6 @@ def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
         axis.set_yticks(range(len(names)), [as_label(name, 16) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(1, color=INK, lw=0.8, zorder=1)
-    figure.supxlabel("factor of the term, from the size of its gradient" + best_of(known, len(shown)), fontsize=10)
     handles = [
         Line2D([], [], ls="", marker="o", mew=0, color=look["color"], label=f"seed {seed}")
         for seed, look in looks.items()

@@ -49,16 +49,13 @@ def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "tes
         return None
     shown = known[:MOST_PANELS]
     means = mean_curves(rows)
-    figure, axes = panels(len(shown), same_y=True)
-    for axis, label in zip(axes, shown, strict=True):
+    figure, axes = panels(known, "IoU that a hit needs", f"F1 on {as_label(set_name)}", same_y=True)
+    for label, axis in axes.items():
         draw_together(axis, means, [other for other in shown if other != label])
         for _, seed in rows[rows.label == label].groupby("seed"):
             axis.plot(seed.threshold, seed.f1, color=BLUE, lw=0.7, alpha=0.5)
         axis.plot(means.columns, means.loc[label], color=BLUE, lw=2)
-        axis.set_title(as_label(label, 32), loc="left")
         frame_curves(axis)
-    figure.supxlabel("IoU that a hit needs" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel(f"F1 on {as_label(set_name)}", fontsize=10)
     handles = [
         Line2D([], [], color=BLUE, lw=2, label="mean, worst counted"),
         Line2D([], [], color=BLUE, lw=0.7, alpha=0.5, label="one seed"),
@@ -73,18 +70,15 @@ def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[s
     shown = sets_of(iou, sets)
     if len(shown) < 2:
         return None
-    figure, axes = panels(len(shown), height=2.3, same_y=True)
+    figure, axes = panels(shown, "IoU that a hit needs", "F1, mean over seeds", height=2.3, same_y=True)
     top = [label for label in labels if label in set(iou.label)][:TOP]
-    for axis, name in zip(axes, shown, strict=True):
+    for name, axis in axes.items():
         means = mean_curves(iou[iou["set"] == name])
         draw_together(axis, means, list(means.index.difference(top)))
         for label, (colour, dashes) in reversed(list(zip(top, TOP_STYLES, strict=False))):
             if label in means.index:
                 axis.plot(means.columns, means.loc[label], color=colour, ls=dashes, lw=2)
-        axis.set_title(as_label(name, 32), loc="left")
         frame_curves(axis)
-    figure.supxlabel("IoU that a hit needs", fontsize=10)
-    figure.supylabel("F1, mean over seeds", fontsize=10)
     handles = [
         Line2D([], [], color=colour, ls=dashes, lw=2, label=as_label(label, 30))
         for label, (colour, dashes) in zip(top, TOP_STYLES, strict=False)

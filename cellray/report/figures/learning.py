@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, INK, MOST_PANELS, Look, as_label, best_of, panels, seed_look
+from cellray.report.figures.parts import BAD, INK, Look, panels, seed_look
 from cellray.report.findings import Findings
 from cellray.report.tables import Record
 
@@ -63,13 +63,11 @@ def curves(
     known = [label for label in labels if any(key[0] == label for key in histories)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in histories}))
-    figure, axes = panels(len(shown), same_y=shared_y is not None)
+    figure, axes = panels(known, "epoch", title, same_y=shared_y is not None)
     last = max(float(h.epoch.max()) for h in histories.values() if len(h))
     marked: set[str] = set()
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(as_label(label, 32), loc="left")
+    for label, axis in axes.items():
         for seed, look in looks.items():
             history = histories.get((label, seed))
             if history is None or column not in history:
@@ -88,8 +86,6 @@ def curves(
         axis.set_xlim(0, last * 1.03 + 0.5)
         if shared_y:
             axis.set_ylim(*shared_y)
-    figure.supxlabel("epoch" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel(title, fontsize=10)
     handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
     for outcome in sorted(marked):
         handles.append(Line2D([], [], ls="", marker=END_MARKS[outcome], **end_look(outcome), label=outcome))
@@ -108,13 +104,11 @@ def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
     known = [label for label in labels if any(key[0] == label for key in tested)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in tested}))
     tried = [rate for record in tested.values() for rate in record["range_test"]["lr"]]
     rates = (min(tried) / 1.3, max(tried) * 1.3)
-    figure, axes = panels(len(shown))
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(as_label(label, 32), loc="left")
+    figure, axes = panels(known, "learning rate", "training loss")
+    for label, axis in axes.items():
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xlim(*rates)
@@ -136,8 +130,6 @@ def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
         if tops:  # the explosion at the right end would flatten everything else
             low, high = min(t[0] for t in tops), max(t[1] for t in tops)
             axis.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low) + 1e-6)
-    figure.supxlabel("learning rate" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel("training loss", fontsize=10)
     handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=7, label="rate used"))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)

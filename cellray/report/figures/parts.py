@@ -60,19 +60,25 @@ def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
 
 
 def panels(
-    n: int, *, width: float = 8.6, height: float = 1.95, same_x: bool = True, same_y: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A grid of small panels, three across, and the unused ones removed; scales that all share stand at the edge."""
-    columns = min(3, n)
-    rows = math.ceil(n / columns)
-    figure = new_figure(width, 0.7 + height * rows)
+    names: Sequence[str], x: str, y: str = "", *, height: float = 1.95, same_x: bool = True, same_y: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
+    """A grid of small panels, three across, one for each name or for the first of many; scales that all share stand at
+    the edge, and so do the titles x and y."""
+    shown = names[:MOST_PANELS]
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = new_figure(8.6, 0.7 + height * rows)
     axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
-    for axis in axes[n:]:
+    for axis in axes[len(shown) :]:
         axis.remove()
-    for i, axis in enumerate(axes[:n]):
-        axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= n)
+    for i, (name, axis) in enumerate(zip(shown, axes, strict=False)):
+        axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= len(shown))
         axis.tick_params(axis="y", labelleft=not same_y or i % columns == 0)
-    return figure, axes[:n]
+        axis.set_title(as_label(name, 32), loc="left")
+    figure.supxlabel(x + best_of(names, len(shown)), fontsize=10)
+    if y:
+        figure.supylabel(y, fontsize=10)
+    return figure, dict(zip(shown, axes, strict=False))
 
 
 def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tuple[Figure, list[Axes]]:
