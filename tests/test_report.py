@@ -17,6 +17,7 @@ from report_data import PUBLISHED, key_of, plan_for, published_records, record, 
 
 from cellray.ledger import Ledger
 from cellray.report import (
+    Findings,
     PlannedTrial,
     ReportActor,
     ReportObserver,
@@ -27,7 +28,7 @@ from cellray.report import (
 )
 from cellray.report.answer import decision, plural
 from cellray.report.exports import md, tex
-from cellray.report.images import shrink
+from cellray.report.gallery import shrink
 from cellray.report.inference import infer
 from cellray.report.tables import select
 from cellray.scores import errors_of_nothing
@@ -152,7 +153,7 @@ def test_a_record_that_was_evaluated_otherwise_is_out_of_date():
 
 def answered(records, plan):
     """The answer from records alone: without image rows only seeds are compared."""
-    return write_answer(infer(make_tables(records, plan), {}, plan), plan)
+    return write_answer(Findings(plan, infer(make_tables(records, plan), {}, plan)))
 
 
 def test_the_answer_says_undecided_where_seeds_overlap():

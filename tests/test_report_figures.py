@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report_data import TWELVE, plan_for, record, scores, write_realistic
 
 from cellray.ledger import Ledger
-from cellray.report import figures, make_tables
+from cellray.report import Findings, make_tables
 from cellray.report.details import CURVE_COLUMNS, LEVEL_COLUMNS, read_details
-from cellray.report.figures.base import shorten
-from cellray.report.figures.budget import cheapest
-from cellray.report.figures.detection import mean_curves
-from cellray.report.figures.statistics import joined
+from cellray.report.figures import FIGURES, draw
+from cellray.report.figures.budget import cheapest, costs, term_scales
+from cellray.report.figures.counting import bland_altman, count_scatter
+from cellray.report.figures.detection import iou_curves, iou_curves_by_set, mean_curves, precision_recall
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.error_kinds import error_kinds, strata
+from cellray.report.figures.learning import collapse_epoch, curves, range_tests
+from cellray.report.figures.rank_tests import critical_difference, joined, pair_matrix, rank_stability
+from cellray.report.figures.ranking import ranking_dots
+from cellray.report.figures.saving import shorten_svg
+from cellray.report.figures.transfer import drop, transfer_map
+from cellray.report.figures.weight_surface import simplex_response
+from cellray.report.page import PAGE_SECTIONS
 from cellray.report.tables import select
+from cellray.statistics.simplex import fit_simplex
 
 NAN = float("nan")
 LONG = "A label of sixty characters with $maths$ and _x_ in it, as it"
@@ -87,28 +98,35 @@ def every_figure(study):
     counts = details.counts_of("test")
     return {
         "ranking": (
-            figures.ranking_dots,
+            ranking_dots,
             (tables.scores, tables.ranking),
             {"set_name": "test", "metric": "f1_iou", "ceiling": 0.9},
         ),
-        "transfer": (figures.transfer_map, (tables.ranking, tables.sets), {"metric": "f1_iou"}),
-        "drop": (figures.drop, (tables.ranking, tables.sets), {"metric": "f1_iou", "ceiling": {"cfos": 0.8}}),
-        "iou": (figures.iou_curves, (iou, labels), {}),
-        "iou-sets": (figures.iou_curves_by_set, (iou, labels, ["test", "far", "val"]), {}),
-        "precision-recall": (figures.precision_recall, (tables.scores, labels), {}),
-        "counts": (figures.count_scatter, (counts, labels), {}),
-        "bland-altman": (figures.bland_altman, (counts, labels), {}),
-        "strata": (figures.strata, (levels, labels, ["test", "far"]), {}),
-        "errors": (figures.error_kinds, (tables.scores, labels, tables.sets), {}),
-        "curves": (figures.curves, (details.histories, outcomes, labels), {"column": "val_dice", "title": "Dice"}),
-        "range-tests": (figures.range_tests, (by_trial, labels), {}),
-        "costs": (figures.costs, (tables.trials, tables.ranking), {"metric": "f1_iou"}),
-        "term-scales": (figures.term_scales, ({("A", 0): terms, ("A", 5): terms}, ["A"]), {}),
-        "critical": (figures.critical_difference, (ranks, test), {}),
-        "pairs": (figures.pair_matrix, (pairs, labels), {"metric": "f1_iou"}),
-        "stability": (figures.rank_stability, (shares, ranks), {}),
-        "simplex": (figures.simplex_response, (points, ("bce", "dice", LONG)), {"title": "F1"}),
+        "transfer": (transfer_map, (tables.ranking, tables.sets), {"metric": "f1_iou"}),
+        "drop": (drop, (tables.ranking, tables.sets), {"metric": "f1_iou", "ceiling": {"cfos": 0.8}}),
+        "iou": (iou_curves, (iou, labels), {}),
+        "iou-sets": (iou_curves_by_set, (iou, labels, ["test", "far", "val"]), {}),
+        "precision-recall": (precision_recall, (tables.scores, labels), {}),
+        "counts": (count_scatter, (counts, labels), {}),
+        "bland-altman": (bland_altman, (counts, labels), {}),
+        "strata": (strata, (levels, labels, ["test", "far"]), {}),
+        "errors": (error_kinds, (tables.scores, labels, tables.sets), {}),
+        "curves": (curves, (details.histories, outcomes, labels), {"column": "val_dice", "title": "Dice"}),
+        "range-tests": (range_tests, (by_trial, labels), {}),
+        "costs": (costs, (tables.trials, tables.ranking), {"metric": "f1_iou"}),
+        "term-scales": (term_scales, ({("A", 0): terms, ("A", 5): terms}, ["A"]), {}),
+        "critical": (critical_difference, (ranks, test), {}),
+        "pairs": (pair_matrix, (pairs, labels), {"metric": "f1_iou"}),
+        "stability": (rank_stability, (shares, ranks), {}),
+        "simplex": (simplex_response, (points, ("bce", "dice", LONG), fit_simplex(points)), {"title": "F1"}),
     }
+
+
+def saved(name, plot, *args, **how):
+    """A figure as the report saves it."""
+    kind = ReportFigure(name, "quality", "?", name, name, lambda _: plot(*args, **how))
+    (drawing,) = draw(kind, Findings(plan_for(["A"]), make_tables([], plan_for(["A"]))))
+    return drawing
 
 
 def texts(figure):
@@ -120,12 +138,11 @@ def texts(figure):
 @pytest.mark.slow
 def test_every_figure_is_small_valid_and_the_same_again(study):
     for name, (plot, args, how) in every_figure(study).items():
-        drawing = figures.draw(name, name, name, plot, *args, **how)
-        assert drawing is not None, name
+        drawing = saved(name, plot, *args, **how)
         assert len(drawing.svg) < 180_000, name
         ElementTree.fromstring(drawing.svg)
         if name in ("ranking", "counts", "simplex"):
-            again = figures.draw(name, name, name, plot, *args, **how)
+            again = saved(name, plot, *args, **how)
             assert (again.svg, again.png) == (drawing.svg, drawing.png), name
 
 
@@ -151,25 +168,25 @@ def test_nothing_to_draw_is_none(study):
     none = tables.ranking.iloc[:0]
     empty_curves, empty_levels = pd.DataFrame(columns=CURVE_COLUMNS), pd.DataFrame(columns=LEVEL_COLUMNS)
     pairs, ranks, shares, test = (table.iloc[:0] for table in inference(["A", "B"]))
-    assert figures.ranking_dots(tables.scores.iloc[:0], none, set_name="test", metric="f1_iou") is None
-    assert figures.drop(none, tables.sets, metric="f1_iou") is None
-    assert figures.drop(tables.ranking, ["test", "val"], metric="f1_iou") is None
-    assert figures.iou_curves(empty_curves, ["A"]) is None
-    assert figures.iou_curves_by_set(empty_curves, ["A"], ["test"]) is None
-    assert figures.precision_recall(tables.scores.iloc[:0], ["A"]) is None
-    assert figures.count_scatter({}, ["A"]) is None
-    assert figures.bland_altman({}, ["A"]) is None
-    assert figures.strata(empty_levels, ["A"], ["test"]) is None
-    assert figures.error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
-    assert figures.curves({}, {}, ["A"], column="val_dice", title="") is None
-    assert figures.range_tests({}, ["A"]) is None
-    assert figures.term_scales({("A", 0): {"term_scales": None}}, ["A"]) is None
-    assert figures.costs(tables.trials, none, metric="f1_iou") is None
-    assert figures.critical_difference(ranks, test) is None
-    assert figures.pair_matrix(pairs, ["A"], metric="f1_iou") is None
-    assert figures.rank_stability(shares, ranks) is None
+    assert ranking_dots(tables.scores.iloc[:0], none, set_name="test", metric="f1_iou") is None
+    assert drop(none, tables.sets, metric="f1_iou") is None
+    assert drop(tables.ranking, ["test", "val"], metric="f1_iou") is None
+    assert iou_curves(empty_curves, ["A"]) is None
+    assert iou_curves_by_set(empty_curves, ["A"], ["test"]) is None
+    assert precision_recall(tables.scores.iloc[:0], ["A"]) is None
+    assert count_scatter({}, ["A"]) is None
+    assert bland_altman({}, ["A"]) is None
+    assert strata(empty_levels, ["A"], ["test"]) is None
+    assert error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
+    assert curves({}, {}, ["A"], column="val_dice", title="") is None
+    assert range_tests({}, ["A"]) is None
+    assert term_scales({("A", 0): {"term_scales": None}}, ["A"]) is None
+    assert costs(tables.trials, none, metric="f1_iou") is None
+    assert critical_difference(ranks, test) is None
+    assert pair_matrix(pairs, ["A"], metric="f1_iou") is None
+    assert rank_stability(shares, ranks) is None
     points = pd.DataFrame({"a": [1.0], "b": [0.0], "c": [0.0], "mean": [0.5], "se": [0.1]})
-    assert figures.simplex_response(points, ("a", "b", "c"), title="F1") is None
+    assert simplex_response(points, ("a", "b", "c"), None, title="F1") is None
 
 
 @pytest.mark.parametrize(
@@ -188,12 +205,12 @@ def test_nothing_to_draw_is_none(study):
 )
 def test_the_epoch_of_a_collapse_is_the_first_sign_of_death_after_the_last_of_life(dice, loss, epoch):
     history = pd.DataFrame({"epoch": range(1, len(dice) + 1), "train_loss": loss, "val_dice": dice})
-    assert figures.collapse_epoch(history) == epoch
+    assert collapse_epoch(history) == epoch
 
 
 def test_a_cross_marks_the_epoch_of_the_collapse():
     history = pd.DataFrame({"epoch": [1, 2, 3, 4], "train_loss": 1.0, "val_dice": [0.4, 0.0, 0.0, 0.0]})
-    figure = figures.curves({("A", 0): history}, {("A", 0): "collapsed"}, ["A"], column="val_dice", title="Dice")
+    figure = curves({("A", 0): history}, {("A", 0): "collapsed"}, ["A"], column="val_dice", title="Dice")
     (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([2], [0])
 
@@ -202,7 +219,7 @@ def test_rare_validation_points_get_markers_and_dense_ones_none():
     epochs = np.arange(1, 51)
     for every, marker in ((10, "o"), (1, "")):
         history = pd.DataFrame({"epoch": epochs, "train_loss": 1.0, "val_dice": np.where(epochs % every, NAN, 0.5)})
-        figure = figures.curves({("A", 0): history}, {}, ["A"], column="val_dice", title="Dice")
+        figure = curves({("A", 0): history}, {}, ["A"], column="val_dice", title="Dice")
         assert figure.axes[0].lines[0].get_marker() == marker
 
 
@@ -211,7 +228,7 @@ def test_intervals_of_means_and_ranks_are_drawn_where_known(study):
     ranking = tables.ranking.assign(low=tables.ranking["mean"] - 0.01, high=tables.ranking["mean"] + 0.02)
     ranking = ranking.assign(rank_low=1.0, rank_high=NAN)
     ranking.loc[ranking["rank"] == 1, "rank_high"] = 3.0
-    figure = figures.ranking_dots(tables.scores, ranking, set_name="test", metric="f1_iou")
+    figure = ranking_dots(tables.scores, ranking, set_name="test", metric="f1_iou")
     first = select(ranking, set_name="test", metric="f1_iou").iloc[0]
     lines = [line.get_xdata() for axis in figure.axes for line in axis.lines]
     assert any(np.array_equal(line, [first["mean"] - 0.01, first["mean"] + 0.02]) for line in lines)
@@ -233,14 +250,14 @@ def test_a_collapsed_trial_missed_every_cell():
         record("A", 1, {"test": scores(0.0, missed=0.0, spurious=9.0)}, outcome="collapsed"),
     ]
     tables = make_tables(records, plan)
-    figure = figures.error_kinds(tables.scores, ["A"], tables.sets)
+    figure = error_kinds(tables.scores, ["A"], tables.sets)
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == pytest.approx([0.6, 0.05, 0.0, 0.25])  # missed, merged, split, spurious
 
 
 def test_bland_altman_draws_bias_and_limits():
     counts = pd.DataFrame({"n_true": [4, 8, 6], "n_pred": [5, 5, 5]})  # errors -1, 3, 1: mean 1, SD 2
-    figure = figures.bland_altman({"A": counts}, ["A"])
+    figure = bland_altman({"A": counts}, ["A"])
     heights = sorted(line.get_ydata()[0] for line in figure.axes[0].lines)
     assert heights == pytest.approx([1 - 3.92, 0, 1, 1 + 3.92])
     assert "bias +1.0, limits -2.9 to +4.9" in figure.axes[0].get_title(loc="left")
@@ -249,7 +266,7 @@ def test_bland_altman_draws_bias_and_limits():
 def test_drop_prints_the_change_from_the_test_set():
     plan = plan_for(["A"], seeds=(0,))
     tables = make_tables([record("A", 0, {"test": scores(0.8), "far": scores(0.55)})], plan)
-    figure = figures.drop(tables.ranking, tables.sets, metric="f1_iou", ceiling={"far": 0.9})
+    figure = drop(tables.ranking, tables.sets, metric="f1_iou", ceiling={"far": 0.9})
     assert texts(figure) == ["−0.25", "F1 (IoU)"]
     assert any(list(line.get_xdata()) == [0.9, 0.9] for line in figure.axes[0].lines)
 
@@ -261,7 +278,7 @@ def test_precision_and_recall_leave_the_lost_in_the_corner():
         record("A", 1, {"test": scores(0.0)}, outcome="collapsed"),
         record("A", 2, None, outcome="failed"),
     ]
-    figure = figures.precision_recall(make_tables(records, plan).scores, ["A"])
+    figure = precision_recall(make_tables(records, plan).scores, ["A"])
     axis = figure.axes[0]
     drawn = [(list(x.get_xdata()), list(x.get_ydata())) for x in axis.lines if x.get_marker() == "o"]
     assert drawn == [([0.7], [0.9])]
@@ -271,7 +288,7 @@ def test_precision_and_recall_leave_the_lost_in_the_corner():
 
 def test_pairs_above_the_diagonal_are_those_below_with_the_other_sign():
     pairs, *_ = inference(["A", "B", "C", "D", "E"])
-    figure = figures.pair_matrix(pairs, ["A", "B", "C", "D", "E"], metric="f1_iou")
+    figure = pair_matrix(pairs, ["A", "B", "C", "D", "E"], metric="f1_iou")
     axis = figure.axes[0]
     by_place = {text.get_position(): text for text in axis.texts}
     assert by_place[4, 0].get_text() == "+.040"
@@ -297,18 +314,18 @@ def test_the_front_of_costs_is_what_no_other_beats():
 def test_a_study_of_many_configurations_shows_its_best_and_says_so():
     labels = [f"weights {i}" for i in range(66)]
     counts = pd.DataFrame({"n_true": [1, 2], "n_pred": [1, 3]})
-    figure = figures.count_scatter(dict.fromkeys(labels, counts), labels)
+    figure = count_scatter(dict.fromkeys(labels, counts), labels)
     assert len(figure.axes) == 24
     assert figure.get_supxlabel() == "true cells in an image (the best 24 of 66 configurations)"
 
 
 def test_shortening_moves_nothing_by_more_than_a_twentieth_of_a_point():
-    svg = b"""<svg>
+    svg = """<svg>
      <!-- a comment -->
      <path id="DejaVuSans-41" d="M 12.987654 3 \nL 12.04 -0.06" transform="scale(0.015625)"/>
      <use xlink:href="#DejaVuSans-41" transform="translate(63.62 0)"/>
      <path d="M 1.26 2.31 \nL 1.26 2.31 " clip-path="url(#p12.3456)"/></svg>"""
-    short = shorten(svg).decode()
+    short = shorten_svg(svg).decode()
     assert 'd="M 13.0 3 \nL 12.0 -0.1" transform="scale(0.015625)"' in short
     assert '<use xlink:href="#g41" x="63.6"/>' in short
     assert 'd="M 1.3 2.3h0"' in short
@@ -320,8 +337,21 @@ def test_the_triangle_shows_the_best_weights_of_the_surface():
     grid = np.array([(i, j, 4 - i - j) for i in range(5) for j in range(5 - i)]) / 4
     points = pd.DataFrame(grid, columns=["a", "b", "c"]).assign(se=0.01)
     points["mean"] = 0.5 + points.a * points.b  # best at a = b = 1/2
-    figure = figures.simplex_response(points, ("bce", "dice", "focal"), title="F1")
+    figure = simplex_response(points, ("bce", "dice", "focal"), fit_simplex(points), title="F1")
     (star,) = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((0.5, 0.0))
     assert any("(0.50, 0.50, 0.00)" in text.get_text() for text in figure.legends[0].get_texts())
     assert math.isclose(figure.axes[0].get_aspect(), 1.0)
+
+
+def test_every_figure_has_a_name_of_its_own_a_section_and_a_reading():
+    names = [kind.name for kind in FIGURES]
+    assert len(set(names)) == len(names)
+    assert {kind.section for kind in FIGURES} <= {section.id for section in PAGE_SECTIONS}
+    assert all(kind.reading.endswith((".", "?")) for kind in FIGURES)
+
+
+def test_the_documentation_lists_every_figure():
+    text = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text()
+    table = text[text.index("## Figures") :]
+    assert re.findall(r"^\| `([a-z-]+)(?:-<\w+>)?` \|", table, flags=re.M) == [kind.name for kind in FIGURES]

@@ -8,18 +8,19 @@ import pytest
 from report_data import mixed, plan_for, record, scores, search_file, tried, write_search
 
 from cellray.ledger import Ledger
-from cellray.report import figures, make_tables, write_answer
-from cellray.report.build import load_tables
-from cellray.report.details import read_details
-from cellray.report.drawings import draw_figures
-from cellray.report.images import make_gallery
+from cellray.report import Findings, build_report, make_tables, mixtures, write_answer
+from cellray.report import searched as searched_module
+from cellray.report.build import gather, load_tables
+from cellray.report.figures import draw_figures
+from cellray.report.figures.search_course import importance_bars, pareto, search_history, seeds_given
+from cellray.report.gallery import make_gallery
 from cellray.report.importance import _is_log, importance_of
-from cellray.report.mixtures import find_mixtures, weights_text
-from cellray.report.page import render_page
-from cellray.report.page.search import search_section
-from cellray.report.protocol import protocol_facts
-from cellray.report.search import describe, option_of, parameter_name, parameter_names, read_search
+from cellray.report.mixtures import weights_text
+from cellray.report.page import PageContents, render_page
+from cellray.report.page.search_tables import search_section
+from cellray.report.protocol import state_protocol
 from cellray.report.search_answer import race_sentence
+from cellray.report.searched import names_of_parameters, option_of, parameter_name, parameters_text, read_search
 
 
 def search_of(tmp_path, configurations, **how):
@@ -31,22 +32,10 @@ def search_of(tmp_path, configurations, **how):
 
 def report_of(ledger, plan):
     """Answer, drawings and page of a whole report."""
-    everything = ledger.records()
-    records, search = plan.planned(everything), read_search(ledger)
-    tables = load_tables(ledger, everything, plan)
-    answer = write_answer(tables, plan, search=search, records=records)
-    drawings = draw_figures(records, tables, plan, read_details(ledger, records, plan), {}, search=search)
-    page = render_page(
-        tables=tables,
-        plan=plan,
-        records=records,
-        answer=answer,
-        drawings=drawings,
-        gallery=make_gallery(ledger, records, tables, plan),
-        protocol=protocol_facts(records, plan, tables, {}, search=search),
-        search=search,
-    )
-    return answer, drawings, page
+    found = gather(ledger, plan, {})
+    answer, drawings = write_answer(found), draw_figures(found)
+    contents = PageContents(found, answer, drawings, make_gallery(ledger, found), state_protocol(found, {}))
+    return answer, drawings, render_page(contents)
 
 
 def test_a_study_without_a_search_has_none(tmp_path):
@@ -94,7 +83,7 @@ def test_parameters_are_named_as_people_would():
     assert parameter_name("training.lr") == "lr"
     assert (parameter_name("loss.name"), parameter_name("loss")) == ("loss name", "loss")
     assert option_of("loss[mix].terms.0[x].weight") == "x"
-    words = describe({"loss.terms.0.weight": 0.54321, "model.base_features": 16, "training.flip": True}, loss)
+    words = parameters_text({"loss.terms.0.weight": 0.54321, "model.base_features": 16, "training.flip": True}, loss)
     assert words == "bce weight 0.543, base_features 16, flip yes"
 
 
@@ -109,7 +98,7 @@ def test_a_parameter_that_every_choice_has_is_one(tmp_path):
     assert found.merged(found.configurations[0].parameters) == {
         "loss": "a", "loss.terms.0.weight": 0.1, "loss[a].terms.1.settings.gamma": 1,
     }  # fmt: skip
-    names = parameter_names(found, {"#1": mixed((0.1, 0.9, 0.0)), "#2": mixed((0.2, 0.8, 0.0))})
+    names = names_of_parameters(found, {"#1": mixed((0.1, 0.9, 0.0)), "#2": mixed((0.2, 0.8, 0.0))})
     assert names == {
         "loss": "loss", "loss.terms.0.weight": "bce weight", "loss[a].terms.1.settings.gamma": "a: dice gamma",
     }  # fmt: skip
@@ -194,7 +183,7 @@ def test_the_history_draws_values_the_best_so_far_and_the_stopped_apart(tmp_path
     values = {0: 0.60, 1: 0.70, 3: 0.65, 4: 0.72, 5: 0.71, 6: 0.69, 7: 0.66, 8: 0.0}
     configurations = [tried(i, [v], source="given" if i < 2 else "suggested") for i, v in values.items()]
     configurations.append(tried(2, None, state="stopped", epoch=4))
-    figure = figures.search_history(search_of(tmp_path, configurations, stopping="asha"))
+    figure = search_history(search_of(tmp_path, configurations, stopping="asha"))
     main, strip = figure.axes
     lines = {line.get_marker(): line for line in main.lines if line.get_linestyle() == "None"}
     assert list(lines["s"].get_xdata()) == [0, 1]
@@ -208,24 +197,24 @@ def test_the_history_draws_values_the_best_so_far_and_the_stopped_apart(tmp_path
 
 def test_the_best_so_far_falls_where_lower_is_better(tmp_path):
     found = search_of(tmp_path, [tried(i, [v]) for i, v in enumerate((3.0, 4.0, 2.0))], metrics=("mae",))
-    figure = figures.search_history(found)
+    figure = search_history(found)
     (best,) = [line for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post"]
     assert list(best.get_ydata()) == [3.0, 3.0, 2.0, 2.0]
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
     running = search_of(tmp_path, [tried(i, None) for i in range(3)])
-    assert figures.search_history(running) is None
-    assert figures.pareto(running) is None
-    assert figures.seeds_given(running) is None
-    assert figures.importance_bars([], {}) is None
+    assert search_history(running) is None
+    assert pareto(running) is None
+    assert seeds_given(running) is None
+    assert importance_bars([], {}) is None
 
 
 def test_two_metrics_are_drawn_against_each_other_with_the_front_joined(tmp_path):
     points = {1: (0.5, 0.4), 2: (0.8, 0.3), 3: (0.9, 0.1), 4: (0.7, 0.2)}
     found = search_of(tmp_path, [tried(i, list(v)) for i, v in points.items()], method="nsga2",
                       metrics=("f1_iou", "dice"))  # fmt: skip
-    (axis,) = figures.pareto(found).axes
+    (axis,) = pareto(found).axes
     (front,) = [line for line in axis.lines if line.get_linestyle() == "-"]
     assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(0.9, 0.1), (0.8, 0.3), (0.5, 0.4)]
     assert [text.get_text() for text in axis.texts] == ["#3", "#2", "#1"]
@@ -240,7 +229,7 @@ def test_a_race_shows_who_was_dropped_after_how_many_seeds(tmp_path):
         tried(4, [0.69], label="E", seeds=8, source="given"),
     ]
     found = search_of(tmp_path, race, method="racing")
-    (axis,) = figures.seeds_given(found).axes
+    (axis,) = seeds_given(found).axes
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["A", "E", "D", "C", "B"]
     crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "x"]
     assert crosses == [(5, 2), (3, 3), (3, 4)]
@@ -250,7 +239,7 @@ def test_a_race_shows_who_was_dropped_after_how_many_seeds(tmp_path):
     )
 
 
-def family(grid, response, **settings):
+def mixed_study(grid, response, **settings):
     """Records of one trial for each mixture, whose test F1 is a function of the weights; their plan."""
     labels = [f"#{i}" for i in range(len(grid))]
     records = [
@@ -271,56 +260,54 @@ GRID = [(i / 5, j / 5, (5 - i - j) / 5) for i in range(6) for j in range(6 - i)]
 
 def found_in(records, plan, search=None):
     """The families of a made-up study."""
-    return find_mixtures({r["key"]: r for r in records}, make_tables(records, plan), plan, search)
+    return Findings(plan, make_tables(records, plan), plan.planned(records), search=search).families
 
 
 def test_the_best_weights_of_a_known_surface_are_found_by_test_and_by_validation(tmp_path):
-    records, plan = family(GRID, quadratic)
+    records, plan = mixed_study(GRID, quadratic)
 
     def elsewhere(a, b, c):
         return quadratic(b, a, c)  # on validation, with the first two exchanged
 
     search = search_of(tmp_path, [tried(i, [elsewhere(*w)]) for i, w in enumerate(GRID)])
-    (mixtures,) = found_in(records, plan, search)
-    assert mixtures.fit().best == pytest.approx([0.2, 0.6, 0.2])
-    assert mixtures.fit(mixtures.validation).best == pytest.approx([0.6, 0.2, 0.2])
+    (family,) = found_in(records, plan, search)
+    assert family.fit.best == pytest.approx([0.2, 0.6, 0.2])
+    assert family.validation_fit.best == pytest.approx([0.6, 0.2, 0.2])
     # without scatter the region is the best point alone
-    assert mixtures.sentence() == (
+    assert family.sentence == (
         "Best weights of bce, dice, focal for F1 (IoU), from a surface over 21 mixtures: by test images "
         "bce 0.20 [0.20–0.20], dice 0.60 [0.60–0.60], focal 0.20 [0.20–0.20]; by validation images "
         "bce 0.60 [0.60–0.60], dice 0.20 [0.20–0.20], focal 0.20 [0.20–0.20] (in brackets the 95 % region)."
     )
-    assert mixtures.caveat() == ""
+    assert family.caveat == ""
 
 
 def test_other_settings_go_into_the_scatter_and_widen_the_region():
     rng = np.random.default_rng(0)
     gammas = list(rng.uniform(0, 4, len(GRID)))
     shift = dict(zip(GRID, gammas, strict=True))
-    records, plan = family(GRID, lambda *w: quadratic(*w) + 0.03 * shift[w], gamma=gammas)
-    (mixtures,) = found_in(records, plan)
-    assert mixtures.varying == ("focal gamma",)
-    assert "focal gamma differ too" in mixtures.caveat()
-    assert np.isnan(mixtures.points.se).all()
-    widths = np.ptp(mixtures.fit().region, axis=0)
+    records, plan = mixed_study(GRID, lambda *w: quadratic(*w) + 0.03 * shift[w], gamma=gammas)
+    (family,) = found_in(records, plan)
+    assert family.varying == ("focal gamma",)
+    assert "focal gamma differ too" in family.caveat
+    assert np.isnan(family.points.se).all()
+    widths = np.ptp(family.fit.region, axis=0)
     assert (widths > 0).all()
-    low, high = mixtures.fit().region.min(axis=0), mixtures.fit().region.max(axis=0)
+    low, high = family.fit.region.min(axis=0), family.fit.region.max(axis=0)
     assert (low <= [0.2, 0.6, 0.2]).all() and (high >= [0.2, 0.6, 0.2]).all()
 
 
 def test_the_range_of_the_weights_holds_the_best_point_and_the_region():
-    records, plan = family(GRID, quadratic)
-    (mixtures,) = found_in(records, plan)
-    fit = mixtures.fit()
+    records, plan = mixed_study(GRID, quadratic)
+    (family,) = found_in(records, plan)
+    fit = family.fit
     region = np.array([[0.15, 0.65, 0.2], [0.3, 0.5, 0.2]])
-    text = weights_text(
-        mixtures.names, type(fit)(fit.coefficients, fit.covariance, np.array([0.2, 0.56, 0.24]), region)
-    )
+    text = weights_text(family.names, type(fit)(fit.coefficients, fit.covariance, np.array([0.2, 0.56, 0.24]), region))
     assert text == "bce 0.20 [0.15–0.30], dice 0.56 [0.50–0.65], focal 0.24 [0.20–0.24]"
 
 
 def test_each_family_of_losses_has_a_triangle_of_its_own_if_it_was_mixed_often_enough():
-    first, _ = family(GRID, quadratic)
+    first, _ = mixed_study(GRID, quadratic)
     other = [
         record(f"T{i}", 0, {"test": scores(0.5 + w[0] / 10)},
                settings={"loss": mixed(w, ("bce", "dice", "focal_tversky"), exponent=1 + i)})
@@ -391,7 +378,8 @@ def test_a_stopped_configuration_is_in_no_figure_that_compares(told):
 def test_the_table_of_the_best_is_ordered_by_validation(searched):
     ledger, plan = searched
     everything = ledger.records()
-    section = search_section(read_search(ledger), load_tables(ledger, everything, plan), "f1_iou", {}, [])
+    tables = load_tables(ledger, everything, plan)
+    section = search_section(Findings(plan, tables, search=read_search(ledger)))
     labels = [row[1].text for row in section.best.rows]
     assert labels[:3] == ["#7", "#10", "#8"]
     assert len(labels) == 10
@@ -440,3 +428,12 @@ def test_a_race_has_its_chart_its_sentence_and_its_dropped(tmp_path):
     assert "Dropped from the race (1)" in page
     assert "behind A by 0.3 [0.2, 0.4]" in page
     assert "Of one with fewer seeds even less is known." in page
+
+
+def test_each_surface_is_fitted_once_and_importance_worked_out_once(searched, monkeypatch):
+    fitted, judged = [], []
+    fit, judge = mixtures.fit_simplex, searched_module.importance_of
+    monkeypatch.setattr(mixtures, "fit_simplex", lambda *args, **how: fitted.append(1) or fit(*args, **how))
+    monkeypatch.setattr(searched_module, "importance_of", lambda *args: judged.append(1) or judge(*args))
+    build_report(*searched)
+    assert (len(fitted), len(judged)) == (2, 1)  # by test images and by validation images

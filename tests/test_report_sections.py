@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,14 +13,16 @@ from report_data import TWELVE, plan_for, record, scores, write_realistic
 
 from cellray import published
 from cellray.ledger import Ledger
-from cellray.report import images, make_tables
-from cellray.report.figures import Drawing
-from cellray.report.mixtures import ENOUGH_MIXTURES, find_mixtures
-from cellray.report.page import cells, costs, differences, ranking
-from cellray.report.page.published import published_table, spearman
-from cellray.report.page.sections import PLACES, arrange, place_of
+from cellray.report import Findings, make_tables
+from cellray.report import gallery as gallery_module
+from cellray.report import page as page_module
+from cellray.report.details import NO_DETAILS
+from cellray.report.mixtures import ENOUGH_MIXTURES
+from cellray.report.page import PAGE_SECTIONS, cost_table, differences, ranking_tables, table_cells
+from cellray.report.page.published_table import published_table, spearman
 from cellray.report.tables import format_interval, format_p, select
 
+PAGE_FOLDER = Path(page_module.__file__).parent
 NAN, INF = math.nan, math.inf
 
 
@@ -53,6 +56,11 @@ def three():
     return make_tables(records, plan_for(labels, seeds=(0,)))
 
 
+def findings_of(records, plan, **more):
+    """What is known of a study from its records."""
+    return Findings(plan, make_tables(records, plan), plan.planned(records), **more)
+
+
 def with_inference(tables, inference):
     """The same tables with a comparison beside them."""
     return replace(tables, inference=inference)
@@ -66,7 +74,7 @@ def texts(table):
 def test_the_leader_is_compared_with_all_and_other_open_pairs_stand_apart():
     pairs = [pair("A", "B", 0.1, more_seeds=3.0, more_images=40.0), pair("A", "C", 0.2, decided=True),
              pair("B", "C", 0.1, more_seeds=INF, more_images=INF)]  # fmt: skip
-    found = differences.compare(with_inference(three(), inference_of(pairs)), "f1_iou", "test")
+    found = differences.find_differences(with_inference(three(), inference_of(pairs)), "f1_iou", "test")
     assert found.leader.columns[0][0] == "A against"
     assert texts(found.leader) == [
         ["B", "+0.100", "0.300", "0.200", "0.80", "0.010", "no", "3 seeds or 40 images"],
@@ -81,15 +89,17 @@ def test_the_leader_is_compared_with_all_and_other_open_pairs_stand_apart():
 
 def test_no_list_of_open_pairs_where_the_leaders_table_has_them_all():
     pairs = [pair("A", "B", 0.1), pair("A", "C", 0.2, decided=True), pair("B", "C", 0.1, decided=True)]
-    found = differences.compare(with_inference(three(), inference_of(pairs)), "f1_iou", "test")
+    found = differences.find_differences(with_inference(three(), inference_of(pairs)), "f1_iou", "test")
     assert found.undecided is None
 
 
 def test_nothing_is_said_of_tests_that_were_not_made():
-    assert differences.compare(three(), "f1_iou", "test").is_empty
+    assert differences.find_differences(three(), "f1_iou", "test").is_empty
     tables = with_inference(three(), inference_of([]))
-    assert differences.compare(tables, "f1_iou", "test").is_empty
-    assert differences.compare(with_inference(three(), inference_of([pair("A", "B", 0.1)])), "f1_iou", "far").is_empty
+    assert differences.find_differences(tables, "f1_iou", "test").is_empty
+    assert differences.find_differences(
+        with_inference(three(), inference_of([pair("A", "B", 0.1)])), "f1_iou", "far"
+    ).is_empty
 
 
 def test_schemes_are_shown_only_where_they_disagree():
@@ -123,9 +133,9 @@ def test_friedman_and_detectable_sentences_say_what_the_numbers_allow():
 
 def test_ranks_and_means_carry_their_intervals_where_they_are_known():
     tables = three()
-    assert [row[0].text for row in ranking.ranked_table(tables, "f1_iou", "test").rows] == ["1", "2", "3"]
+    assert [row[0].text for row in ranking_tables.ranked_table(tables, "f1_iou", "test").rows] == ["1", "2", "3"]
     with_intervals = tables.ranking.assign(low=0.5, high=0.95, rank_low=1.0, rank_high=3.0)
-    table = ranking.ranked_table(replace(tables, ranking=with_intervals), "f1_iou", "test")
+    table = ranking_tables.ranked_table(replace(tables, ranking=with_intervals), "f1_iou", "test")
     assert [row[0].text for row in table.rows] == ["1 [1–3]", "2 [1–3]", "3 [1–3]"]
     assert {row[2].note for row in table.rows} == {"[0.500, 0.950]"}
 
@@ -134,10 +144,10 @@ def test_an_external_set_says_what_became_of_the_test_sets_leader():
     f1 = {"A": (0.9, 0.4), "B": (0.8, 0.6)}
     records = [record(x, 0, {"test": scores(a), "far": scores(b)}) for x, (a, b) in f1.items()]
     tables = make_tables(records, plan_for(["A", "B"], seeds=(0,)))
-    assert ranking.lead_sentence(tables, "f1_iou", "far") == (
+    assert ranking_tables.lead_sentence(tables, "f1_iou", "far") == (
         "B leads with F1 (IoU) 0.600; A, first on the test set, is at rank 2 with 0.400."
     )
-    assert ranking.lead_sentence(tables, "f1_iou", "test") == "A leads with F1 (IoU) 0.900, as on the test set."
+    assert ranking_tables.lead_sentence(tables, "f1_iou", "test") == "A leads with F1 (IoU) 0.900, as on the test set."
 
 
 @pytest.mark.parametrize(
@@ -154,8 +164,8 @@ def test_an_interval_below_zero_has_real_minus_signs():
 
 def test_agreement_is_named_for_its_set_alone():
     agreement = {"far": {"f1_iou": 0.8, "unknown": 1.0}}
-    assert "Human experts reach F1 (IoU) 0.800 against" in cells.agreement_note(agreement, "far")
-    assert cells.agreement_note(agreement, "test") == ""
+    assert "Human experts reach F1 (IoU) 0.800 against" in table_cells.agreement_note(agreement, "far")
+    assert table_cells.agreement_note(agreement, "test") == ""
 
 
 def test_the_published_table_stands_beside_an_ablation_of_its_configurations():
@@ -191,8 +201,8 @@ def test_costs_are_means_of_trials_and_hours_of_all():
     plan = plan_for(["A"], seeds=(0, 1))
     spent = [{"training": 1000.0, "evaluation": 200.0}, {"training": 2000.0, "evaluation": 400.0}]
     records = [record("A", seed, {"test": scores(0.5)}, seconds=spent[seed]) for seed in (0, 1)]
-    by_key = {r["key"]: r for r in records}
-    table = costs.cost_table(by_key, plan, make_tables(records, plan), {("A", 0): 10.0, ("A", 1): 30.0})
+    histories = {("A", seed): pd.DataFrame({"images_per_s": [10.0 + 20 * seed]}) for seed in (0, 1)}
+    table = cost_table.cost_table(findings_of(records, plan, details=replace(NO_DETAILS, histories=histories)))
     assert texts(table) == [["A", "2", "1500 s", "300 s", "20", "10", "900 MB", "1.00"]]
     assert table.rows[0][2].note == "1000–2000"
     assert table.notes[0].startswith("All trials together: 1.0 h on cpu.")
@@ -201,7 +211,7 @@ def test_costs_are_means_of_trials_and_hours_of_all():
 def test_no_cost_table_without_times():
     plan = plan_for(["A"], seeds=(0,))
     records = [record("A", 0, {"test": scores(0.5)}, seconds={})]
-    assert costs.cost_table({r["key"]: r for r in records}, plan, make_tables(records, plan), {}) is None
+    assert cost_table.cost_table(findings_of(records, plan)) is None
 
 
 def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
@@ -215,37 +225,28 @@ def test_weights_are_a_section_only_where_enough_mixtures_were_tried():
     records = [mixed(label, weights) for label, weights in zip(labels, grid, strict=True)]
     for n in (ENOUGH_MIXTURES - 1, ENOUGH_MIXTURES):
         plan = plan_for(labels[:n], seeds=(0,))
-        by_key = {r["key"]: r for r in records[:n]}
-        found = find_mixtures(by_key, make_tables(records[:n], plan), plan)
+        found = findings_of(records[:n], plan).families
         assert [family.names for family in found] == ([("bce", "dice", "focal")] if n == ENOUGH_MIXTURES else [])
     points = found[0].points.set_index("label")
     assert tuple(points.loc["mix 4", ["a", "b", "c", "mean"]]) == (0.4, 0.2, 0.4, 0.2)
 
 
-def test_every_figure_finds_its_place_by_the_longest_name():
-    assert place_of("ranking-far") == "ranking"
-    assert place_of("iou-curves") == "iou-curves"
-    assert place_of("iou-curves-sets") == "iou-curves-sets"
-    with pytest.raises(KeyError, match="'new' has no place"):
-        place_of("new")
-    names = ["costs", "ranking-far", "pair-matrix", "ranking-test"]
-    drawn = {name: Drawing(name, name, "alt", b"<svg></svg>", b"") for name in names}
-    sections = arrange(drawn)
-    assert [figure.name for figure in sections["ranking"]] == ["ranking-far", "ranking-test"]
-    assert set(sections) == {"ranking", "differences", "training"}
-    assert all(place.reading.endswith((".", "?")) for place in PLACES.values())
+def test_sections_have_names_of_their_own_and_a_template_each():
+    ids = [section.id for section in PAGE_SECTIONS]
+    assert len(set(ids)) == len(ids)
+    templates = {file.name.removesuffix(".html.j2") for file in PAGE_FOLDER.glob("*.html.j2")}
+    assert set(ids) == templates - {"page", "macros"}
 
 
 def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MOST_CONFIGURATIONS", 2)
+    monkeypatch.setattr(gallery_module, "MOST_CONFIGURATIONS", 2)
     ledger = Ledger(str(tmp_path), "made_up")
     plan = write_realistic(
         ledger, labels=["A", "B", "C"], seeds=(0,), external=("far",), n_images=3, epochs=2, side_px=64
     )
-    records = plan.planned(ledger.records())
-    tables = make_tables(records.values(), plan)
-    first, second, _ = select(tables.ranking, set_name="test", metric="f1_iou").label
-    gallery = images.make_gallery(ledger, records, tables, plan)
+    found = findings_of(ledger.records(), plan)
+    first, second, _ = found.everyone
+    gallery = gallery_module.make_gallery(ledger, found)
     assert list(gallery.by_configuration) == [first, second]
     assert all(set(shots) == {"worst", "median", "best"} for shots in gallery.by_configuration.values())
     same = {name: [picture.label for picture in row] for name, row in gallery.crowded.items()}
@@ -259,6 +260,6 @@ def test_a_strip_has_no_cross_for_a_seed_that_was_ended_early():
     records = [record("A", 0, None, outcome="stopped"), record("A", 1, {"test": scores(0.0)}, outcome="collapsed")]
     seeds = make_tables(records, plan_for(["A"], seeds=(0, 1))).scores
     seeds = select(seeds, set_name="test", metric="f1_iou")
-    drawn = str(cells.strip(seeds, NAN, 0.0, 1.0, "f1_iou"))
+    drawn = str(table_cells.strip(seeds, NAN, 0.0, 1.0, "f1_iou"))
     assert drawn.count("<path") == 1
     assert "seed 0 ended early; seed 1 collapsed" in drawn

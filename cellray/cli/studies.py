@@ -194,7 +194,7 @@ def schema() -> None:
 
 def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
     """Print the ranked table and the report's path; exit 3 if trials failed."""
-    from cellray.report import format_table, load_tables, read_search, stored_plan, write_answer
+    from cellray.report import Findings, format_table, load_tables, read_search, stored_plan, write_answer
 
     planned = stored_plan(ledger, study)
     records = ledger.records()
@@ -208,8 +208,8 @@ def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
         if study.adapts:  # what a search or a race found isn't the first of the table
-            found = write_answer(tables, planned, search=read_search(ledger), records=planned.planned(records))
-            out.print(escape(found[0]), highlight=False)
+            found = Findings(planned, tables, planned.planned(records), search=read_search(ledger))
+            out.print(escape(write_answer(found)[0]), highlight=False)
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -3,19 +3,14 @@
 from cellray.report.actor import ReportActor, actor_name, start_report_actor
 from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
+from cellray.report.findings import Findings
 from cellray.report.observer import ReportObserver
 from cellray.report.plans import facts_of, plan_of, stored_plan
-from cellray.report.search import read_search
-from cellray.report.tables import (
-    Plan,
-    PlannedTrial,
-    Tables,
-    TextTable,
-    format_table,
-    make_tables,
-)
+from cellray.report.searched import read_search
+from cellray.report.tables import Plan, PlannedTrial, Tables, TextTable, format_table, make_tables
 
 __all__ = [
+    "Findings",
     "Plan",
     "PlannedTrial",
     "ReportActor",

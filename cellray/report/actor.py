@@ -24,7 +24,8 @@ from typing import Any
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.report.answer import write_answer
-from cellray.report.build import Known, Store, build_report, live_metrics, load_tables, table_files
+from cellray.report.build import Known, build_report, live_metrics, load_tables, table_files
+from cellray.report.findings import Findings
 from cellray.report.plans import stored_trials, with_dropped
 from cellray.report.progress import Progress, slim
 from cellray.report.tables import Plan, Tables, TextTable, format_table
@@ -56,7 +57,7 @@ class ReportActor:
 
     def __init__(
         self,
-        ledger: Store,
+        ledger: Ledger,
         plan: Plan,
         *,
         study_facts: Mapping[str, Any] | None = None,
@@ -228,7 +229,7 @@ class ReportActor:
         self._write_status()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
-            for name, data in table_files(tables, plan, write_answer(tables, plan)).items():
+            for name, data in table_files(tables, plan, write_answer(Findings(plan, tables))).items():
                 self._ledger.write(f"report/{name}", data)
             self._unwritten = None
         self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)

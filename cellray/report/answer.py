@@ -7,43 +7,23 @@ configuration. What they leave open is called undecided, with what would decide 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import pandas as pd
 
-from cellray.report.mixtures import find_mixtures
-from cellray.report.search import Search, losses_of
+from cellray.report.findings import Findings
 from cellray.report.search_answer import found_sentence, race_sentence, stopped_clause
-from cellray.report.tables import (
-    Plan,
-    Record,
-    Tables,
-    format_interval,
-    format_value,
-    metric_title,
-    rows_of,
-    select,
-)
+from cellray.report.tables import format_interval, format_value, metric_title, rows_of
 from cellray.report.words import listing, listing_some, plural
 from cellray.statistics import LEAST_SEEDS
 
 
-def write_answer(
-    tables: Tables, plan: Plan, *, search: Search | None = None, records: Mapping[str, Record] | None = None
-) -> list[str]:
+def write_answer(found: Findings) -> list[str]:
     """A few sentences about the ranking on the test set at each trial's own operating point.
 
     Of a search, what it chose on validation images comes first: the ranking may name another one, but that is seen on
     the test images. Of a study of loss weights, where the best ones lie comes last.
-
-    Args:
-        tables: With what `infer` found.
-        plan: The planned trials.
-        search: What a search tried, where there was one.
-        records: Of the planned trials, by key: name the terms and weights of losses. None: of these nothing is said.
     """
-    metric = plan.rank_by
-    ranked = select(tables.ranking, set_name="test", metric=metric)
+    tables, search, metric, ranked = found.tables, found.search, found.metric, found.ranked
     known = ranked[ranked["rank"].notna()]
     missing = int(ranked.n_missing.sum())
     stopped = stopped_clause(ranked, search)
@@ -57,15 +37,15 @@ def write_answer(
     unit = tables.inference.unit if tables.inference else "image"
     sentences = []
     if search is not None and search.suggests:
-        sentences.append(found_sentence(search, ranked, metric, losses_of(records or {}, plan)))
+        sentences.append(found_sentence(search, ranked, metric, found.losses))
     sentences.append(lead(known, pairs, metric, missing, unit))
     if len(known) > 1 and len(pairs):
         ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
         sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
     if search is not None and search.is_racing:
         sentences.append(race_sentence(search))
-    sentences.append(caveats(known, ranked, tables.trials, metric, missing, plan.skip_collapsed, stopped))
-    sentences += [family.sentence() for family in find_mixtures(records or {}, tables, plan, search)]
+    sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
+    sentences += [family.sentence for family in found.families]
     return [sentence for sentence in sentences if sentence]
 
 

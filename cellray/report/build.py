@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-import pandas as pd
-
+from cellray.ledger import Ledger
 from cellray.report import exports
 from cellray.report.answer import write_answer
-from cellray.report.details import Details, read_details
-from cellray.report.drawings import draw_figures
-from cellray.report.images import make_gallery
+from cellray.report.details import read_details
+from cellray.report.figures import draw_figures
+from cellray.report.findings import Findings, StudyFacts
+from cellray.report.gallery import make_gallery
 from cellray.report.inference import infer
-from cellray.report.page import render_page
-from cellray.report.protocol import protocol_facts
-from cellray.report.search import read_search
+from cellray.report.page import PageContents, render_page
+from cellray.report.protocol import state_protocol
+from cellray.report.searched import read_search
 from cellray.report.tables import Plan, Tables, make_tables
-from cellray.samples import read_samples
+from cellray.samples import Sample, read_samples
 from cellray.scores import Record, nothing_by_set
-
-
-class Store(Protocol):
-    """What a report needs of a ledger."""
-
-    def records(self) -> list[dict[str, Any]]: ...
-    def table(self, key: str, name: str) -> pd.DataFrame: ...
-    def read(self, path: str) -> bytes: ...
-    def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]: ...
-    def write(self, path: str, data: bytes) -> None: ...
-    def exists(self, path: str) -> bool: ...
-    def plan(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
 class Known:
     """What was read of image tables, for tables that are made again and again."""
 
-    samples: dict[str, Any] = field(default_factory=dict)
-    nothing: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, dict[tuple[str, str], Sample]] = field(default_factory=dict)
+    nothing: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
-def build_report(ledger: Store, plan: Plan, *, study_facts: Mapping[str, Any] | None = None) -> list[str]:
+def build_report(ledger: Ledger, plan: Plan, *, study_facts: StudyFacts | None = None) -> list[str]:
     """Write ``report/…`` anew: page, tables and figures. The same ledger gives the same bytes.
 
     Args:
@@ -56,39 +45,48 @@ def build_report(ledger: Store, plan: Plan, *, study_facts: Mapping[str, Any] | 
     Returns:
         The paths written, relative to the study's folder.
     """
-    facts = dict(study_facts or {})
-    everything = ledger.records()
-    records = plan.planned(everything)
-    tables = load_tables(ledger, everything, plan, external_order=facts.get("sets", ()))
-    search = read_search(ledger)
-    answer = write_answer(tables, plan, search=search, records=records)
-    agreement = facts.get("agreement") or {}
-    details = read_details(ledger, records, plan)
-    drawings = draw_figures(records, tables, plan, details, agreement, search=search)
-    gallery = make_gallery(ledger, records, tables, plan)
-    page = render_page(
-        tables=tables,
-        plan=plan,
-        records=records,
-        answer=answer,
-        drawings=drawings,
-        gallery=gallery,
-        protocol=protocol_facts(records, plan, tables, facts, search=search),
-        speeds=training_speeds(details),
-        agreement=agreement,
-        search=search,
-    )
-    files: dict[str, bytes] = {
-        "index.html": page.encode(),
-        **table_files(tables, plan, answer),
-        **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
-        **{f"figures/{d.name}.png": d.png for d in drawings.values()},
-    }
+    facts = study_facts or {}
+    with garbage_kept():
+        found = gather(ledger, plan, facts)
+        answer = write_answer(found)
+        drawings = draw_figures(found)
+        page = PageContents(found, answer, drawings, make_gallery(ledger, found), state_protocol(found, facts))
+        files: dict[str, bytes] = {
+            "index.html": render_page(page).encode(),
+            **table_files(found.tables, plan, answer),
+            **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
+            **{f"figures/{d.name}.png": d.png for d in drawings.values()},
+        }
     paths = []
     for name, data in files.items():
         ledger.write(f"report/{name}", data)
         paths.append(f"report/{name}")
     return paths
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Let the interpreter look for garbage seldom: a fifth of the time would go into tables and figures that live."""
+    before = gc.get_threshold()
+    gc.set_threshold(200_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def gather(ledger: Ledger, plan: Plan, study_facts: StudyFacts) -> Findings:
+    """Read a study's results from its ledger; arguments as for `build_report`."""
+    everything = ledger.records()
+    records = plan.planned(everything)
+    return Findings(
+        plan,
+        load_tables(ledger, everything, plan, external_order=study_facts.get("sets", ())),
+        records,
+        read_details(ledger, records, plan),
+        read_search(ledger),
+        study_facts.get("agreement") or {},
+    )
 
 
 def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, bytes]:
@@ -110,7 +108,7 @@ def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, byte
 
 
 def load_tables(
-    ledger: Store,
+    ledger: Ledger,
     records: Sequence[Record],
     plan: Plan,
     *,
@@ -140,12 +138,3 @@ def load_tables(
 def live_metrics(plan: Plan) -> tuple[str, ...]:
     """The metrics of a table that is made anew while a sweep runs."""
     return (plan.rank_by, *exports.EXTRA)
-
-
-def training_speeds(details: Details) -> dict[tuple[str, int], float]:
-    """Mean training images a second over the epochs of a trial, by label and seed."""
-    return {
-        key: float(history.images_per_s.mean())
-        for key, history in details.histories.items()
-        if "images_per_s" in history
-    }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cellray.errors import StudyError
-from cellray.report.build import Store
+from cellray.ledger import Ledger
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
 from cellray.report.tables import (
@@ -30,7 +30,7 @@ from cellray.samples import Sample, read_samples
 from cellray.scores import nothing_by_set
 
 
-def compare_configurations(ledger: Store, plan: Plan, a: str, b: str) -> TextTable:
+def compare_configurations(ledger: Ledger, plan: Plan, a: str, b: str) -> TextTable:
     """Two configurations of a study: the metric that ranks on every set, and a few more on the test set.
 
     Args:
@@ -57,7 +57,7 @@ def compare_configurations(ledger: Store, plan: Plan, a: str, b: str) -> TextTab
     return TextTable(["set", "metric", *_columns(a, b)], rows, list(_notes()))
 
 
-def compare_studies(ledgers: Sequence[Store], plans: Sequence[Plan]) -> TextTable:
+def compare_studies(ledgers: Sequence[Ledger], plans: Sequence[Plan]) -> TextTable:
     """Two studies, configuration by configuration where they have the same label, on the test set.
 
     They are paired by seed, and by image where both were judged on the same images.

@@ -9,24 +9,22 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cellray.ledger import TABLES
+from cellray.ledger import TABLES, Ledger
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.report.tables import Plan, Record
-from cellray.samples import Reader
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
 LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
 
-GRID = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
-STRATA = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
-IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATA, *GRID]
+IOU_COLUMNS = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
+STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
+IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATUM_SOURCES, *IOU_COLUMNS]
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
@@ -49,8 +47,18 @@ class Details:
         rows = self.counts[self.counts["set"] == set_name]
         return {str(label): part for label, part in rows.groupby("label", sort=False)}
 
+    @property
+    def speeds(self) -> dict[tuple[str, int], float]:
+        """Mean training images a second over the epochs of a trial, by label and seed."""
+        known = {key: history for key, history in self.histories.items() if "images_per_s" in history}
+        return {key: float(history.images_per_s.mean()) for key, history in known.items()}
 
-def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> Details:
+
+NO_DETAILS = Details({}, *(pd.DataFrame(columns=c) for c in (COUNT_COLUMNS, CURVE_COLUMNS, LEVEL_COLUMNS)))
+"""Of a study of which nothing but records was read."""
+
+
+def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> Details:
     """Read every planned trial's tables, each file once and only the columns that figures need.
 
     A trial is lost if it failed or collapsed. As in the ranking, a lost trial counts as the worst value in every set;
@@ -75,17 +83,17 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     for key, names in by_key.items():
         record = records[key]
         history, rows, objects = (next(tables) for _ in TABLES)
-        if len(course := columns_of(history)):
+        if len(course := read_columns(history)):
             histories |= dict.fromkeys(names, course)
         names = [name for name in names if name[0] not in stopped]
         if not names:
             continue
-        images = columns_of(rows, IMAGES)
+        images = read_columns(rows, IMAGES)
         images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
         is_lost = record["outcome"] in ("failed", "collapsed")
         curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
         for label, seed in names:
-            who: dict[str, Any] = {"label": label, "seed": seed}
+            who: dict[str, object] = {"label": label, "seed": seed}
             if len(images) and record["outcome"] != "failed":
                 counts.append(images[["set", "image", "n_true", "n_pred"]].assign(**who))
             if is_lost:
@@ -104,7 +112,7 @@ def read_details(ledger: Reader, records: Mapping[str, Record], plan: Plan) -> D
     )
 
 
-def columns_of(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_columns(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A stored table, with those of the wanted columns that it has; without a row if there is no such file."""
     if file is None:
         return pd.DataFrame()
@@ -119,16 +127,16 @@ def columns_of(file: bytes | None, columns: Sequence[str] | None = None) -> pd.D
 def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The IoU curve and the strata of each set of one trial, with a column `set`; `file` holds its table of objects."""
     curves, levels = [pd.DataFrame()], [pd.DataFrame()]
-    has_strata = set(STRATA) <= set(images)
-    objects = columns_of(file if has_strata else None, OBJECTS)
+    has_strata = set(STRATUM_SOURCES) <= set(images)
+    objects = read_columns(file if has_strata else None, OBJECTS)
     cells = {str(name): rows for name, rows in objects.groupby("set", observed=True)} if len(objects) else {}
     by_set = images.groupby("set", observed=True) if len(images) else ()
     for name, rows in by_set:
-        if set(GRID) <= set(rows):
+        if set(IOU_COLUMNS) <= set(rows):
             curves.append(iou_curve(rows).assign(set=str(name)))
         if len(objects):
             found = cells.get(str(name), objects.iloc[:0])
-            levels.append(stratify(rows[["image", "n_true", "n_pred", *STRATA]], found).assign(set=str(name)))
+            levels.append(stratify(rows[["image", "n_true", "n_pred", *STRATUM_SOURCES]], found).assign(set=str(name)))
     return stack(curves), stack(levels)
 
 

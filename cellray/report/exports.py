@@ -12,6 +12,7 @@ import io
 import pandas as pd
 
 from cellray.report.tables import Plan, Tables, format_table, metric_title
+from cellray.report.words import set_title_plain
 
 EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
 """Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""
@@ -93,11 +94,6 @@ def latex(tables: Tables, plan: Plan) -> str:
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def set_title_plain(name: str) -> str:
-    """A set's name in a sentence."""
-    return {"test": "test set", "val": "validation set"}.get(name, f"external set {name}")
 
 
 TEX = {

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-ENOUGH = 8
+if TYPE_CHECKING:  # optuna takes a second to import, and few reports need it
+    from optuna.distributions import BaseDistribution
+
+ENOUGH_CONFIGURATIONS = 8
 """Configurations below which a forest says nothing."""
-N_RESAMPLES = 20
+N_REFITS = 20
 N_TREES, N_TREES_RESAMPLED = 64, 16
 DECADES = 2
 """A positive number that spans as many may have been searched on a logarithmic scale; see `_is_log`."""
@@ -23,7 +24,7 @@ NOISE = "random numbers"
 
 
 @dataclass(frozen=True)
-class Share:
+class ParameterShare:
     """One parameter's part of the variation of the score."""
 
     name: str
@@ -49,7 +50,7 @@ class Share:
 class Importance:
     """Of every parameter that varies."""
 
-    shares: list[Share] = field(default_factory=list)
+    shares: list[ParameterShare] = field(default_factory=list)
     """Largest first."""
     missing: str = ""
     """Why there are none; empty if there are some."""
@@ -57,7 +58,7 @@ class Importance:
     """Parameter -> the configurations that have it, where these are too few, or alike in all else."""
 
 
-def importance_of(parameters: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Importance:
+def importance_of(parameters: Sequence[Mapping[str, object]], values: Sequence[float]) -> Importance:
     """Functional analysis of variance of a random forest over the configurations (fANOVA), with its uncertainty.
 
     The forest learns the score from the parameters; a parameter's importance is the share of the forest's variance
@@ -76,19 +77,20 @@ def importance_of(parameters: Sequence[Mapping[str, Any]], values: Sequence[floa
     names = list(dict.fromkeys(name for mine in parameters for name in mine))
     having = {name: tuple(i for i, mine in enumerate(parameters) if name in mine) for name in names}
     varying = {name: rows for name, rows in having.items() if len({_word(parameters[i][name]) for i in rows}) > 1}
-    if len(values) < ENOUGH:
-        return Importance(missing=f"{len(values)} finished configurations with parameters; it takes {ENOUGH}.")
+    if len(values) < ENOUGH_CONFIGURATIONS:
+        few = f"{len(values)} finished configurations with parameters; it takes {ENOUGH_CONFIGURATIONS}."
+        return Importance(missing=few)
     if np.ptp(values) < 1e-9:
         return Importance(missing="all configurations have the same score.")
     if not varying:
         return Importance(missing="no parameter took two values.")
-    shares: list[Share] = []
+    shares: list[ParameterShare] = []
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, rows in varying.items():
         groups.setdefault(rows, []).append(name)
     for rows, asked in groups.items():
         score = np.array([values[i] for i in rows])
-        if len(rows) < ENOUGH or np.ptp(score) < 1e-9:
+        if len(rows) < ENOUGH_CONFIGURATIONS or np.ptp(score) < 1e-9:
             continue
         # what all of them have, and what varies among them: the asked ones and those that more configurations have
         common = {
@@ -103,12 +105,12 @@ def importance_of(parameters: Sequence[Mapping[str, Any]], values: Sequence[floa
     return Importance(shares, "" if shares else "no two parameters vary among enough configurations.", left_out)
 
 
-def _shares(columns: Mapping[str, list[Any]], score: np.ndarray, asked: Sequence[str]) -> list[Share]:
+def _shares(columns: Mapping[str, list[object]], score: np.ndarray, asked: Sequence[str]) -> list[ParameterShare]:
     """The shares of the asked parameters, given columns for all that the same configurations have."""
     rng = np.random.default_rng(0)
     whole = _fanova(columns, score, N_TREES, seed=0)
     draws: dict[str, list[float]] = {name: [] for name in (*asked, NOISE)}
-    for seed in range(N_RESAMPLES):
+    for seed in range(N_REFITS):
         rows = rng.integers(len(score), size=len(score))
         widened = {**columns, NOISE: list(rng.random(len(score)))}
         found = _fanova({k: [v[i] for i in rows] for k, v in widened.items()}, score[rows], N_TREES_RESAMPLED, seed)
@@ -120,12 +122,14 @@ def _shares(columns: Mapping[str, list[Any]], score: np.ndarray, asked: Sequence
         # the whole has no configuration twice, and so explains a little more
         low, high = np.quantile(draws[name], (0.05, 0.95))
         low, high = min(float(low), whole[name]), max(float(high), whole[name])
-        shares.append(Share(name, whole[name], low, high, noise, len(score)))
+        shares.append(ParameterShare(name, whole[name], low, high, noise, len(score)))
     return shares
 
 
-def _fanova(columns: Mapping[str, list[Any]], score: np.ndarray, n_trees: int, seed: int) -> dict[str, float]:
+def _fanova(columns: Mapping[str, list[object]], score: np.ndarray, n_trees: int, seed: int) -> dict[str, float]:
     """Importance of each column in one forest; 0 throughout where the score or the columns don't vary."""
+    import optuna
+
     spaces, made = {}, {}
     for name, column in columns.items():
         spaces[name], made[name] = _scaled(column)
@@ -142,6 +146,8 @@ def _fanova(columns: Mapping[str, list[Any]], score: np.ndarray, n_trees: int, s
 
 def _scaled(column: list[Any]) -> tuple[BaseDistribution, list[Any]]:
     """The box of one parameter and its values in it: the range tried, or the words tried."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in column):
         words = [_word(value) for value in column]
         known = sorted(set(words))
@@ -179,6 +185,8 @@ def _word(value: object) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Optuna would announce each study that it makes."""
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from cellray.errors import DataError
 from cellray.metrics import METRICS
-from cellray.report.search import Search, value_of
-from cellray.report.tables import Plan, Record, Tables, metric_title, rows_of, select
+from cellray.report.searched import Search, StoredSettings, judged_value
+from cellray.report.tables import metric_title, rows_of
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
 ENOUGH_MIXTURES = 6
@@ -22,8 +22,8 @@ ENOUGH_SEARCHED = 12
 
 
 @dataclass(frozen=True)
-class Mixtures:
-    """The configurations that mix the same three loss terms."""
+class WeightFamily:
+    """The configurations that mix the same three loss terms; each surface over their weights is fitted once."""
 
     names: tuple[str, str, str]
     """Of the terms."""
@@ -36,20 +36,27 @@ class Mixtures:
     validation: pd.DataFrame | None = None
     """The same with the validation value that a search saw in the place of the test score; None without a search."""
 
-    def fit(self, points: pd.DataFrame | None = None) -> SimplexFit | None:
-        """The surface over the test scores, or over other points; None where they don't determine one."""
+    @cached_property
+    def fit(self) -> SimplexFit | None:
+        """The surface over the test scores; None where the points don't determine one."""
+        return self._fit_to(self.points)
+
+    @cached_property
+    def validation_fit(self) -> SimplexFit | None:
+        """The surface over the validation values."""
+        return None if self.validation is None else self._fit_to(self.validation)
+
+    def _fit_to(self, points: pd.DataFrame) -> SimplexFit | None:
         try:
-            return fit_simplex(
-                self.points if points is None else points, higher_is_better=METRICS[self.metric].higher_is_better
-            )
+            return fit_simplex(points, higher_is_better=METRICS[self.metric].higher_is_better)
         except DataError:
             return None
 
+    @cached_property
     def sentence(self) -> str:
         """The best weights with the range of each over the 95 % region, by test images and by validation images."""
-        judged = [("test", self.points)] + ([("validation", self.validation)] if self.validation is not None else [])
-        fits = [(name, self.fit(points)) for name, points in judged]
-        parts = [f"by {name} images {weights_text(self.names, fit)}" for name, fit in fits if fit is not None]
+        fits = {"test": self.fit, "validation": self.validation_fit}
+        parts = [f"by {name} images {weights_text(self.names, fit)}" for name, fit in fits.items() if fit is not None]
         if not parts:
             return ""
         return (
@@ -57,6 +64,7 @@ class Mixtures:
             f"{len(self.points)} mixtures: {'; '.join(parts)} (in brackets the 95 % region)."
         )
 
+    @property
     def caveat(self) -> str:
         """What else differs between the mixtures; empty where nothing does."""
         if not self.varying:
@@ -75,26 +83,25 @@ def weights_text(names: tuple[str, str, str], fit: SimplexFit) -> str:
     return ", ".join(f"{name} {best:.2f} [{low:.2f}–{high:.2f}]" for name, best, low, high in parts)
 
 
-def find_mixtures(
-    records: Mapping[str, Record], tables: Tables, plan: Plan, search: Search | None = None
-) -> list[Mixtures]:
+def find_families(
+    ranked: pd.DataFrame, settings: Mapping[str, StoredSettings], metric: str, search: Search | None = None
+) -> list[WeightFamily]:
     """Families of configurations that mix the same three loss terms in enough ways, by test scores.
 
     Args:
-        records: Of the planned trials, by key.
-        tables: Give the test scores.
-        plan: The planned trials.
+        ranked: Rows of the ranking on the test set by the metric.
+        settings: Of each configuration that has a record, by label.
+        metric: A key of ``METRICS``.
         search: Where weights were searched for; configurations without a test score (ended early) are left out.
 
     Returns:
         A family for each triple of terms, with at least 6 different mixtures, or 12 if something else varies too. Then
         standard errors over seeds would say too little of the scatter, and all points weigh alike.
     """
-    known = {t.label: records[t.key] for t in plan.trials if t.key in records}
-    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    settings: dict[tuple[str, str, str], list[dict[str, str]]] = {}
-    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
-        stored = (known.get(row.label) or {}).get("settings") or {}
+    members: dict[tuple[str, str, str], list[dict[str, object]]] = {}
+    others: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows_of(ranked):
+        stored = settings.get(row.label) or {}
         terms = (stored.get("loss") or {}).get("terms") or []
         if len(terms) != 3 or not np.isfinite(row.mean):
             continue
@@ -102,27 +109,26 @@ def find_mixtures(
         a, b, c = (float(term["weight"]) for term in terms)
         if a + b + c <= 0:
             continue
-        families.setdefault((first, second, third), []).append(
-            {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
-        )
-        settings.setdefault((first, second, third), []).append(other_settings(stored))
-    values = {} if search is None else validation_values(search, plan.rank_by)
+        point = {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
+        members.setdefault((first, second, third), []).append(point)
+        others.setdefault((first, second, third), []).append(other_settings(stored))
+    values = {} if search is None else validation_values(search, metric)
     found = []
-    for names, rows in families.items():
+    for names, rows in members.items():
         points = pd.DataFrame(rows)
-        keys = sorted({key for mine in settings[names] for key in mine})
-        varying = tuple(key for key in keys if len({mine.get(key) for mine in settings[names]}) > 1)
+        keys = sorted({key for mine in others[names] for key in mine})
+        varying = tuple(key for key in keys if len({mine.get(key) for mine in others[names]}) > 1)
         if len(points[["a", "b", "c"]].drop_duplicates()) < (ENOUGH_SEARCHED if varying else ENOUGH_MIXTURES):
             continue
         if varying:
             points["se"] = np.nan
         seen = points.assign(mean=points.label.map(values), se=np.nan)
         seen = seen[np.isfinite(seen["mean"].astype(float))]
-        found.append(Mixtures(names, points, plan.rank_by, varying, seen if len(seen) else None))
+        found.append(WeightFamily(names, points, metric, varying, seen if len(seen) else None))
     return found
 
 
-def other_settings(stored: Mapping[str, Any]) -> dict[str, str]:
+def other_settings(stored: StoredSettings) -> dict[str, str]:
     """Everything that a trial was set to but the weights, by name; what follows from the configuration's label or seed
     isn't a setting."""
     loss = stored.get("loss") or {}
@@ -140,4 +146,4 @@ def validation_values(search: Search, metric: str) -> dict[str, float]:
     if metric not in search.metrics:
         return {}
     at = search.metrics.index(metric)
-    return {c.label: value_of(c, metric, at) for c in search.judged}
+    return {c.label: judged_value(c, metric, at) for c in search.judged}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cellray.metrics import METRICS
-from cellray.report.search import METHODS, STOPPING, Search
-from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of, select
+from cellray.report.findings import Findings, StudyFacts
+from cellray.report.searched import METHODS, STOPPING, Search, StoredSettings
+from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of
 
 COUNTING_WORST = (
     "An unbounded counting error (MAE, MedAE, |MPE|) has no worst value of its own. A failed or collapsed trial counts "
@@ -37,26 +37,25 @@ class Protocol:
     study_yaml: str = ""
 
 
-def protocol_facts(
-    records: Mapping[str, Record],
-    plan: Plan,
-    tables: Tables,
-    study_facts: Mapping[str, Any],
-    *,
-    search: Search | None = None,
-) -> Protocol:
-    """Gather what SCIENCE asks a report to state from the records of the planned trials."""
-    stored = [records[key] for key in sorted(records)]
-    evaluation: Mapping[str, Any] = study_facts.get("evaluation") or next(
+def state_protocol(found: Findings, study_facts: StudyFacts) -> Protocol:
+    """Gather what SCIENCE asks a report to state from the records of the planned trials.
+
+    Args:
+        found: The study's results.
+        study_facts: As for `build_report`.
+    """
+    stored = [found.records[key] for key in sorted(found.records)]
+    evaluation: StoredSettings = study_facts.get("evaluation") or next(
         (r["settings"]["evaluation"] for r in stored if (r.get("settings") or {}).get("evaluation")), {}
     )
+    notes = [str(note) for note in study_facts.get("notes") or ()]
     return Protocol(
-        facts=list(one_liners(stored, plan, tables)),
-        budget=budget_table(records, plan, tables),
-        metrics=metric_definitions(tables),
-        points=point_table(records, plan, tables),
+        facts=list(one_liners(stored, found.plan, found.tables)),
+        budget=budget_table(found),
+        metrics=metric_definitions(found.tables),
+        points=point_table(found),
         roles=[read_role(role) for role in study_facts.get("roles") or ()],
-        rules=rules(evaluation, plan) + search_rules(search) + [str(note) for note in study_facts.get("notes") or ()],
+        rules=rules(evaluation, found.plan) + search_rules(found.search) + notes,
         study_yaml=str(study_facts.get("study_yaml") or ""),
     )
 
@@ -111,15 +110,15 @@ def distinct(values: Iterable[object]) -> str:
     return "; ".join(known) or "not recorded"
 
 
-def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
+def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     """Planned, ended and trained, one row a configuration in the order of the ranking; costs are in another table."""
     columns = [
         "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
         "parameters", "learning rate",
     ]  # fmt: skip
     rows = []
-    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
-        mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
+    for row in rows_of(found.ranked):
+        mine = found.by_label[row.label]
         rows.append(
             [
                 str(row.label),
@@ -135,21 +134,17 @@ def budget_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> t
     return columns, rows
 
 
-def point_table(records: Mapping[str, Record], plan: Plan, tables: Tables) -> tuple[list[str], list[list[str]]]:
+def point_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     """Range of each operating-point setting over a configuration's trials, and what the search gained on validation."""
     names = ["threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"]
     rows = []
-    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
-        mine = [records[t.key] for t in plan.trials if t.label == row.label and t.key in records]
+    for row in rows_of(found.ranked):
+        mine = found.by_label[row.label]
         points = [r["operating_point"] for r in mine if r.get("operating_point")]
         if points:
             gain = span(r.get("operating_point_gain") for r in mine)
             rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names), gain])
-    return [
-        "configuration",
-        *(name.replace("_", " ") for name in names),
-        "gain (validation)",
-    ], rows
+    return ["configuration", *(name.replace("_", " ") for name in names), "gain (validation)"], rows
 
 
 def span(values: Iterable[object]) -> str:
@@ -189,7 +184,7 @@ def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
     return rows
 
 
-def rules(evaluation: Mapping[str, Any], plan: Plan) -> list[str]:
+def rules(evaluation: StoredSettings, plan: Plan) -> list[str]:
     """How the numbers are made, in sentences."""
     iou = evaluation.get("iou_threshold")
     distance = evaluation.get("max_distance")
@@ -265,11 +260,8 @@ def search_rules(search: Search | None) -> list[str]:
     return lines
 
 
-def read_role(role: Any) -> tuple[str, str, str]:
-    """Role, parameter and value of an object, a mapping or a tuple."""
-    if isinstance(role, Mapping):
-        parameter, kind, value = role["parameter"], role["role"], role["value"]
-    else:
-        parameter, kind, value = role.parameter, role.role, role.value
+def read_role(role: Mapping[str, object]) -> tuple[str, str, str]:
+    """Role, parameter and value as text."""
+    value = role["value"]
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return str(kind), str(parameter), text if len(text) <= 300 else text[:299] + "…"
+    return str(role["role"]), str(role["parameter"]), text if len(text) <= 300 else text[:299] + "…"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cellray.errors import StudyError
+from cellray.ledger import Ledger
 from cellray.metrics import quirk_rows, summarise
-from cellray.report.build import Store
 from cellray.report.tables import (
     Plan,
     PlannedTrial,
@@ -38,7 +38,7 @@ class Ranking:
     """Label, rank and mean, best first; NaN without a result."""
 
 
-def quirk_rankings(ledger: Store, study: Study, plan: Plan, metric: str) -> list[Ranking]:
+def quirk_rankings(ledger: Ledger, study: Study, plan: Plan, metric: str) -> list[Ranking]:
     """Rank the configurations without quirks of their own: strictly, with each quirk alone, and with all together.
 
     A quirk that acts on training puts configurations that have it in the place of those that lack it and are the same
@@ -106,7 +106,7 @@ def twins_of(study: Study) -> dict[str, dict[frozenset[str], str]]:
     }
 
 
-def judged(ledger: Store, record: Record, quirks: Sequence[str]) -> dict[str, Any]:
+def judged(ledger: Ledger, record: Record, quirks: Sequence[str]) -> dict[str, Any]:
     """A record whose test scores are those of its stored image rows under some quirks."""
     if not record.get("metrics"):
         return dict(record)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
-from cellray.report.search import METHODS, STOPPING, Search, Tried, describe, value_of
+from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
 from cellray.report.tables import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 
 
-def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, Mapping[str, Any]]) -> str:
+def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]) -> str:
     """The configuration that the search chose on validation images, and what it scores on the test images.
 
     Args:
@@ -28,23 +27,23 @@ def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Ma
     if best is None:
         return ""
     by = metric if metric in search.metrics else search.metrics[0]
-    value = format_value(by, value_of(best, by, search.metrics.index(by)))
+    value = format_value(by, judged_value(best, by, search.metrics.index(by)))
     running = len(search.in_state("running"))
     so_far = f"; {plural(running, 'configuration')} still running" if running else ""
     text = (
         f"On validation images, {METHODS[search.method]} chose {best.label} of {len(search.configurations)} "
         f"configurations tried ({metric_title(by)} {value}, mean over {plural(best.seeds, 'seed')}{so_far})"
     )
-    words = describe(best.parameters, losses.get(best.label))
+    words = parameters_text(best.parameters, losses.get(best.label))
     text += f": {words}." if words else "."
     if len(search.metrics) > 1:
         front = [c.label for c in search.front()]
         names = " and ".join(map(metric_title, search.metrics))
         text += f" By {names} together, none beats {listing_some(front, most=8)}."
-    return f"{text} {on_test(best, ranked, metric)}"
+    return f"{text} {test_sentence(best, ranked, metric)}"
 
 
-def on_test(best: Tried, ranked: pd.DataFrame, metric: str) -> str:
+def test_sentence(best: Tried, ranked: pd.DataFrame, metric: str) -> str:
     """What the chosen configuration scores on images that had no say, and who leads there."""
     mine = ranked[(ranked.label == best.label) & ranked["rank"].notna()]
     if mine.empty:

@@ -1,4 +1,4 @@
-"""Lists and counts in sentences."""
+"""Lists, counts and sets in sentences."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def plural(n: int, word: str) -> str:
     """`1 seed`, `5 seeds`, `3 groups of images`."""
     first, rest = word.split(" ", 1) if " of " in word else (word, "")
     return f"{n} {first}" + ("" if n == 1 else "s") + (f" {rest}" if rest else "")
+
+
+def set_title_plain(name: str) -> str:
+    """A set's name in a sentence."""
+    return {"test": "test set", "val": "validation set"}.get(name, f"external set {name}")

@@ -1,41 +1,48 @@
-"""Figures of a report: matplotlib without a display; a file a theme, each function gives a Figure or None."""
+"""Figures of a report: matplotlib without a display. A file a theme holds each figure whole; `FIGURES` lists them."""
 
-from cellray.report.figures.base import Drawing, draw
-from cellray.report.figures.budget import costs, term_scales
-from cellray.report.figures.cells import error_kinds, strata
-from cellray.report.figures.counting import bland_altman, count_scatter
-from cellray.report.figures.detection import iou_curves, iou_curves_by_set, precision_recall
-from cellray.report.figures.ranking import ranking_dots
-from cellray.report.figures.search import importance_bars, pareto, search_history, seeds_given
-from cellray.report.figures.statistics import critical_difference, pair_matrix, rank_stability
-from cellray.report.figures.training import collapse_epoch, curves, range_tests
-from cellray.report.figures.transfer import drop, transfer_map
-from cellray.report.figures.weights import simplex_response
+from cellray.report.figures.budget import COSTS, TERM_SCALES
+from cellray.report.figures.counting import BLAND_ALTMAN, CELL_COUNTS
+from cellray.report.figures.detection import IOU_CURVES, IOU_CURVES_BY_SET, PRECISION_RECALL
+from cellray.report.figures.drawing import Drawing, ReportFigure, draw
+from cellray.report.figures.error_kinds import ERROR_KINDS, STRATA
+from cellray.report.figures.learning import RANGE_TESTS, TRAINING_LOSS, VALIDATION_DICE
+from cellray.report.figures.rank_tests import CRITICAL_DIFFERENCE, PAIR_MATRIX, RANK_STABILITY
+from cellray.report.figures.ranking import RANKING
+from cellray.report.figures.search_course import IMPORTANCE, SEARCH_HISTORY, SEEDS_GIVEN
+from cellray.report.figures.transfer import DROP, TRANSFER
+from cellray.report.figures.weight_surface import SIMPLEX
+from cellray.report.findings import Findings
 
-__all__ = [
-    "Drawing",
-    "bland_altman",
-    "collapse_epoch",
-    "costs",
-    "count_scatter",
-    "critical_difference",
-    "curves",
-    "draw",
-    "drop",
-    "error_kinds",
-    "importance_bars",
-    "iou_curves",
-    "iou_curves_by_set",
-    "pair_matrix",
-    "pareto",
-    "precision_recall",
-    "range_tests",
-    "rank_stability",
-    "ranking_dots",
-    "search_history",
-    "seeds_given",
-    "simplex_response",
-    "strata",
-    "term_scales",
-    "transfer_map",
-]
+FIGURES = (
+    RANKING,
+    CRITICAL_DIFFERENCE,
+    PAIR_MATRIX,
+    RANK_STABILITY,
+    IOU_CURVES,
+    IOU_CURVES_BY_SET,
+    PRECISION_RECALL,
+    CELL_COUNTS,
+    BLAND_ALTMAN,
+    DROP,
+    TRANSFER,
+    STRATA,
+    ERROR_KINDS,
+    VALIDATION_DICE,
+    TRAINING_LOSS,
+    RANGE_TESTS,
+    TERM_SCALES,
+    COSTS,
+    SEARCH_HISTORY,
+    SEEDS_GIVEN,
+    IMPORTANCE,
+    SIMPLEX,
+)
+"""Every figure, in the order in which a section shows them."""
+
+
+def draw_figures(found: Findings) -> dict[str, Drawing]:
+    """Every figure that the results can fill, by name."""
+    return {drawing.name: drawing for kind in FIGURES for drawing in draw(kind, found)}
+
+
+__all__ = ["FIGURES", "Drawing", "ReportFigure", "draw_figures"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import INK, MUTED, PAPER, new_figure, plain
-from cellray.report.figures.parts import MOST_PANELS, axis_title, best_of, label_looks, panels, seed_look
-from cellray.report.tables import select
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import (
+    INK,
+    MOST_PANELS,
+    MUTED,
+    PAPER,
+    as_label,
+    axis_title,
+    best_of,
+    label_looks,
+    new_figure,
+    panels,
+    seed_look,
+)
+from cellray.report.tables import Record, select
 
 
 def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name: str = "test") -> Figure | None:
@@ -50,7 +61,7 @@ def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name:
         axis.set_xlabel(title)
         axis.margins(0.08)
     axes[0].set_ylabel(axis_title(metric, set_name))
-    handles = [Line2D([], [], ls="", ms=8, mew=0, label=plain(label), **looks[label]) for label in table.index]
+    handles = [Line2D([], [], ls="", ms=8, mew=0, label=as_label(label), **looks[label]) for label in table.index]
     handles.append(Line2D([], [], color=MUTED, lw=1, label="best for the cost"))
     figure.legend(handles=handles, loc="outside right upper", title=best_of(n_known, len(table)).strip(" ()"))
     return figure
@@ -67,7 +78,7 @@ def cheapest(cost: pd.Series, score: pd.Series, *, higher_is_better: bool) -> li
     return front
 
 
-def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
     """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.
 
     Args:
@@ -78,11 +89,9 @@ def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
     known = [label for label in labels if any(key[0] == label for key in scaled)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in scaled}))
-    figure, axes = panels(len(shown), height=1.7, same_x=False)
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+    figure, axes = panels(known, "factor of the term, from the size of its gradient", height=1.7, same_x=False)
+    for label, axis in axes.items():
         axis.set_xscale("log")
         rows = {seed: record for (name, seed), record in scaled.items() if name == label}
         first = next(iter(rows.values()))
@@ -90,13 +99,33 @@ def term_scales(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
         for i, (seed, record) in enumerate(sorted(rows.items())):
             at = np.arange(len(record["term_scales"])) + (i - (len(rows) - 1) / 2) * 0.1
             axis.plot(record["term_scales"], at, ls="", marker="o", ms=6, mew=0, color=looks[seed]["color"])
-        axis.set_yticks(range(len(names)), [plain(name, 16) for name in names])
+        axis.set_yticks(range(len(names)), [as_label(name, 16) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(1, color=INK, lw=0.8, zorder=1)
-    figure.supxlabel("factor of the term, from the size of its gradient" + best_of(known, len(shown)), fontsize=10)
     handles = [
         Line2D([], [], ls="", marker="o", mew=0, color=look["color"], label=f"seed {seed}")
         for seed, look in looks.items()
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure
+
+
+TERM_SCALES = ReportFigure(
+    name="term-scales",
+    section="training",
+    reading="What each term of a combined loss was multiplied by so that all pull alike; far from 1, the raw terms "
+    "differ in strength.",
+    title="Scales of balanced loss terms",
+    alt="What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
+    plot=lambda found: term_scales(found.trials, found.everyone),
+    is_folded=True,
+)
+COSTS = ReportFigure(
+    name="costs",
+    section="training",
+    reading="Upwards is better, to the left cheaper; the grey line joins those that no other beats at a lower cost.",
+    title="{metric} on the test set against training time",
+    alt="Mean {metric} of each configuration against its mean training time, and its peak memory where "
+    "known; the table of costs holds the numbers.",
+    plot=lambda found: costs(found.compared.trials, found.compared.ranking, metric=found.metric),
+)

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from cellray.report.figures.base import BLUE, MEAN, MUTED, plain
-from cellray.report.figures.parts import MOST_PANELS, best_of, panels
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import BLUE, MEAN, MOST_PANELS, MUTED, as_label, panels
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
 """Diameters of dots, in points, for 1, 2 to 3, 4 to 7 and more images."""
@@ -28,17 +28,16 @@ def count_scatter(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> 
     top = max(float(max(counts[label].n_true.max(), counts[label].n_pred.quantile(0.995))) for label in shown)
     top = max(top, 1.0) * 1.05
     shared = {label: counts[label].groupby(["n_true", "n_pred"]).size().reset_index(name="n") for label in shown}
-    figure, axes = panels(len(shown), height=2.2, same_y=True)
-    for axis, label in zip(axes, shown, strict=True):
+    figure, axes = panels(known, "true cells in an image", "predicted cells", height=2.2, same_y=True)
+    for label, axis in axes.items():
         pairs = shared[label]
         beyond = int(pairs.n[pairs.n_pred > top].sum())
         axis.plot([0, top], [0, top], color=MUTED, lw=1)
         draw_dots(axis, pairs.n_true, pairs.n_pred.clip(upper=top), pairs.n)
-        axis.set_title(plain(label, 32) + (f"  ({beyond} above)" if beyond else ""), loc="left")
+        if beyond:
+            axis.set_title(f"{as_label(label, 32)}  ({beyond} above)", loc="left")
         axis.set_xlim(-0.03 * top, top)
         axis.set_ylim(-0.03 * top, top * 1.02)
-    figure.supxlabel("true cells in an image" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel("predicted cells", fontsize=10)
     return figure
 
 
@@ -75,8 +74,10 @@ def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> F
     every = pd.concat(list(errors.values()))
     reach = max(float(every.abs().quantile(0.995)), 1.0) * 1.1
     right = max(max(float(mean.quantile(0.995)) for mean in means.values()), 1.0) * 1.05
-    figure, axes = panels(len(shown), height=2.2, same_y=True)
-    for axis, label in zip(axes, shown, strict=True):
+    figure, axes = panels(
+        known, "mean of true and predicted cells in an image", "true − predicted cells", height=2.2, same_y=True
+    )
+    for label, axis in axes.items():
         points = pd.DataFrame({"mean": means[label], "error": errors[label]})
         shared = points.groupby(["mean", "error"]).size().reset_index(name="n")
         draw_dots(axis, shared["mean"].clip(upper=right), shared.error.clip(-reach, reach), shared.n)
@@ -88,14 +89,34 @@ def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> F
             for limit in (bias - spread, bias + spread):
                 axis.axhline(limit, color=MEAN, lw=1.1, ls="--")
             text += f", limits {bias - spread:+.1f} to {bias + spread:+.1f}"
-        axis.set_title(f"{plain(label, 32)}\n{text}", loc="left", fontsize=9.5)
+        axis.set_title(f"{as_label(label, 32)}\n{text}", loc="left", fontsize=9.5)
         axis.set_xlim(-0.03 * right, right)
         axis.set_ylim(-reach, reach)
-    figure.supxlabel("mean of true and predicted cells in an image" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel("true − predicted cells", fontsize=10)
     handles = [
         Line2D([], [], lw=1.6, color=MEAN, label="bias"),
         Line2D([], [], lw=1.1, ls="--", color=MEAN, label="limits of agreement (1.96 SD)"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
+
+
+CELL_COUNTS = ReportFigure(
+    name="counts",
+    section="quality",
+    reading="A dot is an image (a larger one several): on the line the count is right, below it cells are missing, "
+    "above it there are too many.",
+    title="Cells counted on test images",
+    alt="Predicted against true number of cells in each test image, all seeds, with the line of equal counts.",
+    plot=lambda found: count_scatter(found.details.counts_of("test"), found.labels),
+)
+BLAND_ALTMAN = ReportFigure(
+    name="bland-altman",
+    section="quality",
+    reading="How wrong a count is (up: too few found) against how many cells there are. The middle line is the mean "
+    "error, and most images lie between the outer two; a fan opening to the right means that crowded images "
+    "fare worse.",
+    title="Agreement of predicted and true counts, test set (Bland–Altman)",
+    alt="True minus predicted number of cells against the mean of both, one panel a configuration, with the mean "
+    "difference and the limits of agreement.",
+    plot=lambda found: bland_altman(found.details.counts_of("test"), found.labels),
+)

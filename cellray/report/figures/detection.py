@@ -10,8 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.base import BAD, BLUE, MUTED, PAPER, new_figure, plain
-from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, best_of, label_looks, panels, sets_of
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import (
+    BAD,
+    BLUE,
+    GROUP_COLOURS,
+    MOST_PANELS,
+    MUTED,
+    PAPER,
+    as_label,
+    best_of,
+    label_looks,
+    new_figure,
+    panels,
+    sets_of,
+)
 from cellray.report.tables import select
 
 TOP = 3
@@ -36,16 +49,13 @@ def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "tes
         return None
     shown = known[:MOST_PANELS]
     means = mean_curves(rows)
-    figure, axes = panels(len(shown), same_y=True)
-    for axis, label in zip(axes, shown, strict=True):
+    figure, axes = panels(known, "IoU that a hit needs", f"F1 on {as_label(set_name)}", same_y=True)
+    for label, axis in axes.items():
         draw_together(axis, means, [other for other in shown if other != label])
         for _, seed in rows[rows.label == label].groupby("seed"):
             axis.plot(seed.threshold, seed.f1, color=BLUE, lw=0.7, alpha=0.5)
         axis.plot(means.columns, means.loc[label], color=BLUE, lw=2)
-        axis.set_title(plain(label, 32), loc="left")
         frame_curves(axis)
-    figure.supxlabel("IoU that a hit needs" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel(f"F1 on {plain(set_name)}", fontsize=10)
     handles = [
         Line2D([], [], color=BLUE, lw=2, label="mean, worst counted"),
         Line2D([], [], color=BLUE, lw=0.7, alpha=0.5, label="one seed"),
@@ -60,20 +70,17 @@ def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[s
     shown = sets_of(iou, sets)
     if len(shown) < 2:
         return None
-    figure, axes = panels(len(shown), height=2.3, same_y=True)
+    figure, axes = panels(shown, "IoU that a hit needs", "F1, mean over seeds", height=2.3, same_y=True)
     top = [label for label in labels if label in set(iou.label)][:TOP]
-    for axis, name in zip(axes, shown, strict=True):
+    for name, axis in axes.items():
         means = mean_curves(iou[iou["set"] == name])
         draw_together(axis, means, list(means.index.difference(top)))
         for label, (colour, dashes) in reversed(list(zip(top, TOP_STYLES, strict=False))):
             if label in means.index:
                 axis.plot(means.columns, means.loc[label], color=colour, ls=dashes, lw=2)
-        axis.set_title(plain(name, 32), loc="left")
         frame_curves(axis)
-    figure.supxlabel("IoU that a hit needs", fontsize=10)
-    figure.supylabel("F1, mean over seeds", fontsize=10)
     handles = [
-        Line2D([], [], color=colour, ls=dashes, lw=2, label=plain(label, 30))
+        Line2D([], [], color=colour, ls=dashes, lw=2, label=as_label(label, 30))
         for label, (colour, dashes) in zip(top, TOP_STYLES, strict=False)
     ]
     if len(set(iou.label)) > TOP:
@@ -133,7 +140,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     for label in reversed(shown):  # the best on top
         rows = alive[alive.label == label]
         axis.plot(rows.recall, rows.precision, ls="", ms=7, mec=PAPER, mew=0.6, alpha=0.9, **looks[label])
-    handles = [Line2D([], [], ls="", ms=7, mew=0, label=plain(label), **looks[label]) for label in shown]
+    handles = [Line2D([], [], ls="", ms=7, mew=0, label=as_label(label), **looks[label]) for label in shown]
     if len(lost):
         axis.plot([0.03], [0.03], "x", transform=axis.transAxes, ms=9, mec=BAD, mew=2.2, zorder=6)
         axis.annotate(f"{len(lost)} at (0, 0)", (0.055, 0.03), xycoords="axes fraction", va="center", fontsize=9)
@@ -141,7 +148,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     axis.set_xlim(low, 1)
     axis.set_ylim(low, 1)
     axis.set_aspect("equal")
-    axis.set_xlabel(f"recall on {plain(set_name)}" + best_of(known, len(shown)))
+    axis.set_xlabel(f"recall on {as_label(set_name)}" + best_of(known, len(shown)))
     axis.set_ylabel("precision")
     figure.legend(handles=handles, loc="outside right upper")
     return figure
@@ -159,3 +166,32 @@ def draw_equal_f1(axis: Axes, low: float) -> None:
                 f"F1 {f1:.1f}", (1, f1 / (2 - f1)), xytext=(4, 0), textcoords="offset points", va="center",
                 color=MUTED, fontsize=9, annotation_clip=False,
             )  # fmt: skip
+
+
+IOU_CURVES = ReportFigure(
+    name="iou-curves",
+    section="quality",
+    reading="How the score falls as an outline has to fit more exactly to count as found: at the left a rough hit is "
+    "enough, at the right only an almost perfect outline counts. Grey: all other configurations.",
+    title="F1 against the overlap that a hit needs, test set",
+    alt="F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its seeds.",
+    plot=lambda found: iou_curves(found.details.iou, found.labels),
+)
+IOU_CURVES_BY_SET = ReportFigure(
+    name="iou-curves-sets",
+    section="quality",
+    reading="The same on every set. Where lines cross, the order hangs on how exact an outline has to be.",
+    title="F1 against the overlap that a hit needs, every set",
+    alt="F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
+    plot=lambda found: iou_curves_by_set(found.details.iou, found.labels, found.tables.sets),
+)
+PRECISION_RECALL = ReportFigure(
+    name="precision-recall",
+    section="quality",
+    reading="To the right, fewer cells are missed; upwards, fewer are made up. A mark is one seed at its own operating "
+    "point, the thin lines join equal F1, and a cross at the origin stands for collapsed or failed trials.",
+    title="Precision and recall at the operating points, test set",
+    alt="Precision against recall of every trial on the test set, with lines of equal F1; collapsed trials at the "
+    "origin.",
+    plot=lambda found: precision_recall(found.compared.scores, found.labels),
+)

@@ -13,9 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import INK, new_figure, plain
 from cellray.report.tables import metric_title
 
+Look = dict[str, Any]
+"""Keyword arguments of matplotlib's functions."""
+
+INK, MUTED, LINE, PAPER = "#1f2328", "#5f6670", "#d0d6dc", "#fffffe"
+BLUE, BAD, MEAN = "#0072b2", "#d55e00", "#1f2328"
 # one off BLUE, which a dark page lightens: there it would be the sky blue at the end
 SEED_COLOURS = ("#0072b3", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SEED_STYLES = ("-", "--", ":", "-.")
@@ -27,13 +31,26 @@ MOST_ROWS = 40
 """Configurations that get a row of their own."""
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that no global list keeps alive."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def as_label(text: str, width: int = 28) -> str:
+    """A label that matplotlib doesn't read as TeX, cut where it would run over."""
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    return text.replace("$", r"\$")
+
+
 def axis_title(metric: str, set_name: str) -> str:
     """Metric, set and which way is better."""
     better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    return f"{metric_title(metric)} on {plain(set_name)} ({better})"
+    return f"{metric_title(metric)} on {as_label(set_name)} ({better})"
 
 
-def seed_look(seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
     """Colour and dash of each seed, the same in every figure."""
     n = len(SEED_COLOURS)
     return {
@@ -43,19 +60,25 @@ def seed_look(seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
 
 
 def panels(
-    n: int, *, width: float = 8.6, height: float = 1.95, same_x: bool = True, same_y: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A grid of small panels, three across, and the unused ones removed; scales that all share stand at the edge."""
-    columns = min(3, n)
-    rows = math.ceil(n / columns)
-    figure = new_figure(width, 0.7 + height * rows)
+    names: Sequence[str], x: str, y: str = "", *, height: float = 1.95, same_x: bool = True, same_y: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
+    """A grid of small panels, three across, one for each name or for the first of many; scales that all share stand at
+    the edge, and so do the titles x and y."""
+    shown = names[:MOST_PANELS]
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = new_figure(8.6, 0.7 + height * rows)
     axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
-    for axis in axes[n:]:
+    for axis in axes[len(shown) :]:
         axis.remove()
-    for i, axis in enumerate(axes[:n]):
-        axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= n)
+    for i, (name, axis) in enumerate(zip(shown, axes, strict=False)):
+        axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= len(shown))
         axis.tick_params(axis="y", labelleft=not same_y or i % columns == 0)
-    return figure, axes[:n]
+        axis.set_title(as_label(name, 32), loc="left")
+    figure.supxlabel(x + best_of(names, len(shown)), fontsize=10)
+    if y:
+        figure.supylabel(y, fontsize=10)
+    return figure, dict(zip(shown, axes, strict=False))
 
 
 def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tuple[Figure, list[Axes]]:
@@ -74,13 +97,13 @@ def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tupl
     for axis in axes[n:]:
         axis.remove()
     for k, axis in enumerate(axes[:n]):
-        axis.set_yticks(range(len(labels)), [plain(label, 24) for label in labels])
+        axis.set_yticks(range(len(labels)), [as_label(label, 24) for label in labels])
         axis.tick_params(axis="y", length=0, labelleft=k % across == 0)
         axis.set_ylim(len(labels) - 0.4, -0.6)
     return figure, axes[:n]
 
 
-def label_looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def label_looks(labels: Sequence[str]) -> dict[str, Look]:
     """Colour and marker of each configuration: a colour for what its label says before a colon, a marker within."""
     groups: dict[str, int] = {}
     members: dict[str, int] = {}
@@ -90,10 +113,7 @@ def label_looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         group = groups.setdefault(name, len(groups))
         member = members[name] = members.get(name, -1) + 1
         n = len(GROUP_COLOURS)
-        looks[label] = {
-            "color": GROUP_COLOURS[group % n],
-            "marker": MARKERS[(member + group // n) % len(MARKERS)],
-        }
+        looks[label] = {"color": GROUP_COLOURS[group % n], "marker": MARKERS[(member + group // n) % len(MARKERS)]}
     return looks
 
 
@@ -124,14 +144,14 @@ def heat_cells(
         red, green, blue, _ = image.cmap(image.norm(grid[i, j]))
         ink = "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#ffffff"
         weight = "bold" if bold is not None and bold[i, j] else "normal"
-        look: dict[str, Any] = {"color": ink, "fontsize": 9, "linespacing": 1.05, "fontweight": weight}
+        look: Look = {"color": ink, "fontsize": 9, "linespacing": 1.05, "fontweight": weight}
         axis.text(j, i, texts[i][j], ha="center", va="center", **look)
 
 
-def bare(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
+def name_cells(axis: Axes, rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False) -> None:
     """Names beside and above a heat map, and nothing else around it."""
     axis.grid(visible=False)
-    how: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+    how: Look = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
     axis.set_xticks(range(len(columns)), columns, **how)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BAD, BLUE, INK, MEAN, MUTED, new_figure, plain
-from cellray.report.figures.parts import MOST_ROWS, axis_title, best_of, draw_ceiling
-from cellray.report.tables import format_rank, format_value, rows_of, select
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import (
+    BAD,
+    BLUE,
+    INK,
+    MEAN,
+    MOST_ROWS,
+    MUTED,
+    as_label,
+    axis_title,
+    best_of,
+    draw_ceiling,
+    new_figure,
+)
+from cellray.report.findings import Findings
+from cellray.report.tables import format_rank, format_value, metric_title, rows_of, select
+from cellray.report.words import set_title_plain
 
 
 def ranking_dots(
@@ -43,7 +58,7 @@ def ranking_dots(
         return None
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 1.5 + 0.34 * len(order))
-    gutter, main = make_axes(figure, has_gutter=not lost.empty, left=higher)
+    gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
     y = {label: i for i, label in enumerate(order.label)}
     has_interval = "low" in order and bool(order.low.notna().any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
@@ -74,7 +89,7 @@ def ranking_dots(
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
     labels.set_yticklabels(
-        [f"{plain(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
+        [f"{as_label(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
     )
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
@@ -96,7 +111,7 @@ def ranking_dots(
     return figure
 
 
-def make_axes(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:
+def with_gutter(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, Axes]:
     """The main axis and, on the bad side, a narrow one for trials that count as worst."""
     if not has_gutter:
         return None, figure.add_subplot()  # type: ignore[return-value]
@@ -148,3 +163,37 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
     if (points.outcome == "failed").any():
         handles.append(Line2D([], [], ls="", marker="s", mfc="none", mec=BAD, mew=1.8, label="failed"))
     return handles
+
+
+def describe_ranking(ranking: pd.DataFrame, metric: str, set_name: str) -> str:
+    """A sentence for readers who can't see the dot plot."""
+    rows = select(ranking, set_name=set_name, metric=metric)
+    rows = rows[rows["mean"].notna()]
+    if rows.empty:
+        return "Dot plot without results yet."
+    ends = [f"{row.label} (mean {format_value(metric, row.mean)})" for row in rows_of(rows.iloc[[0, -1]])]
+    return (
+        f"Dot plot of {metric_title(metric)} for every seed of {len(rows)} configurations, best on top: from {ends[0]} "
+        f"to {ends[1]}."
+    )
+
+
+def sketch_rankings(found: Findings) -> Iterator[Sketch]:
+    """One dot plot a set, but of validation."""
+    scores, ranking, metric = found.compared.scores, found.compared.ranking, found.metric
+    for name in ("test", *found.external):
+        yield Sketch(
+            f"{found.title}, {set_title_plain(name)}",
+            describe_ranking(ranking, metric, name),
+            ranking_dots(scores, ranking, set_name=name, metric=metric, ceiling=found.ceiling.get(name)),
+            part=name,
+        )
+
+
+RANKING = ReportFigure(
+    name="ranking",
+    section="ranking",
+    reading="A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin "
+    "line its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
+    series=sketch_rankings,
+)

@@ -10,14 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BLUE, INK, MUTED, PAPER, new_figure, plain
+from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
+    BLUE,
+    INK,
     MOST_PANELS,
-    bare,
+    MUTED,
+    PAPER,
+    as_label,
     best_of,
     draw_ceiling,
     heat_cells,
+    name_cells,
     named_rows,
+    new_figure,
     sets_of,
     signed,
 )
@@ -44,7 +50,7 @@ def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> 
     )  # fmt: skip
     texts = [[cell_text(metric, value, row[0] if j else None) for j, value in enumerate(row)] for row in grid]
     heat_cells(axis, image, grid, texts)
-    bare(axis, [plain(label) for label in order], [plain(name, 16) for name in shown])
+    name_cells(axis, [as_label(label) for label in order], [as_label(name, 16) for name in shown])
     if len(order) < len(known):
         figure.supxlabel(best_of(known, len(order)).strip(" ()"), fontsize=10)
     return figure
@@ -92,7 +98,7 @@ def drop(
                 change_text(away[label] - home[label]), (1, i), xycoords=axis.get_yaxis_transform(), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=9, color=INK, annotation_clip=False,
             )  # fmt: skip
-        axis.set_title(plain(name, 30), loc="left")
+        axis.set_title(as_label(name, 30), loc="left")
         draw_ceiling(axis, (ceiling or {}).get(name))
         if METRICS[metric].worst is not None:
             axis.set_xlim(0, 1)
@@ -105,3 +111,23 @@ def drop(
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
     figure.supxlabel(metric_title(metric) + best_of(list(home.index), len(labels)), fontsize=10)
     return figure
+
+
+DROP = ReportFigure(
+    name="drop",
+    section="generalisation",
+    reading="From the open dot (test set) to the filled one (images from other laboratories, stains or microscopes), "
+    "with the difference at the right: the shorter the line, the better a configuration carries over.",
+    title="From the test set to each external set: {metric}",
+    alt="Mean {metric} of each configuration on the test set and on each external set, with the difference.",
+    plot=lambda found: drop(found.compared.ranking, found.tables.sets, metric=found.metric, ceiling=found.ceiling),
+)
+TRANSFER = ReportFigure(
+    name="transfer",
+    section="generalisation",
+    reading="The mean score of each configuration on each set; in brackets the change from the test set.",
+    title="{metric} of every configuration on every set",
+    alt="Heat map of mean {metric} of each configuration on each set; the numbers are in the tables by set.",
+    plot=lambda found: transfer_map(found.compared.ranking, found.tables.sets, metric=found.metric),
+    is_folded=True,
+)

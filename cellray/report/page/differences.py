@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellray.report.page.cells import (
-    Cell,
-    PageTable,
-    head,
-    number,
-    sort_key,
-)
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key
 from cellray.report.tables import (
     Tables,
     format_difference,
@@ -26,8 +20,6 @@ from cellray.report.tables import (
     rows_of,
     select,
 )
-
-POWER = "80\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class Differences:
         return self.leader is None and self.schemes is None and not self.sentences
 
 
-def compare(tables: Tables, metric: str, set_name: str) -> Differences:
+def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
     """The tests on one set, for the metric that ranks; empty where none was made."""
     inference = tables.inference
     if inference is None:
@@ -123,32 +115,32 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
         body.append(
             [
                 head(name),
-                number(
+                number_cell(
                     row.difference,
                     format_difference(metric, row.difference),
                     format_interval(metric, row.low, row.high),
                 ),
-                number(row.p_holm, format_p(row.p_holm), f"alone {format_p(row.p)}"),
-                number(row.p_wilcoxon_holm, format_p(row.p_wilcoxon_holm), f"alone {format_p(row.p_wilcoxon)}"),
-                number(
+                number_cell(row.p_holm, format_p(row.p_holm), f"alone {format_p(row.p)}"),
+                number_cell(row.p_wilcoxon_holm, format_p(row.p_wilcoxon_holm), f"alone {format_p(row.p_wilcoxon)}"),
+                number_cell(
                     row.superiority,
                     f"{row.superiority:.2f}",
                     f"[{row.superiority_low:.2f}, {row.superiority_high:.2f}]"
                     if np.isfinite(row.superiority_low)
                     else "",
                 ),
-                number(row.p_false, format_p(row.p_false)),
-                Cell("yes", 1.0, "good") if row.decided else Cell("no", 0.0, "moved"),
+                number_cell(row.p_false, format_p(row.p_false)),
+                TableCell("yes", 1.0, "good") if row.decided else TableCell("no", 0.0, "moved"),
                 needed(row),
             ]
         )
     return PageTable(columns, body)
 
 
-def needed(row: Any) -> Cell:
+def needed(row: Any) -> TableCell:
     """What would decide a pair, in words."""
     if row.decided:
-        return Cell("–", 0.0)
+        return TableCell("–", 0.0)
     parts = [
         f"{value:,.0f} {what}".replace(",", " ")  # a thin space
         for value, what in ((row.more_seeds, "seeds"), (row.more_images, "images"))
@@ -156,8 +148,8 @@ def needed(row: Any) -> Cell:
     ]
     known = [value for value in (row.more_seeds, row.more_images) if not np.isnan(value)]
     if not known:
-        return Cell("–", "")
-    return Cell(" or ".join(parts) or "no number would", sort_key(min(known)))
+        return TableCell("–", "")
+    return TableCell(" or ".join(parts) or "no number would", sort_key(min(known)))
 
 
 def scheme_table(ranks: pd.DataFrame) -> PageTable | None:
@@ -178,10 +170,10 @@ def scheme_table(ranks: pd.DataFrame) -> PageTable | None:
     body = [
         [
             head(str(row.label)),
-            number(row.rank, format_rank(row.rank, row.rank_low, row.rank_high)),
-            number(row.rank_then_mean, format_rank(row.rank_then_mean)),
-            number(row.mean_rank, f"{row.mean_rank:.2f}"),
-            number(row.by_tests, format_rank(row.by_tests)),
+            number_cell(row.rank, format_rank(row.rank, row.rank_low, row.rank_high)),
+            number_cell(row.rank_then_mean, format_rank(row.rank_then_mean)),
+            number_cell(row.mean_rank, f"{row.mean_rank:.2f}"),
+            number_cell(row.by_tests, format_rank(row.by_tests)),
         ]
         for row in rows_of(known.sort_values("rank", kind="stable"))
     ]
@@ -220,5 +212,5 @@ def detectable_sentence(detectable: pd.DataFrame, set_name: str, metric: str) ->
     least = format_value(metric, found.iloc[0].difference)
     return [
         f"With the seeds and images at hand, a true difference of one pair in {metric_title(metric)} has to be at "
-        f"least {least} to be found with {POWER} power; a smaller one may exist unseen."
+        f"least {least} to be found with 80\u00a0% power; a smaller one may exist unseen."
     ]

@@ -1,176 +1,154 @@
-"""Where each figure stands on the page, and how to read it."""
+"""The sections of the page: what each shows, from results; `PAGE_SECTIONS` lists them in order.
+
+A section is one `Section` here and one template of its name beside this file, which gets what `context` gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from markupsafe import Markup
-
+from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.figures import Drawing
+from cellray.report.findings import Findings
+from cellray.report.gallery import ROLES, Gallery
+from cellray.report.page.cost_table import cost_table
+from cellray.report.page.differences import find_differences
+from cellray.report.page.published_table import published_table
+from cellray.report.page.ranking_tables import lead_sentence, metrics_table, ranked_table
+from cellray.report.page.search_tables import SearchSection, search_section
+from cellray.report.page.table_cells import agreement_note
+from cellray.report.protocol import Protocol
+from cellray.statistics import unseen_rate
+
+Context = dict[str, object]
+"""What a template gets, by name."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A figure's place."""
+class PageContents:
+    """Everything that the page shows."""
 
-    section: str
-    reading: str
-    """One or two sentences for a reader who hasn't met such a figure."""
-    is_folded: bool = False
-    """Whether it is opened only on demand, as a detail."""
-
-
-PLACES: dict[str, Place] = {
-    "ranking": Place(
-        "ranking",
-        "A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin line "
-        "its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
-    ),
-    "critical-difference": Place(
-        "differences",
-        "Each configuration hangs at its mean rank over the images; a bar joins those that lie within the critical "
-        "difference and can't be told apart. It is a picture of the whole field: the paired tests above decide.",
-    ),
-    "pair-matrix": Place(
-        "differences",
-        "Read along a row: by how much that configuration is better (+) or worse (−) than the one in the column, on "
-        "the same images and seeds. Bold in a frame: decided by the paired tests; elsewhere it may be chance.",
-    ),
-    "rank-stability": Place(
-        "differences",
-        "If the study were repeated with other images and seeds like these, how often would each configuration take "
-        "each rank? One large dot is a firm rank; many small ones say that the rank is a matter of chance.",
-    ),
-    "iou-curves": Place(
-        "quality",
-        "How the score falls as an outline has to fit more exactly to count as found: at the left a rough hit is "
-        "enough, at the right only an almost perfect outline counts. Grey: all other configurations.",
-    ),
-    "iou-curves-sets": Place(
-        "quality", "The same on every set. Where lines cross, the order hangs on how exact an outline has to be."
-    ),
-    "precision-recall": Place(
-        "quality",
-        "To the right, fewer cells are missed; upwards, fewer are made up. A mark is one seed at its own operating "
-        "point, the thin lines join equal F1, and a cross at the origin stands for collapsed or failed trials.",
-    ),
-    "counts": Place(
-        "quality",
-        "A dot is an image (a larger one several): on the line the count is right, below it cells are missing, above "
-        "it there are too many.",
-    ),
-    "bland-altman": Place(
-        "quality",
-        "How wrong a count is (up: too few found) against how many cells there are. The middle line is the mean error, "
-        "and most images lie between the outer two; a fan opening to the right means that crowded images fare worse.",
-    ),
-    "drop": Place(
-        "generalisation",
-        "From the open dot (test set) to the filled one (images from other laboratories, stains or microscopes), with "
-        "the difference at the right: the shorter the line, the better a configuration carries over.",
-    ),
-    "transfer": Place(
-        "generalisation",
-        "The mean score of each configuration on each set; in brackets the change from the test set.",
-        is_folded=True,
-    ),
-    "strata": Place(
-        "generalisation",
-        "The score split by crowding of the image, and the recall by size of the cell: a weak column shows where a "
-        "mean hides trouble. The last column counts what is predicted in an image without cells.",
-    ),
-    "error-kinds": Place(
-        "generalisation",
-        "What goes wrong, per true cell: cells missed, neighbours merged into one, one cell split in several, and "
-        "spurious ones that are none. Short bars are good; each set has its own scale.",
-    ),
-    "validation-dice": Place(
-        "training",
-        "One line a seed. Lines still rising at the end would have gained from a longer training; a cross marks the "
-        "epoch at which a trial collapsed.",
-    ),
-    "training-loss": Place(
-        "training",
-        "Each loss has its own scale, so only the shape may be compared between panels, never the height.",
-        is_folded=True,
-    ),
-    "range-tests": Place(
-        "training",
-        "The loss while the learning rate grows: it falls where the network learns and shoots up where the rate is too "
-        "high. The dot marks the rate that was used.",
-        is_folded=True,
-    ),
-    "term-scales": Place(
-        "training",
-        "What each term of a combined loss was multiplied by so that all pull alike; far from 1, the raw terms differ "
-        "in strength.",
-        is_folded=True,
-    ),
-    "costs": Place(
-        "training",
-        "Upwards is better, to the left cheaper; the grey line joins those that no other beats at a lower cost.",
-    ),
-    "search-history": Place(
-        "weights",
-        "Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so far "
-        "is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
-    ),
-    "seeds-given": Place(
-        "weights",
-        "All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
-        "than the leader; the longest bars are those between which the race could not decide sooner.",
-    ),
-    "importance": Place(
-        "weights",
-        "How much of the variation of the score each parameter explains by itself; weights that sum to 1 share theirs. "
-        "The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
-        "dashed mark, which is what random numbers would reach: the others may be chance.",
-    ),
-    "simplex": Place(
-        "weights",
-        "A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines are "
-        "its standard error; the star is the best mixture, and small squares are where it may also be.",
-    ),
-}
-"""By a figure's name, or by what stands before `-<set>` in it; in the order in which a section shows them."""
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    """A figure as the page shows it."""
-
-    name: str
-    title: str
-    reading: str
-    is_folded: bool
-    svg: Markup
-
-
-def place_of(name: str) -> str:
-    """The entry of `PLACES` that a figure's name belongs to; the longest that fits.
-
-    Raises:
-        KeyError: If there is none: whoever draws a new figure gives it a place.
-    """
-    fitting = [key for key in PLACES if name == key or name.startswith(key + "-")]
-    if not fitting:
-        raise KeyError(f"figure {name!r} has no place on the page; add it to PLACES")
-    return max(fitting, key=len)
-
-
-def arrange(drawings: Mapping[str, Drawing]) -> dict[str, list[PageFigure]]:
-    """The figures of each section, in the order of `PLACES`; figures of several sets in the order they came."""
-    order = list(PLACES)
-    placed = sorted(((place_of(name), drawing) for name, drawing in drawings.items()), key=lambda p: order.index(p[0]))
-    sections: dict[str, list[PageFigure]] = {}
-    for key, drawing in placed:
-        place = PLACES[key]
-        figure = PageFigure(drawing.name, drawing.title, place.reading, place.is_folded, Markup(drawing.inline))
-        sections.setdefault(place.section, []).append(figure)
-    return sections
-
-
-def named(figures: Iterable[PageFigure]) -> dict[str, PageFigure]:
+    found: Findings
+    answer: list[str]
+    """Sentences that open the page."""
+    drawings: Mapping[str, Drawing]
     """Figures by name."""
-    return {figure.name: figure for figure in figures}
+    gallery: Gallery
+    protocol: Protocol
+
+    @cached_property
+    def searched(self) -> SearchSection:
+        """What is said of a search, or of mixtures of losses."""
+        return search_section(self.found)
+
+    def figures_of(self, section: str) -> list[Drawing]:
+        """The figures of a section, in order."""
+        return [drawing for drawing in self.drawings.values() if drawing.kind.section == section]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page."""
+
+    id: str
+    """Also names its template."""
+    title: str
+    context: Callable[[PageContents], Context | None]
+    """What its template gets; None: there is nothing to show, and the section is left out."""
+
+
+def ranking_context(page: PageContents) -> Context:
+    """The ranking on the test set, and that on validation images."""
+    found = page.found
+    return {
+        "ranked": {n: ranked_table(found.tables, found.metric, n) for n in found.tables.sets if n in ("test", "val")},
+        "agreement": agreement_note(found.agreement, "test"),
+        "dots": page.drawings.get("ranking-test"),
+        "every_metric": metrics_table(found.tables, found.metric, "test"),
+    }
+
+
+def differences_context(page: PageContents) -> Context | None:
+    """What the tests on the test set say."""
+    differences = find_differences(page.found.tables, page.found.metric, "test")
+    figures = page.figures_of("differences")
+    return None if differences.is_empty and not figures else {"found": differences, "figures": figures}
+
+
+def weights_context(page: PageContents) -> Context | None:
+    """What a search or a study of weights found."""
+    figures = page.figures_of("weights")
+    return None if page.searched.is_empty and not figures else {"searched": page.searched, "figures": figures}
+
+
+def quality_context(page: PageContents) -> Context | None:
+    """How cells are found and counted: figures alone."""
+    figures = page.figures_of("quality")
+    return {"figures": figures} if figures else None
+
+
+def generalisation_context(page: PageContents) -> Context | None:
+    """The ranking and the tests of each external set."""
+    found, figures = page.found, page.figures_of("generalisation")
+    tables, metric = found.tables, found.metric
+    sets = [
+        {
+            "name": name,
+            "agreement": agreement_note(found.agreement, name),
+            "lead": lead_sentence(tables, metric, name),
+            "ranked": ranked_table(tables, metric, name),
+            "dots": page.drawings.get(f"ranking-{name}"),
+            "found": find_differences(tables, metric, name),
+            "every_metric": metrics_table(tables, metric, name),
+        }
+        for name in found.external
+    ]
+    return {"figures": figures, "sets": sets} if figures or sets else None
+
+
+def training_context(page: PageContents) -> Context:
+    """Outcomes, learning curves and costs."""
+    trials = page.found.tables.trials
+    n_seeds = len({trial.seed for trial in page.found.plan.trials})
+    # those that were ended early stand in a table of their own, where there is one
+    expected = ["finished", "missing", *(["stopped"] if page.searched.stopped else [])]
+    troubles = trials[~trials.outcome.isin(expected)]
+    return {
+        "troubles": troubles[["label", "seed", "outcome", "reason", "key"]].to_dict("records"),
+        "searched": page.searched,
+        "n_stopped": int((trials.outcome == "stopped").sum()),
+        "n_seeds": n_seeds,
+        "unseen": unseen_rate(n_seeds),
+        "has_fewer": trials.groupby("label").size().min() < n_seeds,
+        "nan_notes": page.found.tables.notes,
+        "at_edge": trials[trials.lr_at_edge][["label", "seed", "lr"]].to_dict("records"),
+        "figures": page.figures_of("training"),
+        "costs": cost_table(page.found),
+    }
+
+
+def images_context(page: PageContents) -> Context | None:
+    """The overlays."""
+    legend = {"hit": "found", "missed": "missed (true outline)", "spurious": "spurious (predicted outline)"}
+    context: Context = {"gallery": page.gallery, "roles": ROLES, "legend": legend, "colours": OVERLAY_COLOURS}
+    return None if page.gallery.is_empty else context
+
+
+def protocol_context(page: PageContents) -> Context:
+    """What a reader needs to judge the report by."""
+    return {"protocol": page.protocol, "published": published_table(page.found.tables)}
+
+
+PAGE_SECTIONS = (
+    Section("ranking", "Ranking on the test set", ranking_context),
+    Section("differences", "Which differences hold", differences_context),
+    Section("weights", "Loss weights and search", weights_context),
+    Section("quality", "How cells are found and counted", quality_context),
+    Section("generalisation", "Beyond the test set", generalisation_context),
+    Section("training", "Training, outcomes and cost", training_context),
+    Section("images", "Images", images_context),
+    Section("protocol", "Protocol", protocol_context),
+)
+"""Every section in order; one that has nothing to show is left out."""

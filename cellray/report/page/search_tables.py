@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.mixtures import Mixtures
-from cellray.report.page.cells import Cell, PageTable, head, number
-from cellray.report.search import METHODS, STOPPING, Search, Tried, describe, parameter_names, value_of
-from cellray.report.tables import Tables, format_interval, format_rank, format_value, metric_title, select
-from cellray.report.tables import number as number_of
+from cellray.report.findings import Findings
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
+from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
+from cellray.report.tables import format_interval, format_rank, format_value, metric_title, number
 from cellray.report.words import listing, plural
 
 MOST_LISTED = 10
@@ -42,38 +40,25 @@ class SearchSection:
         return not (self.facts or self.sentences)
 
 
-def search_section(
-    search: Search | None,
-    tables: Tables,
-    metric: str,
-    losses: Mapping[str, Mapping[str, Any]],
-    mixtures: list[Mixtures],
-) -> SearchSection:
-    """Facts, tables and sentences.
-
-    Args:
-        search: What was tried; None: only what mixtures say.
-        tables: Scores and ranks.
-        metric: The one that ranks.
-        losses: Label -> loss, for the names of its terms.
-        mixtures: Families of losses mixed in enough ways.
-    """
-    on_weights = [text for family in mixtures for text in (family.sentence(), family.caveat()) if text]
+def search_section(found: Findings) -> SearchSection:
+    """Facts, tables and sentences; of a study without a search only what mixtures of losses say."""
+    search, metric, losses = found.search, found.metric, found.losses
+    on_weights = [text for family in found.families for text in (family.sentence, family.caveat) if text]
     if search is None:
         return SearchSection(sentences=on_weights)
-    test = select(tables.ranking, set_name="test", metric=metric).set_index("label")
+    test = found.ranked.set_index("label")
     best = search.best_first(metric)[:MOST_LISTED] if search.suggests else []
     dropped, stopped = search.in_state("dropped"), search.in_state("stopped")
     return SearchSection(
-        facts=facts_of(search),
+        facts=search_facts(search),
         best=best_table(best, search, test, metric, losses) if best else None,
         dropped=dropped_table(dropped, search, test, metric) if dropped else None,
         stopped=stopped_table(stopped, test, losses) if stopped else None,
-        sentences=[*importance_sentences(search, losses), *on_weights],
+        sentences=[*importance_sentences(search, found.parameter_names), *on_weights],
     )
 
 
-def facts_of(search: Search) -> list[tuple[str, str]]:
+def search_facts(search: Search) -> list[tuple[str, str]]:
     """How the search was done, and what rule chose."""
     everyone = search.configurations
     given = sum(c.source == "given" for c in everyone)
@@ -87,7 +72,7 @@ def facts_of(search: Search) -> list[tuple[str, str]]:
         facts.append(("Seeds", f"{span} a configuration"))
     if search.suggests:
         titles = listing([metric_title(key) for key in search.metrics])
-        worst = listing([format_value(key, number_of(METRICS[key].worst)) for key in search.metrics])
+        worst = listing([format_value(key, number(METRICS[key].worst)) for key in search.metrics])
         facts.append(
             (
                 "Rule",
@@ -123,11 +108,7 @@ STATES = (
 
 
 def best_table(
-    best: list[Tried],
-    search: Search,
-    test: pd.DataFrame,
-    metric: str,
-    losses: Mapping[str, Mapping[str, Any]],
+    best: list[Tried], search: Search, test: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
@@ -144,16 +125,16 @@ def best_table(
     ]
     body = []
     for place, c in enumerate(best, start=1):
-        seen = [value_of(c, key, i) for i, key in enumerate(search.metrics)]
-        words = describe(c.parameters, losses.get(c.label)) or "outside of the searched space"
+        seen = [judged_value(c, key, i) for i, key in enumerate(search.metrics)]
+        words = parameters_text(c.parameters, losses.get(c.label)) or "outside of the searched space"
         body.append(
             [
-                number(place, str(place), "" if c.acceptable else "breaks a constraint"),
+                number_cell(place, str(place), "" if c.acceptable else "breaks a constraint"),
                 head(c.label),
-                Cell(words, words, "words"),
-                *(number(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
-                *on_test(c, test, metric),
-                number(c.seeds, str(c.seeds)),
+                TableCell(words, words, "words"),
+                *(number_cell(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
+                *test_cells(c, test, metric),
+                number_cell(c.seeds, str(c.seeds)),
             ]
         )
     rest = len(search.judged) - len(best)
@@ -161,15 +142,15 @@ def best_table(
     return PageTable(columns, body, notes)
 
 
-def on_test(c: Tried, test: pd.DataFrame, metric: str) -> list[Cell]:
+def test_cells(c: Tried, test: pd.DataFrame, metric: str) -> list[TableCell]:
     """Mean with its interval, and rank."""
     if c.label not in test.index:
-        return [number(np.nan, ""), number(np.nan, "")]
+        return [number_cell(np.nan, ""), number_cell(np.nan, "")]
     columns = ("mean", "low", "high", "rank", "rank_low", "rank_high")
     mean, low, high, rank, rank_low, rank_high = (float(test[name][c.label]) for name in columns)
     return [
-        number(mean, format_value(metric, mean), format_interval(metric, low, high)),
-        number(rank, format_rank(rank, rank_low, rank_high)),
+        number_cell(mean, format_value(metric, mean), format_interval(metric, low, high)),
+        number_cell(rank, format_rank(rank, rank_low, rank_high)),
     ]
 
 
@@ -186,23 +167,23 @@ def dropped_table(dropped: list[Tried], search: Search, test: pd.DataFrame, metr
     body = [
         [
             head(c.label),
-            number(c.seeds, str(c.seeds)),
+            number_cell(c.seeds, str(c.seeds)),
             validation_cell(c, search.metrics[0]),
-            *on_test(c, test, metric),
-            Cell(c.reason or "–", c.reason, "words"),
+            *test_cells(c, test, metric),
+            TableCell(c.reason or "–", c.reason, "words"),
         ]
         for c in dropped
     ]
     return PageTable(columns, body)
 
 
-def validation_cell(c: Tried, metric: str) -> Cell:
+def validation_cell(c: Tried, metric: str) -> TableCell:
     """The value on validation images, where there is one."""
-    value = value_of(c, metric) if c.values else float("nan")
-    return number(value, format_value(metric, value))
+    value = judged_value(c, metric) if c.values else float("nan")
+    return number_cell(value, format_value(metric, value))
 
 
-def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, Mapping[str, Any]]) -> PageTable:
+def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, StoredLoss]) -> PageTable:
     """What was ended early, in the order in which it is ranked: where, with which Dice, and why."""
     columns = [
         ("Configuration", ""),
@@ -217,28 +198,27 @@ def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str,
     for c in sorted(stopped, key=lambda c: (place.get(c.label, len(place)), c.number)):
         epoch = float("nan") if c.epoch is None else float(c.epoch)
         dice = float(test.stopped_dice.get(c.label, np.nan))
-        words = describe(c.parameters, losses.get(c.label))
+        words = parameters_text(c.parameters, losses.get(c.label))
         body.append(
             [
                 head(c.label),
-                number(epoch, f"{epoch:.0f}" + (f" of {c.epochs}" if c.epochs else "")),
-                number(dice, format_value("dice", dice)),
-                number(c.seeds, str(c.seeds)),
-                Cell(words or "–", words, "words"),
-                Cell(c.reason or "–", c.reason, "words"),
+                number_cell(epoch, f"{epoch:.0f}" + (f" of {c.epochs}" if c.epochs else "")),
+                number_cell(dice, format_value("dice", dice)),
+                number_cell(c.seeds, str(c.seeds)),
+                TableCell(words or "–", words, "words"),
+                TableCell(c.reason or "–", c.reason, "words"),
             ]
         )
     return PageTable(columns, body)
 
 
-def importance_sentences(search: Search, losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def importance_sentences(search: Search, names: Mapping[str, str]) -> list[str]:
     """Which parameters stand out from chance, or why nothing is said of that."""
     if not search.suggests:
         return []
     found = search.importance
     if found.missing:
         return [f"How much each parameter matters isn't worked out: {found.missing}"]
-    names = parameter_names(search, losses)
     clear = [f"{names[s.name]} {s.value:.2f} [{s.low:.2f}–{s.high:.2f}]" for s in found.shares if s.is_clear]
     said = (
         f"Parameters that explain more of the variation of the score than random numbers do: {listing(clear)}."

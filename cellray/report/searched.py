@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.report.importance import Importance, importance_of
-from cellray.report.tables import Plan, Record
+from cellray.report.tables import number
 from cellray.scores import is_finite, magnitude
 
 PATH = "search.json"
@@ -34,11 +35,12 @@ METHODS = {
 STOPPING = {"asha": "ASHA", "median": "the median rule"}
 
 
-class Reader(Protocol):
-    """What is needed of a ledger."""
-
-    def exists(self, path: str) -> bool: ...
-    def read(self, path: str) -> bytes: ...
+StoredSettings = Mapping[str, Any]
+"""The settings of a trial, as its record holds them."""
+StoredLoss = Mapping[str, Any]
+"""The loss among them: a name and settings, or terms with weights."""
+Parameters = Mapping[str, object]
+"""Dotted path -> number, flag or word."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Tried:
     """Its place in the order of trying, from 0 or 1."""
     source: str
     """`given`: listed in the study; `suggested`: by the search."""
-    parameters: Mapping[str, Any]
+    parameters: Parameters
     """What was searched: dotted path -> value; empty for a configuration outside of the space."""
     values: tuple[float, ...] | None
     """One a metric of the search, as the metric reads; None while it runs or where it was ended early."""
@@ -94,20 +96,25 @@ class Search:
     def importance(self) -> Importance:
         """Of each parameter for the first metric; worked out when first asked for, as it takes seconds."""
         known = [c for c in self.judged if c.parameters]
-        return importance_of([self.merged(c.parameters) for c in known], [value_of(c, self.metrics[0]) for c in known])
+        return importance_of(
+            [self.merged(c.parameters) for c in known], [judged_value(c, self.metrics[0]) for c in known]
+        )
 
-    def merged(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def merged(self, parameters: Parameters) -> dict[str, object]:
         """The same parameters, where one that is there whatever was chosen has the same path everywhere.
 
         `loss[mix].terms.0.weight` is there only if the loss is the mix; if each other loss has its own first weight,
         all of them become `loss.terms.0.weight`.
         """
-        return {bare(path) if bare(path) in self._everywhere else path: value for path, value in parameters.items()}
+        return {
+            bare_path(path) if bare_path(path) in self._everywhere else path: value
+            for path, value in parameters.items()
+        }
 
     @cached_property
     def _everywhere(self) -> set[str]:
         """Paths without choices that every configuration of the space has."""
-        all_paths = [{bare(path) for path in c.parameters} for c in self.configurations if c.parameters]
+        all_paths = [{bare_path(path) for path in c.parameters} for c in self.configurations if c.parameters]
         return set.intersection(*all_paths) if all_paths else set()
 
     @property
@@ -127,7 +134,7 @@ class Search:
         metric = metric if metric in self.metrics else self.metrics[0]
         at = self.metrics.index(metric)
         sign = -1.0 if METRICS[metric].higher_is_better else 1.0
-        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * value_of(c, metric, at), c.number))
+        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * judged_value(c, metric, at), c.number))
 
     def chosen(self, metric: str | None = None) -> Tried | None:
         """What the search found: the best on validation images by one metric; None before anything is judged."""
@@ -141,7 +148,7 @@ class Search:
         """
         signs = np.array([1.0 if METRICS[key].higher_is_better else -1.0 for key in self.metrics])
         ordered = [c for c in self.best_first() if c.acceptable]
-        points = np.array([[value_of(c, key, i) for i, key in enumerate(self.metrics)] for c in ordered]) * signs
+        points = np.array([[judged_value(c, key, i) for i, key in enumerate(self.metrics)] for c in ordered]) * signs
         return [
             c
             for c, mine in zip(ordered, points, strict=True)
@@ -149,13 +156,13 @@ class Search:
         ]
 
 
-def value_of(tried: Tried, metric: str, at: int = 0) -> float:
+def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
     """The value by which a judged configuration is compared: a signed error by its size, else as it is."""
     assert tried.values is not None
     return magnitude(METRICS[metric], float(tried.values[at]))
 
 
-def read_search(ledger: Reader) -> Search | None:
+def read_search(ledger: Ledger) -> Search | None:
     """What a study's ledger says of its search; None for a study that listed its configurations and ran them all."""
     if not ledger.exists(PATH):
         return None
@@ -184,12 +191,7 @@ def read_search(ledger: Reader) -> Search | None:
     )
 
 
-def number(value: object) -> float:
-    """A stored number; NaN where there is none."""
-    return float(value) if is_finite(value) else float("nan")  # type: ignore[arg-type]
-
-
-def describe(parameters: Mapping[str, Any], loss: Mapping[str, Any] | None = None) -> str:
+def parameters_text(parameters: Parameters, loss: StoredLoss | None = None) -> str:
     """Parameters as people write them: `bce weight 0.54, focal gamma 2, lr 0.001`.
 
     Args:
@@ -199,12 +201,12 @@ def describe(parameters: Mapping[str, Any], loss: Mapping[str, Any] | None = Non
     return ", ".join(f"{parameter_name(path, loss)} {parameter_text(value)}" for path, value in parameters.items())
 
 
-def parameter_name(path: str, loss: Mapping[str, Any] | None = None) -> str:
+def parameter_name(path: str, loss: StoredLoss | None = None) -> str:
     """A path without what every path has: `loss[mix].terms.0.weight` -> `bce weight`, `training.lr` -> `lr`.
 
     What stands in brackets is the choice under which a parameter is there at all; see `option_of`.
     """
-    steps = [step for step in bare(path).split(".") if step != "settings"]
+    steps = [step for step in bare_path(path).split(".") if step != "settings"]
     if steps[0] in ("loss", "training", "model") and len(steps) > 1 and steps != ["loss", "name"]:
         steps = steps[1:]
     if steps[0] == "terms" and len(steps) > 1 and steps[1].isdigit():
@@ -215,7 +217,7 @@ def parameter_name(path: str, loss: Mapping[str, Any] | None = None) -> str:
     return " ".join(steps)
 
 
-def bare(path: str) -> str:
+def bare_path(path: str) -> str:
     """A path without the choices in it: `loss[mix].terms.0.weight` -> `loss.terms.0.weight`."""
     return re.sub(r"\[[^\]]*\]", "", path)
 
@@ -226,13 +228,7 @@ def option_of(path: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def losses_of(records: Mapping[str, Record], plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """The loss of each configuration that has a record, by label."""
-    found = {t.label: (records[t.key].get("settings") or {}).get("loss") for t in plan.trials if t.key in records}
-    return {label: loss for label, loss in found.items() if loss}
-
-
-def parameter_names(search: Search, losses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def names_of_parameters(search: Search, losses: Mapping[str, StoredLoss]) -> dict[str, str]:
     """A name for each parameter of a search, as `Search.merged` has them.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,36 +12,40 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.tri import Triangulation
 
-from cellray.errors import DataError
-from cellray.report.figures.base import INK, MUTED, new_figure, plain
-from cellray.statistics.simplex import SimplexFit, between, fit_simplex, proportions, simplex_grid
+from cellray.metrics import METRICS
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import INK, MUTED, as_label, new_figure
+from cellray.report.findings import Findings
+from cellray.statistics.simplex import SimplexFit, between, proportions, simplex_grid
 
 HEIGHT = 3**0.5 / 2
 N_COLOURS = 12
 
 
 def simplex_response(
-    points: pd.DataFrame, names: tuple[str, str, str], *, title: str, higher_is_better: bool = True
+    points: pd.DataFrame,
+    names: tuple[str, str, str],
+    fit: SimplexFit | None,
+    *,
+    title: str,
+    higher_is_better: bool = True,
 ) -> Figure | None:
     """Triangle of three weights: configurations as dots, a fitted surface behind, its best point and where that may be.
 
-    Dots and surface share one scale; dashed lines are the surface's standard error. With too few points for a surface
-    the dots stand alone. Where the configurations differ in more than the weights, the surface is over the weights
+    Dots and surface share one scale; dashed lines are the surface's standard error. Without a surface the dots
+    stand alone. Where the configurations differ in more than the weights, the surface is over the weights
     alone and the rest is part of its scatter.
 
     Args:
-        points: One row a configuration: a, b, c (only their proportions matter), mean, se.
+        points: One row a configuration: a, b, c (only their proportions matter), mean.
         names: Of the weights a, b and c.
+        fit: The surface, where the points determine one.
         title: What is shown, for the scale.
         higher_is_better: Whether the best point is the highest.
     """
     known = points[np.isfinite(points["mean"].astype(float))]
     if len(known) < 3:
         return None
-    try:
-        fit = fit_simplex(known, higher_is_better=higher_is_better)
-    except DataError:
-        fit = None
     figure = new_figure(7.6, 5.6)
     axis = figure.add_subplot()
     grid = simplex_grid(50)
@@ -98,6 +104,35 @@ def frame(axis: Axes, names: tuple[str, str, str]) -> None:
             axis.plot(*flat(ends), color=MUTED, lw=0.5, alpha=0.5, zorder=2)
     corners = ((0, -0.03, "right", "top"), (1, -0.03, "left", "top"), (0.5, HEIGHT + 0.03, "center", "bottom"))
     for (x, y, ha, va), name in zip(corners, names, strict=True):
-        axis.annotate(plain(name, 22), (x, y), ha=ha, va=va, annotation_clip=False)
+        axis.annotate(as_label(name, 22), (x, y), ha=ha, va=va, annotation_clip=False)
     axis.set_xlim(-0.1, 1.1)
     axis.set_ylim(-0.1, HEIGHT + 0.1)
+
+
+def sketch_surfaces(found: Findings) -> Iterator[Sketch]:
+    """One triangle for each family of losses mixed in enough ways."""
+    for family in found.families:
+        names = ", ".join(family.names)
+        more = f"; {', '.join(family.varying)} vary too and add to the scatter" if family.varying else ""
+        yield Sketch(
+            f"{found.title} on the test set over the weights of {names}{more}",
+            f"Triangle of the weights of {names} with {len(family.points)} mixtures as dots, the fitted score behind, "
+            f"and its best point. {family.sentence} {family.caveat}",
+            simplex_response(
+                family.points,
+                family.names,
+                family.fit,
+                title=found.title,
+                higher_is_better=METRICS[found.metric].higher_is_better,
+            ),
+            part="-".join(family.names),
+        )
+
+
+SIMPLEX = ReportFigure(
+    name="simplex",
+    section="weights",
+    reading="A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines "
+    "are its standard error; the star is the best mixture, and small squares are where it may also be.",
+    series=sketch_surfaces,
+)

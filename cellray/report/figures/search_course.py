@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.report.figures.base import BAD, BLUE, INK, MUTED, PAPER, new_figure, plain
-from cellray.report.figures.parts import MOST_ROWS
-from cellray.report.importance import Share
-from cellray.report.search import Search, Tried, value_of
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look, as_label, new_figure
+from cellray.report.findings import Findings
+from cellray.report.importance import ParameterShare
+from cellray.report.searched import Search, Tried, judged_value
 from cellray.report.tables import format_value, metric_title
 
 FAR = 1.5
@@ -35,9 +35,9 @@ def search_history(search: Search) -> Figure | None:
     stopped = search.in_state("stopped")
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 4.2 if stopped else 3.8)
-    main, strip = make_axes(figure, has_strip=bool(stopped))
+    main, strip = with_strip(figure, has_strip=bool(stopped))
     x = np.array([c.number for c in known])
-    y = np.array([value_of(c, metric) for c in known])
+    y = np.array([judged_value(c, metric) for c in known])
     low, high = scale(y, higher_is_better=higher)
     best = np.maximum.accumulate(y) if higher else np.minimum.accumulate(y)
     ends = np.append(x, max(c.number for c in search.configurations))
@@ -66,14 +66,14 @@ def search_history(search: Search) -> Figure | None:
     return figure
 
 
-LOOKS: dict[str, dict[str, Any]] = {
+LOOKS: dict[str, Look] = {
     "given": {"marker": "s", "ms": 7, "color": "#e69f00"},
     "suggested": {"marker": "o", "ms": 6.5, "color": BLUE},
 }
 NAMES = {"given": "given by the study", "suggested": "suggested"}
 
 
-def make_axes(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
+def with_strip(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
     """The main axis and, below it, a strip with the same numbers."""
     if not has_strip:
         return figure.add_subplot(), None
@@ -145,7 +145,7 @@ def pareto(search: Search) -> Figure | None:
 def places(tried: Sequence[Tried], search: Search, at: int) -> tuple[list[float], list[float]]:
     """Of the first metric and of another one."""
     metric = search.metrics[at]
-    return [value_of(c, search.metrics[0]) for c in tried], [value_of(c, metric, at) for c in tried]
+    return [judged_value(c, search.metrics[0]) for c in tried], [judged_value(c, metric, at) for c in tried]
 
 
 def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, most: int = 8) -> None:
@@ -153,7 +153,7 @@ def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, mos
     if len(front) > most:
         return
     for c, x, y in zip(front, *places(front, search, at), strict=True):
-        axis.annotate(plain(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
 def towards(metric: str) -> str:
@@ -176,7 +176,7 @@ def seeds_given(search: Search) -> Figure | None:
         axis.plot([0, c.seeds], [i, i], color=MUTED if is_out else BLUE, lw=5, solid_capstyle="butt")
         if is_out:
             axis.plot([c.seeds], [i], "x", ms=8, mec=BAD, mew=2, clip_on=False, zorder=4)
-    axis.set_yticks(range(len(shown)), [plain(c.label) for c in shown])
+    axis.set_yticks(range(len(shown)), [as_label(c.label) for c in shown])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
     axis.set_ylim(len(shown) - 0.4, -0.6)
@@ -193,7 +193,7 @@ def seeds_given(search: Search) -> Figure | None:
     return figure
 
 
-def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure | None:
+def importance_bars(shares: Sequence[ParameterShare], names: Mapping[str, str]) -> Figure | None:
     """Share of the variation that each parameter explains, with the range of resamples and what chance would give.
 
     Args:
@@ -207,11 +207,11 @@ def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure
     axis = figure.add_subplot()
     most = max(share.n for share in shares)
     for i, share in enumerate(shown):
-        look: dict[str, Any] = {"color": BLUE} if share.is_clear else {"facecolor": "none", "edgecolor": MUTED}
+        look: Look = {"color": BLUE} if share.is_clear else {"facecolor": "none", "edgecolor": MUTED}
         axis.barh([i], [share.value], height=0.56, **look)
         axis.plot([share.low, share.high], [i, i], color=INK, lw=1.2)
         axis.plot([share.noise] * 2, [i - 0.42, i + 0.42], color=BAD, lw=1.6, ls=(0, (2, 1)))
-    rows = [plain(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
+    rows = [as_label(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
     axis.set_yticks(range(len(shown)), rows)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
@@ -226,3 +226,72 @@ def importance_bars(shares: Sequence[Share], names: Mapping[str, str]) -> Figure
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1.4, columnspacing=1.1)
     return figure
+
+
+def sketch_search(found: Findings) -> Iterator[Sketch]:
+    """The course of a search by one metric, or the front of one by several."""
+    search = found.search
+    if search is None:
+        return
+    titles = [metric_title(key) for key in search.metrics]
+    tried = f"{len(search.judged)} configurations with a value, {len(search.in_state('stopped'))} ended early"
+    if len(titles) > 1:
+        yield Sketch(
+            "The front: what no other configuration beats in all of " + " and ".join(titles),
+            f"Validation values of {tried}, one metric against another, with the front joined.",
+            pareto(search),
+        )
+    else:
+        yield Sketch(
+            f"{titles[0]} on validation, in the order of trying",
+            f"Validation {titles[0]} of each configuration by its number ({tried}), with the best so far as a line.",
+            search_history(search),
+        )
+
+
+def sketch_seeds(found: Findings) -> Iterator[Sketch]:
+    """Of a race by one metric."""
+    if (search := found.search) is not None and len(search.metrics) == 1:
+        yield Sketch(
+            "Seeds given to each configuration",
+            f"Bars of the seeds that each of {len(search.configurations)} configurations was given; a cross marks "
+            "those that were dropped.",
+            seeds_given(search),
+        )
+
+
+def sketch_importance(found: Findings) -> Iterator[Sketch]:
+    """Where the search suggested enough to tell."""
+    if (search := found.search) is not None and search.suggests and (shares := search.importance.shares):
+        title = metric_title(search.metrics[0])
+        yield Sketch(
+            f"Importance of the parameters for {title} on validation (fANOVA)",
+            f"Bars of the share of the variation of {title} that each parameter explains, with ranges and with what "
+            "random numbers would explain; the largest is "
+            f"{found.parameter_names[shares[0].name]} with {shares[0].value:.2f}.",
+            importance_bars(shares, found.parameter_names),
+        )
+
+
+SEARCH_HISTORY = ReportFigure(
+    name="search-history",
+    section="weights",
+    reading="Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so "
+    "far is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
+    series=sketch_search,
+)
+SEEDS_GIVEN = ReportFigure(
+    name="seeds-given",
+    section="weights",
+    reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
+    "than the leader; the longest bars are those between which the race could not decide sooner.",
+    series=sketch_seeds,
+)
+IMPORTANCE = ReportFigure(
+    name="importance",
+    section="weights",
+    reading="How much of the variation of the score each parameter explains by itself; weights that sum to 1 share "
+    "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
+    "dashed mark, which is what random numbers would reach: the others may be chance.",
+    series=sketch_importance,
+)

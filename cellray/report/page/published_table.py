@@ -6,23 +6,23 @@ import numpy as np
 import pandas as pd
 
 from cellray import published
-from cellray.report.page.cells import PageTable, head, number
+from cellray.report.page.table_cells import PageTable, head, number_cell
 from cellray.report.tables import Tables, format_rank, format_spread, rows_of, select
 
 METRIC = "f1_iou"
-ENOUGH = 6
+ENOUGH_SHARED = 6
 """Labels of the reference study that a study must share with it to be put beside it."""
 
 
 def published_table(tables: Tables) -> PageTable | None:
     """Published F1, the same with collapsed runs counted, and this study's, in this study's order.
 
-    None where fewer than `ENOUGH` of the twelve configurations are in this study, or it doesn't know the metric.
+    None where fewer than `ENOUGH_SHARED` of the twelve configurations are in this study, or it doesn't know the metric.
     """
     known = published.compare()
     known = known[known.metric == METRIC].set_index("configuration")
     rows = [row for row in rows_of(select(tables.ranking, set_name="test", metric=METRIC)) if row.label in known.index]
-    if len(rows) < ENOUGH:
+    if len(rows) < ENOUGH_SHARED:
         return None
     columns = [
         ("Configuration", ""),
@@ -41,20 +41,20 @@ def published_table(tables: Tables) -> PageTable | None:
         body.append(
             [
                 head(str(row.label)),
-                number(theirs.slides_mean, format_spread(METRIC, theirs.slides_mean, theirs.slides_sd)),
-                number(slides_rank[row.label], format_rank(slides_rank[row.label])),
-                number(theirs.all_mean, format_spread(METRIC, theirs.all_mean, theirs.all_sd), collapsed),
-                number(theirs.all_rank, format_rank(theirs.all_rank)),
-                number(row.mean, format_spread(METRIC, row.mean, row.sd)),
-                number(row.rank, format_rank(row.rank)),
+                number_cell(theirs.slides_mean, format_spread(METRIC, theirs.slides_mean, theirs.slides_sd)),
+                number_cell(slides_rank[row.label], format_rank(slides_rank[row.label])),
+                number_cell(theirs.all_mean, format_spread(METRIC, theirs.all_mean, theirs.all_sd), collapsed),
+                number_cell(theirs.all_rank, format_rank(theirs.all_rank)),
+                number_cell(row.mean, format_spread(METRIC, row.mean, row.sd)),
+                number_cell(row.rank, format_rank(row.rank)),
             ]
         )
     notes = [
         "The reference study trained on fluorescent neuronal cells with its own budget: where this study's data or "
-        "budget differ, orders may be compared, values may not. See cellray audit published for every metric.",
+        "budget differ, orders may be compared, values may not. See cellray audit published for every metric."
     ]
     ended = [row for row in rows if np.isfinite(row.mean)]
-    if len(ended) >= ENOUGH:
+    if len(ended) >= ENOUGH_SHARED:
         here = np.array([row.mean for row in ended])
         labels = [row.label for row in ended]
         rho = {

@@ -6,15 +6,13 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from cellray.ledger import Ledger
 from cellray.metrics import METRICS
-from cellray.report.tables import Plan, Record, Tables, select
-
-if TYPE_CHECKING:
-    from cellray.report.build import Store
+from cellray.report.findings import Findings
+from cellray.report.tables import Record, select
 
 ROLES = ("worst", "median", "best")
 BUDGET_BYTES = 4_500_000
@@ -63,18 +61,17 @@ class Gallery:
         return not (self.by_configuration or self.crowded or self.leader_abroad or self.missing)
 
 
-def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, plan: Plan) -> Gallery:
+def make_gallery(ledger: Ledger, found: Findings) -> Gallery:
     """Choose and shrink the overlays of each configuration's median trial.
 
     Worst, median and best image come from the test set and, for the leader, from external sets too; the most crowded
     image, the same for all, comes from every set but `val`.
     """
-    ranked = select(tables.ranking, set_name="test", metric=plan.rank_by)
-    chosen = median_trials(records, tables, plan)
-    with_overlays = {str(label): chosen[str(label)] for label in ranked.label if str(label) in chosen}
+    chosen = median_trials(found)
+    with_overlays = {label: chosen[label] for label in found.everyone if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
-    judged = [name for name in tables.sets if name != "val"]
+    judged = ["test", *found.external]
     wanted = [
         (label, record, overlay)
         for label, record in shown.items()
@@ -91,7 +88,7 @@ def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, p
         if not ledger.exists(path):
             missing.append(f"{label}: {overlay['file']} is not in the ledger")
             continue
-        seed = next(t.seed for t in plan.trials if t.label == label and t.key == record["key"])
+        seed = next(seed for (name, seed), mine in found.trials.items() if name == label and mine is record)
         picture = make_picture(label, seed, overlay, ledger.read(path), limit)
         if picture.role == "crowded":
             crowded[picture.set].append(picture)
@@ -113,14 +110,14 @@ def make_gallery(ledger: Store, records: Mapping[str, Record], tables: Tables, p
     )
 
 
-def median_trials(records: Mapping[str, Record], tables: Tables, plan: Plan) -> dict[str, Record]:
+def median_trials(found: Findings) -> dict[str, Record]:
     """By label, the trial with overlays whose score is the (lower) median of its configuration; ties go by seed."""
-    rows = select(tables.scores, set_name="test", metric=plan.rank_by)
-    rows = rows[rows.key.map(lambda key: bool((records.get(key) or {}).get("overlays")))]
-    better = METRICS[plan.rank_by].higher_is_better
+    rows = select(found.tables.scores, set_name="test", metric=found.metric)
+    rows = rows[rows.key.map(lambda key: bool((found.records.get(key) or {}).get("overlays")))]
+    better = METRICS[found.metric].higher_is_better
     rows = rows.sort_values(["counted", "seed"], ascending=[better, True], kind="stable")
     by_label = rows.groupby("label", sort=False).key
-    return {str(label): records[keys.iloc[(len(keys) - 1) // 2]] for label, keys in by_label}
+    return {str(label): found.records[keys.iloc[(len(keys) - 1) // 2]] for label, keys in by_label}
 
 
 def make_picture(label: str, seed: int, overlay: Mapping[str, object], png: bytes, limit: int) -> Picture:

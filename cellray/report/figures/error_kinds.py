@@ -10,8 +10,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cellray.report.figures.base import PAPER, new_figure, plain
-from cellray.report.figures.parts import GROUP_COLOURS, MOST_PANELS, bare, best_of, heat_cells, named_rows, sets_of
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import (
+    GROUP_COLOURS,
+    MOST_PANELS,
+    PAPER,
+    as_label,
+    best_of,
+    heat_cells,
+    name_cells,
+    named_rows,
+    new_figure,
+    sets_of,
+)
 
 LEVELS = (
     ("crowding", "sparse", "f1_iou", "F1\nsparse"),
@@ -75,9 +86,9 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
                 axis.text(len(titles) - 1, i, text, ha="center", va="center", fontsize=9)
         image = axis.imshow(drawn, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         heat_cells(axis, image, values, [[f"{x:.2f}".removeprefix("0") for x in row] for row in values])
-        bare(axis, [plain(label, 24) for label in shown], titles)
+        name_cells(axis, [as_label(label, 24) for label in shown], titles)
         axis.tick_params(labelleft=k % across == 0)
-        axis.set_title(plain(name, 32), loc="left")
+        axis.set_title(as_label(name, 32), loc="left", pad=31)  # above the names of the columns
     if len(shown) < len(known):
         figure.supxlabel(best_of(known, len(shown)).strip(" ()"), fontsize=10)
     return figure
@@ -110,10 +121,32 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
             width = means.xs((name, kind)).reindex(shown).fillna(0.0).to_numpy()
             axis.barh(range(len(shown)), width, left=left, height=0.72, color=colour, edgecolor=PAPER, linewidth=0.4)
             left += width
-        axis.set_title(plain(name, 30), loc="left")
+        axis.set_title(as_label(name, 30), loc="left")
         axis.grid(axis="y", visible=False)
     figure.supxlabel("cells per true cell" + best_of(known, len(shown)), fontsize=10)
     figure.legend(
         handles=[Patch(color=colour, label=kind) for kind, colour in KINDS.items()], loc="outside upper right", ncols=4
     )
     return figure
+
+
+STRATA = ReportFigure(
+    name="strata",
+    section="generalisation",
+    reading="The score split by crowding of the image, and the recall by size of the cell: a weak column shows where a "
+    "mean hides trouble. The last column counts what is predicted in an image without cells.",
+    title="Kinds of images and sizes of cells",
+    alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
+    "every configuration.",
+    plot=lambda found: strata(found.details.strata, found.labels, found.tables.sets),
+)
+ERROR_KINDS = ReportFigure(
+    name="error-kinds",
+    section="generalisation",
+    reading="What goes wrong, per true cell: cells missed, neighbours merged into one, one cell split in several, and "
+    "spurious ones that are none. Short bars are good; each set has its own scale.",
+    title="Kinds of errors, per true cell",
+    alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
+    "configuration.",
+    plot=lambda found: error_kinds(found.compared.scores, found.labels, found.tables.sets),
+)

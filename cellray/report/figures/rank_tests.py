@@ -12,8 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cellray.report.figures.base import BLUE, INK, MEAN, MUTED, new_figure, plain
-from cellray.report.figures.parts import MOST_PANELS, bare, best_of, heat_cells, signed
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import (
+    BLUE,
+    INK,
+    MEAN,
+    MOST_PANELS,
+    MUTED,
+    as_label,
+    best_of,
+    heat_cells,
+    name_cells,
+    new_figure,
+    signed,
+)
 from cellray.report.tables import format_value, metric_title, rows_of
 
 MOST_NUMBERS = 16
@@ -60,7 +72,7 @@ def critical_difference(ranks: pd.DataFrame, friedman: pd.DataFrame, *, set_name
         edge = low - 0.02 * reach if is_left else high + 0.02 * reach
         axis.plot([rank, rank, edge], [0, y, y], color=MUTED, lw=0.9, clip_on=False)
         axis.plot([rank], [0], "o", ms=4, color=BLUE, mew=0, zorder=4)
-        text = f"{plain(name)}  {rank:.2f}" if is_left else f"{rank:.2f}  {plain(name)}"
+        text = f"{as_label(name)}  {rank:.2f}" if is_left else f"{rank:.2f}  {as_label(name)}"
         axis.annotate(
             text, (edge, y), xytext=(-4 if is_left else 4, 0), textcoords="offset points",
             ha="right" if is_left else "left", va="center", fontsize=9, annotation_clip=False,
@@ -71,7 +83,7 @@ def critical_difference(ranks: pd.DataFrame, friedman: pd.DataFrame, *, set_name
     axis.set_axis_off()
     difference = f"critical difference {test.critical_difference:.2f} ranks"
     how = f"Friedman test over {int(test.n_images)} images or groups: p {small_p(float(test.p))}"
-    axis.set_title(f"mean rank on {plain(set_name)}: {difference}; {how}", loc="center", fontsize=10)
+    axis.set_title(f"mean rank on {as_label(set_name)}: {difference}; {how}", loc="center", fontsize=10)
     return figure
 
 
@@ -123,8 +135,8 @@ def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_
         heat_cells(axis, image, np.where(np.eye(n, dtype=bool), 0.0, grid), texts, bold=decided)
     for i, j in np.argwhere(decided):
         axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec="#000000", lw=1.1))
-    bare(axis, [plain(label) for label in shown], [plain(label, 22) for label in shown], slanted=True)
-    axis.set_xlabel(f"{metric_title(metric)} on {plain(set_name)}: row better by" + best_of(known, n))
+    name_cells(axis, [as_label(label) for label in shown], [as_label(label, 22) for label in shown], slanted=True)
+    axis.set_xlabel(f"{metric_title(metric)} on {as_label(set_name)}: row better by" + best_of(known, n))
     axis.xaxis.set_label_position("bottom")
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02).outline.set_visible(False)
     handles = [Line2D([], [], ls="", marker="s", ms=9, mfc="none", mec=INK, label="decided (p < 0.05 after Holm)")]
@@ -167,11 +179,11 @@ def rank_stability(stability: pd.DataFrame, ranks: pd.DataFrame, *, set_name: st
         axis.plot([row.rank] * 2, [i - 0.34, i + 0.34], color=MEAN, lw=2, zorder=4)
         if math.isfinite(row.rank_low) and math.isfinite(row.rank_high):
             axis.plot([row.rank_low, row.rank_high], [i + 0.34] * 2, color=MEAN, lw=1.1, zorder=2)
-    axis.set_yticks(range(len(order)), [plain(label) for label in order.label])
+    axis.set_yticks(range(len(order)), [as_label(label) for label in order.label])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(order) - 0.45, -0.6)
     rank_axis(axis, len(n_known))
-    axis.set_xlabel(f"rank on {plain(set_name)}" + best_of(n_known, len(order)))
+    axis.set_xlabel(f"rank on {as_label(set_name)}" + best_of(n_known, len(order)))
     handles = [
         Line2D([], [], ls="", marker="|", ms=11, mew=2, color=MEAN, label="rank"),
         Line2D([], [], lw=1.1, color=MEAN, label="95 % interval"),
@@ -189,3 +201,36 @@ def rank_axis(axis: Axes, n: int) -> None:
     axis.set_xlim(0.4, n + 0.6)
     every = 1 if n <= 15 else 5
     axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or rank % every == 0])
+
+
+CRITICAL_DIFFERENCE = ReportFigure(
+    name="critical-difference",
+    section="differences",
+    reading="Each configuration hangs at its mean rank over the images; a bar joins those that lie within the critical "
+    "difference and can't be told apart. It is a picture of the whole field: the paired tests above decide.",
+    title="Mean ranks and critical difference, {metric}",
+    alt="Axis of mean ranks over the test images with every configuration on it; bars join those within the critical "
+    "difference of the Nemenyi test.",
+    plot=lambda found: critical_difference(t.ranks, t.friedman) if (t := found.tables.inference) else None,
+)
+PAIR_MATRIX = ReportFigure(
+    name="pair-matrix",
+    section="differences",
+    reading="Read along a row: by how much that configuration is better (+) or worse (−) than the one in the column, "
+    "on the same images and seeds. Bold in a frame: decided by the paired tests; elsewhere it may be chance.",
+    title="Paired differences in {metric}, row minus column",
+    alt="Matrix of paired differences in {metric} between all configurations in the order of the ranking; the tables "
+    "of pairs hold the numbers.",
+    plot=lambda found: (
+        pair_matrix(t.pairs, found.labels, metric=found.metric) if (t := found.tables.inference) else None
+    ),
+)
+RANK_STABILITY = ReportFigure(
+    name="rank-stability",
+    section="differences",
+    reading="If the study were repeated with other images and seeds like these, how often would each configuration "
+    "take each rank? One large dot is a firm rank; many small ones say that the rank is a matter of chance.",
+    title="Stability of the ranks",
+    alt="Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
+    plot=lambda found: rank_stability(t.stability, t.ranks) if (t := found.tables.inference) else None,
+)

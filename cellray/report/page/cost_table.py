@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
-from cellray.report.page.cells import PageTable, head, number
-from cellray.report.tables import Plan, Record, Tables, rows_of, select
-from cellray.report.tables import number as stored_number
+from cellray.report.findings import Findings
+from cellray.report.page.table_cells import PageTable, head, number_cell
+from cellray.report.tables import Record, number
 
 
-def cost_table(
-    records: Mapping[str, Record], plan: Plan, tables: Tables, speeds: Mapping[tuple[str, int], float]
-) -> PageTable | None:
-    """Means over the trials of a configuration, and the hours of all of them.
-
-    Args:
-        records: Of the planned trials, by key.
-        plan: The planned trials.
-        tables: Give the order.
-        speeds: Training images a second by label and seed; (label, seed) may be absent.
+def cost_table(found: Findings) -> PageTable | None:
+    """Means over the trials of a configuration, and the hours of all of them, in the order of the ranking.
 
     Returns:
         A table with the study's totals as notes; None if no record holds a time.
@@ -36,28 +28,27 @@ def cost_table(
         ("Hours", "Training and evaluation of all its trials together"),
     ]
     body = []
-    for row in rows_of(select(tables.ranking, set_name="test", metric=plan.rank_by)):
-        trials = [t for t in plan.trials if t.label == row.label and t.key in records]
-        mine = [records[t.key] for t in trials]
+    speeds = found.details.speeds
+    for label in map(str, found.ranked.label):
+        mine = found.by_label[label]
         training, evaluation = (seconds(mine, what) for what in ("training", "evaluation"))
-        epochs = finite(stored_number(r.get("epochs")) for r in mine)
-        memory = finite(stored_number(r.get("peak_memory_mb")) for r in mine)
-        speed = finite(speeds.get((t.label, t.seed), np.nan) for t in trials)
+        epochs = finite(number(r.get("epochs")) for r in mine)
+        memory = finite(number(r.get("peak_memory_mb")) for r in mine)
+        speed = finite(each for (name, _), each in speeds.items() if name == label)
         hours = (training.sum() + evaluation.sum()) / 3600
         body.append(
             [
-                head(str(row.label)),
-                number(len(mine), str(len(mine))),
-                number(mean(training), f"{mean(training):.0f} s", reach(training)),
-                number(mean(evaluation), f"{mean(evaluation):.0f} s", reach(evaluation)),
-                number(mean(speed), f"{mean(speed):.0f}"),
-                number(mean(epochs), f"{mean(epochs):.0f}", reach(epochs)),
-                number(max(memory, default=np.nan), f"{max(memory, default=np.nan):,.0f} MB".replace(",", " ")),
-                number(hours, f"{hours:.2f}"),
+                head(label),
+                number_cell(len(mine), str(len(mine))),
+                number_cell(mean_or_nan(training), f"{mean_or_nan(training):.0f} s", reach(training)),
+                number_cell(mean_or_nan(evaluation), f"{mean_or_nan(evaluation):.0f} s", reach(evaluation)),
+                number_cell(mean_or_nan(speed), f"{mean_or_nan(speed):.0f}"),
+                number_cell(mean_or_nan(epochs), f"{mean_or_nan(epochs):.0f}", reach(epochs)),
+                number_cell(max(memory, default=np.nan), f"{max(memory, default=np.nan):,.0f} MB".replace(",", " ")),
+                number_cell(hours, f"{hours:.2f}"),
             ]
         )
-    used = {trial.key: records[trial.key] for trial in plan.trials if trial.key in records}
-    totals = hours_by_device(used.values())
+    totals = hours_by_device(found.records.values())
     if not totals:
         return None
     text = "; ".join(f"{hours:.1f} h on {device}" for device, hours in totals.items())
@@ -81,7 +72,7 @@ def hours_by_device(records: Iterable[Record]) -> dict[str, float]:
 
 def seconds(records: list[Record], what: str) -> np.ndarray:
     """The known seconds of some records."""
-    return finite(stored_number((r.get("seconds") or {}).get(what)) for r in records)
+    return finite(number((r.get("seconds") or {}).get(what)) for r in records)
 
 
 def finite(values: Iterable[float]) -> np.ndarray:
@@ -90,7 +81,7 @@ def finite(values: Iterable[float]) -> np.ndarray:
     return array[np.isfinite(array)]
 
 
-def mean(values: np.ndarray) -> float:
+def mean_or_nan(values: np.ndarray) -> float:
     """The mean, NaN of nothing."""
     return float(values.mean()) if len(values) else float("nan")
 

@@ -11,8 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.report.figures.base import BAD, INK, plain
-from cellray.report.figures.parts import MOST_PANELS, best_of, panels, seed_look
+from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.parts import BAD, INK, Look, panels, seed_look
+from cellray.report.findings import Findings
+from cellray.report.tables import Record
 
 ALIVE = 0.01
 """Validation Dice below which a network shows no cells."""
@@ -61,13 +63,11 @@ def curves(
     known = [label for label in labels if any(key[0] == label for key in histories)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in histories}))
-    figure, axes = panels(len(shown), same_y=shared_y is not None)
+    figure, axes = panels(known, "epoch", title, same_y=shared_y is not None)
     last = max(float(h.epoch.max()) for h in histories.values() if len(h))
     marked: set[str] = set()
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+    for label, axis in axes.items():
         for seed, look in looks.items():
             history = histories.get((label, seed))
             if history is None or column not in history:
@@ -86,8 +86,6 @@ def curves(
         axis.set_xlim(0, last * 1.03 + 0.5)
         if shared_y:
             axis.set_ylim(*shared_y)
-    figure.supxlabel("epoch" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel(title, fontsize=10)
     handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
     for outcome in sorted(marked):
         handles.append(Line2D([], [], ls="", marker=END_MARKS[outcome], **end_look(outcome), label=outcome))
@@ -95,24 +93,22 @@ def curves(
     return figure
 
 
-def end_look(outcome: str) -> dict[str, Any]:
+def end_look(outcome: str) -> Look:
     """How the mark at the end of a line is drawn."""
     return {"ms": 8, "mfc": "none", "mec": INK if outcome == "stopped" else BAD, "mew": 2}
 
 
-def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Sequence[str]) -> Figure | None:
+def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
     """Loss against learning rate in the range test of each trial; a dot marks the rate that training then used."""
     tested = {key: r for key, r in records.items() if (r.get("range_test") or {}).get("lr")}
     known = [label for label in labels if any(key[0] == label for key in tested)]
     if not known:
         return None
-    shown = known[:MOST_PANELS]
     looks = seed_look(sorted({seed for _, seed in tested}))
     tried = [rate for record in tested.values() for rate in record["range_test"]["lr"]]
     rates = (min(tried) / 1.3, max(tried) * 1.3)
-    figure, axes = panels(len(shown))
-    for axis, label in zip(axes, shown, strict=True):
-        axis.set_title(plain(label, 32), loc="left")
+    figure, axes = panels(known, "learning rate", "training loss")
+    for label, axis in axes.items():
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xlim(*rates)
@@ -134,9 +130,43 @@ def range_tests(records: Mapping[tuple[str, int], Mapping[str, Any]], labels: Se
         if tops:  # the explosion at the right end would flatten everything else
             low, high = min(t[0] for t in tops), max(t[1] for t in tops)
             axis.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low) + 1e-6)
-    figure.supxlabel("learning rate" + best_of(known, len(shown)), fontsize=10)
-    figure.supylabel("training loss", fontsize=10)
     handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=7, label="rate used"))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure
+
+
+def learning_curves(found: Findings, **how: Any) -> Figure | None:
+    """The curves of every configuration, those that were stopped early among them."""
+    outcomes = {key: str(record["outcome"]) for key, record in found.trials.items()}
+    return curves(found.details.histories, outcomes, found.everyone, **how)
+
+
+VALIDATION_DICE = ReportFigure(
+    name="validation-dice",
+    section="training",
+    reading="One line a seed. Lines still rising at the end would have gained from a longer training; a cross marks "
+    "the epoch at which a trial collapsed.",
+    title="Learning curves: Dice on validation images",
+    alt="Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
+    plot=lambda found: learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
+)
+TRAINING_LOSS = ReportFigure(
+    name="training-loss",
+    section="training",
+    reading="Each loss has its own scale, so only the shape may be compared between panels, never the height.",
+    title="Learning curves: training loss",
+    alt="Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
+    plot=lambda found: learning_curves(found, column="train_loss", title="training loss (own scale each)"),
+    is_folded=True,
+)
+RANGE_TESTS = ReportFigure(
+    name="range-tests",
+    section="training",
+    reading="The loss while the learning rate grows: it falls where the network learns and shoots up where the rate is "
+    "too high. The dot marks the rate that was used.",
+    title="Learning-rate range tests",
+    alt="Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
+    plot=lambda found: range_tests(found.trials, found.everyone),
+    is_folded=True,
+)

@@ -14,7 +14,7 @@ from cellray.report.tables import format_value, rows_of
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell of a table: what it shows, what it sorts by, and how it looks."""
 
     text: str
@@ -33,7 +33,7 @@ class PageTable:
 
     columns: list[tuple[str, str]]
     """Title and explanation of each column."""
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -51,14 +51,14 @@ class PageTable:
         return [(title, text) for title, text in self.columns if text]
 
 
-def head(text: str) -> Cell:
+def head(text: str) -> TableCell:
     """The label of a row."""
-    return Cell(text, text, "head")
+    return TableCell(text, text, "head")
 
 
-def number(value: float, text: str, note: str = "", kind: str = "number") -> Cell:
+def number_cell(value: float, text: str, note: str = "", kind: str = "number") -> TableCell:
     """A number; a dash, sorted last, where there is none."""
-    return Cell(text if not np.isnan(value) else "–", sort_key(value), kind, note=note)
+    return TableCell(text if not np.isnan(value) else "–", sort_key(value), kind, note=note)
 
 
 def sort_key(value: float) -> float | str:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellray.metrics import METRICS
-from cellray.report.page.cells import (
-    Cell,
-    PageTable,
-    head,
-    number,
-    sort_key,
-    strip,
-    strip_limits,
-)
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key, strip, strip_limits
 from cellray.report.tables import (
     Tables,
     format_counts,
@@ -73,24 +65,22 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         ranks = format_rank(row.rank, row.rank_low, row.rank_high)
         body.append(
             [
-                number(row.rank, ranks),
+                number_cell(row.rank, ranks),
                 head(str(row.label)),
-                number(
-                    row.mean,
-                    format_spread(metric, row.mean, row.sd),
-                    format_interval(metric, row.low, row.high),
+                number_cell(
+                    row.mean, format_spread(metric, row.mean, row.sd), format_interval(metric, row.low, row.high)
                 ),
-                Cell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
-                number(
+                TableCell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
+                number_cell(
                     row.survivors_mean,
                     format_spread(metric, row.survivors_mean, row.survivors_sd),
                     f"n = {row.survivors_n}" + (f", {place}" if place else ""),
                     "moved" if moved else "number",
                 ),
-                number(row.worst, format_value(metric, row.worst)),
-                number(at_shared, format_value(metric, at_shared)),
-                number(gain, format_difference(metric, gain)),
-                Cell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
+                number_cell(row.worst, format_value(metric, row.worst)),
+                number_cell(at_shared, format_value(metric, at_shared)),
+                number_cell(gain, format_difference(metric, gain)),
+                TableCell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
             ]
         )
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
@@ -134,6 +124,6 @@ def metrics_table(tables: Tables, metric: str, set_name: str) -> PageTable:
             row = rows[label]
             spread = f"± {format_value(key, row.sd)}" if np.isfinite(row.sd) else ""
             note = [spread, format_interval(key, row.low, row.high)]
-            cells.append(number(row.mean, format_value(key, row.mean), "\n".join(filter(None, note))))
+            cells.append(number_cell(row.mean, format_value(key, row.mean), "\n".join(filter(None, note))))
         body.append(cells)
     return PageTable(columns, body)

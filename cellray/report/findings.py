@@ -1,0 +1,108 @@
+"""What a study's results say, worked out once and given to the answer, the figures, the page and the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from cellray.report.details import NO_DETAILS, Details
+from cellray.report.mixtures import WeightFamily, find_families
+from cellray.report.searched import Search, StoredLoss, names_of_parameters
+from cellray.report.tables import Plan, Record, Tables, metric_title, select, stopped_labels
+
+StudyFacts = Mapping[str, Any]
+"""What records don't say of a study; its keys as for `build_report`."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study's results, and what follows from them: each property is worked out when first asked for, and kept."""
+
+    plan: Plan
+    tables: Tables
+    """With what `infer` found, where it has looked at the images."""
+    records: Mapping[str, Record] = field(default_factory=dict)
+    """Of the planned trials, by key."""
+    details: Details = NO_DETAILS
+    """Of the same trials."""
+    search: Search | None = None
+    """What a search tried, where there was one."""
+    agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Set -> metric -> how well human experts agree on its images, a ceiling."""
+
+    @property
+    def metric(self) -> str:
+        """The key of the metric that ranks."""
+        return self.plan.rank_by
+
+    @property
+    def title(self) -> str:
+        """Its name."""
+        return metric_title(self.plan.rank_by)
+
+    @property
+    def external(self) -> list[str]:
+        """The sets beyond the test and validation images."""
+        return [name for name in self.tables.sets if name not in ("test", "val")]
+
+    @cached_property
+    def ranked(self) -> pd.DataFrame:
+        """Rows of the ranking on the test set by the metric that ranks, at each trial's own operating point."""
+        return select(self.tables.ranking, set_name="test", metric=self.metric)
+
+    @cached_property
+    def everyone(self) -> list[str]:
+        """Every label, best first."""
+        return list(map(str, self.ranked.label)) or self.plan.labels
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Those that are compared, best first: none that was stopped early."""
+        stopped = stopped_labels(self.tables)
+        return [label for label in self.everyone if label not in stopped]
+
+    @cached_property
+    def compared(self) -> Tables:
+        """The tables without the configurations that were stopped early: nothing is compared with those."""
+        stopped = stopped_labels(self.tables)
+        kept = {name: getattr(self.tables, name) for name in ("scores", "ranking", "trials")}
+        return replace(self.tables, **{name: table[~table.label.isin(stopped)] for name, table in kept.items()})
+
+    @cached_property
+    def trials(self) -> dict[tuple[str, int], Record]:
+        """The records by label and seed, in the order of the plan."""
+        return {(t.label, t.seed): self.records[t.key] for t in self.plan.trials if t.key in self.records}
+
+    @cached_property
+    def by_label(self) -> dict[str, list[Record]]:
+        """The records of each configuration; of one without any, an empty list."""
+        found: dict[str, list[Record]] = {label: [] for label in self.plan.labels}
+        for (label, _), record in self.trials.items():
+            found[label].append(record)
+        return found
+
+    @cached_property
+    def losses(self) -> dict[str, StoredLoss]:
+        """The loss of each configuration that has a record, by label."""
+        found = {label: (record.get("settings") or {}).get("loss") for (label, _), record in self.trials.items()}
+        return {label: loss for label, loss in found.items() if loss}
+
+    @cached_property
+    def families(self) -> list[WeightFamily]:
+        """The families of losses that mix the same three terms in enough ways."""
+        settings = {label: record.get("settings") or {} for (label, _), record in self.trials.items()}
+        return find_families(self.ranked, settings, self.metric, self.search)
+
+    @cached_property
+    def parameter_names(self) -> dict[str, str]:
+        """A name for each parameter of the search, as `Search.merged` has them."""
+        return {} if self.search is None else names_of_parameters(self.search, self.losses)
+
+    @property
+    def ceiling(self) -> dict[str, float]:
+        """Set -> how well human experts agree by the metric that ranks, where that is known."""
+        return {name: values[self.metric] for name, values in self.agreement.items() if self.metric in values}
