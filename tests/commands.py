@@ -15,6 +15,7 @@ import torch
 
 from cellray.cli import common
 from cellray.cli.app import main
+from cellray.device import ALLOCATOR_ENV
 
 WIDTH = 200
 """Of the terminal, in characters."""
@@ -40,7 +41,8 @@ def run_here(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Compl
     """
     threads, code = torch.get_num_threads(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as err:
-        for name, value in {**os.environ, "COLUMNS": str(WIDTH), **env}.items():
+        # With the allocator's variables `train` doesn't start anew, in place of this process.
+        for name, value in {**ALLOCATOR_ENV, "COLUMNS": str(WIDTH), **env}.items():
             patch.setenv(name, value)
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["cellray", *words])

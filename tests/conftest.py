@@ -30,6 +30,7 @@ LONGEST_FIRST = (
 stays on one worker of xdist, where its tests share fixtures; the longest start first, so that none is left at the end.
 """
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers wait for all that other tests compute
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers would fight for the processors
 

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -294,15 +293,6 @@ def test_memory_that_is_refused_or_costs_a_worker_its_life_fails_the_trial_and_n
     assert "can't allocate memory" in found["huge network"]["reason"]
     assert found["killed"]["reason"].startswith("given up after 3 attempts: ")
     assert all(label in sweep.output() for label in found)
-
-    again = here.sweep(tmp_path, "--retry", "failed", "--only", "killed")
-    try:
-        assert again.end() == 3, again.output()
-    finally:
-        again.clean_up()
-    outcomes = Counter(record["outcome"] for record in records_of(tmp_path).values())
-    assert outcomes == {"finished": 2, "failed": 1}
-    assert {event.what for event in again.events("begin")} == {"killed/0"}
 
 
 def beginnings(sweep: Command, trial: str) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_here
 from conftest import skip_or_fail
 from manifests import problems
 from services import answers, free_port, process
@@ -271,12 +272,13 @@ def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, stu
 )
 def test_credentials_are_not_sent_in_a_command(study_file, tmp_path, option, variable):
     words = ("submit", str(study_file), "--address", "http://127.0.0.1:9", option, "http://me:hush@host/x")
-    refused = cellray(*words, cwd=tmp_path)
-    said = refused.communicate(timeout=120)[0]
+    refused = run_here(*words, cwd=tmp_path, env={})
+    said = refused.stdout + refused.stderr
     assert refused.returncode == 2 and variable in said and "hush" not in said, said
 
 
 def test_no_cluster_there_is_said(study_file, tmp_path):
-    gone = cellray("submit", str(study_file), "--address", "http://127.0.0.1:9", "--storage", "s3://b/x", cwd=tmp_path)
-    said = gone.communicate(timeout=120)[0]
+    words = ("submit", str(study_file), "--address", "http://127.0.0.1:9", "--storage", "s3://b/x")
+    gone = run_here(*words, cwd=tmp_path, env={})
+    said = gone.stdout + gone.stderr
     assert gone.returncode == 2 and "no Ray cluster answers at http://127.0.0.1:9" in said, said
