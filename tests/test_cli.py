@@ -204,7 +204,7 @@ class TestBadInput:
         assert done.stderr.startswith("Error: ")
         return done.stderr
 
-    @pytest.mark.parametrize("run", [cellray, here])
+    @pytest.mark.parametrize("run", [pytest.param(cellray, marks=pytest.mark.slow), here])
     def test_no_such_study_file(self, place, run):
         told = run(place, "sweep", "tiny.yml", code=2).stderr
         assert told == "Error: tiny.yml: no such study file (did you mean 'tiny.yaml'?)\n"
@@ -229,6 +229,7 @@ class TestBadInput:
         assert f"127.0.0.1:{port}" in told
         assert "secret" not in told
 
+    @pytest.mark.slow
     def test_a_gpu_that_is_absent(self, place):
         import torch
 
@@ -292,6 +293,7 @@ def test_the_reference_layout_is_trained_and_judged_on_its_real_images(place, sh
     assert (scores["n_images"], scores["n_true"]) == (4, 45)  # as the pack's README counts them
 
 
+@pytest.mark.slow
 def test_data_check_and_preview_of_a_usable_dataset(place):
     cellray(place, "data", "synth", "set", "--n-trainval", "4", "--n-test", "2", "--width-px", "128", "--height-px",
             "96", "--scale", "0.4")  # fmt: skip
@@ -303,6 +305,7 @@ def test_data_check_and_preview_of_a_usable_dataset(place):
     assert np.asarray(Image.open(place / "sheet.png")).std() > 0
 
 
+@pytest.mark.slow
 def test_schema_describes_the_shipped_studies(place):
     schema = json.loads(cellray(place, "schema").stdout)
     assert {"data", "training", "configurations", "seeds"} <= set(schema["properties"])
@@ -330,7 +333,9 @@ class TestLossesInAStudy:
             refused.stderr
         )
         assert not (place / "studies" / "own").exists()
-        swept = cellray(place, "sweep", "lab/own.yaml", "--allow-code", "--seeds", "0", "--json")
+        swept = cellray(
+            place, "sweep", "lab/own.yaml", "--allow-code", "--seeds", "0", "--max-concurrent", "1", "--json"
+        )
         assert json.loads(swept.stdout)["outcomes"] == {"finished": 2, "missing": 2}
         records = [json.loads(p.read_text()) for p in (place / "studies/own/trials").glob("*/trial.json")]
         loss = next(r["settings"]["loss"] for r in records if r["label"] == "Dice")
@@ -352,7 +357,7 @@ class TestLossesInAStudy:
             "{name: dice}", "{name: focal_tversky@code}"
         )
         (place / "quirky.yaml").write_text(text)
-        swept = here(place, "sweep", "quirky.yaml", "--seeds", "0")
+        swept = here(place, "sweep", "quirky.yaml", "--seeds", "0", "--max-concurrent", "1")
         assert "quirk double_activation of Dice; BCE: " in swept.stderr
         page = (place / "studies/quirky/report/index.html").read_text()
         assert "Quirk flattened_tversky of every configuration" in page

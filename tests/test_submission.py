@@ -6,10 +6,12 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -224,17 +226,21 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
 def ray_cluster(tmp_path_factory):
     """A Ray head of its own with dashboard, Jobs API and a token; gives the dashboard's address."""
     folder = tmp_path_factory.mktemp("ray")
+    short = tempfile.mkdtemp(prefix="ray-")  # the paths of Ray's sockets can't be long
     port, dashboard = free_port(), free_port()
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
         f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
         f"--ray-client-server-port={free_port()}",
-        "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 't'}",
+        "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={short}",
     ]  # fmt: skip
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{dashboard}"
-    with process(command, folder / "ray.log", lambda: answers(f"{address}/api/gcs_healthz"), env):
-        yield address
+    try:
+        with process(command, folder / "ray.log", lambda: answers(f"{address}/api/gcs_healthz"), env):
+            yield address
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.slow
