@@ -33,6 +33,7 @@ stays on one worker of xdist, where its tests share fixtures; the longest start 
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers wait for all that other tests compute
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers would fight for the processors
+    os.environ.pop("COLUMNS", None)  # of the terminal in which pytest runs: commands write here as into a file
 
 
 def group(nodeid: str) -> str:
