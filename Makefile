@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN_STAMP := $(VENV)/.cellray-run
 TEST_STAMP := $(VENV)/.cellray-test
+WORKERS ?= 3
 BENCHMARKS := $(filter-out benchmarks/gauge.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-test test acceptance audit check format lint types layers bench constraints clean
+.PHONY: help demo install install-test test quick acceptance audit check format lint types layers bench constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +22,13 @@ install: $(RUN_STAMP) ## .venv with cellray at the versions of constraints.txt
 
 install-test: $(TEST_STAMP) ## the same with the tools of `make check` and `make test`
 
-test: $(TEST_STAMP) ## every test
-	$(BIN)/python -m pytest -q --durations=10 -o faulthandler_timeout=600
+# More workers than the two processors of a small machine: some of them always wait for a server or for Ray.
+test: $(TEST_STAMP) ## every test, by 3 workers side by side (WORKERS=8: by 8)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 -o faulthandler_timeout=600
+
+quick: $(TEST_STAMP) ## format, lint and every test that isn't marked `slow`, in about a minute: before each commit
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 acceptance: $(TEST_STAMP) ## sweeps that lose a machine, in every way there is (root; SCENARIO=taken_back: that way only)
 	@if unshare --net ip link >/dev/null 2>&1; then \

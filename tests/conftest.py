@@ -12,6 +12,54 @@ from typing import Any, NoReturn
 
 import pytest
 
+LONGEST_FIRST = (
+    "test_kills.py::test_a_killed_sweep",
+    "test_services.py",
+    "test_sweep.py",
+    "test_kills.py::test_a_sweep_outlives",
+    "test_submission.py",
+    "test_tracking_server.py",
+    "test_cli.py::TestOneStudy",
+    "test_cli.py",
+    "test_workers.py",
+    "test_kills.py::test_memory",
+    "test_kills.py::test_a_full_disk",
+    "test_kills.py",
+)
+"""How the names of tests begin that take longest together: each beginning is a group, and so is any other file. A group
+stays on one worker of xdist, where its tests share fixtures; the longest start first, so that none is left at the end.
+"""
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers wait for all that other tests compute
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers would fight for the processors
+    os.environ.pop("COLUMNS", None)  # of the terminal in which pytest runs: commands write here as into a file
+
+
+def group(nodeid: str) -> str:
+    """The group of a test."""
+    name = nodeid.removeprefix("tests/")
+    return next((start for start in LONGEST_FIRST if name.startswith(start)), name.partition("::")[0])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LoadGroups(LoadScopeScheduling):
+        """Hands out groups in the order of collection. (xdist's own `loadgroup` finds no marks with pytest 9.)"""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False
+    return LoadGroups(config, log)
+
 
 def skip_or_fail(reason: str) -> NoReturn:
     """Skip a test that lacks something (data, PostgreSQL, Chromium, root); with CI=true that is a failure.
@@ -30,6 +78,12 @@ def oracle(module: str) -> Any:
         return import_module(module)
     except ImportError:
         skip_or_fail(f"{module} is not installed; make install-test installs it.")
+
+
+def shared_by_workers(factory: pytest.TempPathFactory) -> Path:
+    """The folder of this run of pytest, which all workers of xdist have in common."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @contextmanager

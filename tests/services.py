@@ -28,7 +28,10 @@ from cellray.storage import open_storage
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-_PORTS = iter(random.SystemRandom().sample(range(20_000, 32_768), 12_768))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_OURS = range(20_000 + _WORKER, 32_768, _N_WORKERS)  # no port is another worker's, too
+_PORTS = iter(random.SystemRandom().sample(_OURS, len(_OURS)))
 
 
 def free_port() -> int:
@@ -160,7 +163,7 @@ def object_store(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     flags = {**{f"{name}.port": port for name, port in ports.items()}, **grpc}
     command = [
         weed, "mini", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", "-webdav=false", "-admin.ui=false",
-        *(f"-{name}={port}" for name, port in flags.items()),
+        *(f"-{name}={port}" for name, port in flags.items()), "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     address = f"{host}:{ports['s3']}"
 

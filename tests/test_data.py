@@ -616,6 +616,7 @@ class TestCache:
         assert (open_dataset(root).image(1) == expected).all()
         assert n_decoded.value == 4
 
+    @pytest.mark.slow
     def test_two_processes_at_once_decode_once(self, tmp_path):
         root = save_pairs(tmp_path / "set", 3)
         command = [sys.executable, "-c", TWO_AT_ONCE, str(root), str(tmp_path / "cache")]

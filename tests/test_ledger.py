@@ -194,6 +194,7 @@ def lease_elsewhere(local, seen: float) -> None:
     local.write("lease.json", json.dumps({"host": "elsewhere", "pid": 1, "id": "x", "seen": seen}).encode())
 
 
+@pytest.mark.slow
 def test_a_holder_on_another_host_that_renews_its_lease_keeps_it(local):
     lease_elsewhere(local, time.time())
     renewal = threading.Timer(1.5, lease_elsewhere, [local, time.time() + 1])
@@ -206,6 +207,7 @@ def test_a_holder_on_another_host_that_renews_its_lease_keeps_it(local):
     assert json.loads(local.read("lease.json"))["host"] == "elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [0, 1000])  # of this host's clock
 def test_a_holder_on_another_host_that_says_no_more_is_taken_for_dead(local, monkeypatch, ahead_s):
     monkeypatch.setattr(ledger_module, "LEASE_S", 2.0)

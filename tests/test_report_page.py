@@ -14,6 +14,8 @@ from report_data import write_realistic
 from cellray.ledger import Ledger
 from cellray.report import build_report
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = {"desktop": 1280, "phone": 390}
 NASTY = "<b>&_%"
 FIGURES = {

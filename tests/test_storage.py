@@ -180,6 +180,7 @@ def test_a_store_that_takes_few_requests_at_once_gets_everything_in_the_end(tmp_
         assert {path: patient.read(path) for path in files} == files
 
 
+@pytest.mark.slow
 def test_a_record_that_is_cut_off_on_its_way_is_none(endpoint, monkeypatch):
     """The connection breaks when half of the object has gone through."""
     door = Door(int(endpoint.rpartition(":")[2]))

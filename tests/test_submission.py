@@ -6,15 +6,18 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_here
 from conftest import skip_or_fail
 from manifests import problems
 from services import answers, free_port, process
@@ -223,17 +226,21 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
 def ray_cluster(tmp_path_factory):
     """A Ray head of its own with dashboard, Jobs API and a token; gives the dashboard's address."""
     folder = tmp_path_factory.mktemp("ray")
+    short = tempfile.mkdtemp(prefix="ray-")  # the paths of Ray's sockets can't be long
     port, dashboard = free_port(), free_port()
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
         f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
         f"--ray-client-server-port={free_port()}",
-        "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 't'}",
+        "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={short}",
     ]  # fmt: skip
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{dashboard}"
-    with process(command, folder / "ray.log", lambda: answers(f"{address}/api/gcs_healthz"), env):
-        yield address
+    try:
+        with process(command, folder / "ray.log", lambda: answers(f"{address}/api/gcs_healthz"), env):
+            yield address
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -271,12 +278,13 @@ def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, stu
 )
 def test_credentials_are_not_sent_in_a_command(study_file, tmp_path, option, variable):
     words = ("submit", str(study_file), "--address", "http://127.0.0.1:9", option, "http://me:hush@host/x")
-    refused = cellray(*words, cwd=tmp_path)
-    said = refused.communicate(timeout=120)[0]
+    refused = run_here(*words, cwd=tmp_path, env={})
+    said = refused.stdout + refused.stderr
     assert refused.returncode == 2 and variable in said and "hush" not in said, said
 
 
 def test_no_cluster_there_is_said(study_file, tmp_path):
-    gone = cellray("submit", str(study_file), "--address", "http://127.0.0.1:9", "--storage", "s3://b/x", cwd=tmp_path)
-    said = gone.communicate(timeout=120)[0]
+    words = ("submit", str(study_file), "--address", "http://127.0.0.1:9", "--storage", "s3://b/x")
+    gone = run_here(*words, cwd=tmp_path, env={})
+    said = gone.stdout + gone.stderr
     assert gone.returncode == 2 and "no Ray cluster answers at http://127.0.0.1:9" in said, said

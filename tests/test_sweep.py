@@ -182,7 +182,7 @@ def test_a_trial_that_fails_again_and_again_is_an_outcome(ray_here, tmp_path):
     sets, ledger = Sets.open(study.data), Ledger(str(tmp_path / "studies"), study.name)
     (tmp_path / "disks").rename(tmp_path / "moved")
     memory = Memory()
-    records = run_sweep(study, sets, ledger, observers=[memory])
+    records = run_sweep(study, sets, ledger, observers=[memory], max_concurrent=1)
     assert [record["outcome"] for record in records] == ["failed", "failed"] and len(memory.ended) == 2
     assert all("DataError" in record["reason"] and "disks" in record["reason"] for record in records)
 

@@ -91,6 +91,7 @@ def test_counts_follow_the_published_distribution(published):
     assert real.max() <= counts.max() <= 1.2 * real.max()
 
 
+@pytest.mark.slow
 def test_drawn_components_are_as_many_and_as_large_as_the_published_ones(published, drawn):
     images, objects = published
     counts = drawn.groupby("image").size().reindex(range(60), fill_value=0)
@@ -153,6 +154,7 @@ def test_hue_belongs_to_the_image_and_green_gains_on_red_with_brightness(picture
     assert np.std(hues) > 0.05
 
 
+@pytest.mark.slow
 def test_background_and_noise_are_as_measured():
     images = [draw_tissue(rng(13, i)) for i in range(40)]
     medians = np.array([np.median(image[..., 0]) for image in images])

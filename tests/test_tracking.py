@@ -121,6 +121,7 @@ def test_the_tree_carries_params_metrics_tags_and_files(study, ledger, store, mo
     assert client.get_experiment(top.info.experiment_id).tags["mlflow.note.content"] == "mine"
 
 
+@pytest.mark.slow
 def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger, store):
     sweep(MLflowTracker(ledger, store), ledger, study, model=True)
     first = content_of(store)
@@ -226,6 +227,7 @@ def test_settings_are_flattened_by_name():
     }
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store, monkeypatch):
     plan = plan_of(study)[:2]
     assert sweep(MLflowTracker(ledger, store), ledger, study, plan, model=True) is None
@@ -335,6 +337,7 @@ def test_notes_and_views_fit_into_a_tag_of_an_experiment():
     assert many.count("](#/") == 3  # no link that names 500 runs
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, store):
     plan = plan_of(study)
     with pytest.raises(LedgerError, match="no finished trial"):

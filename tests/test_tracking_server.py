@@ -80,6 +80,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_an_outage_costs_the_sweep_a_warning_and_nothing_else(team, tmp_path):
     """Two sweeps lose their server: one outlives the outage, the other ends within it and is repaired."""
     outlives, ends = small_study(name="outlives"), small_study(name="ends")

@@ -287,6 +287,7 @@ def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert ours["val_dice"] == pytest.approx(theirs["val_dice"], abs=2e-3)  # a pixel may change sides
 
 
+@pytest.mark.slow
 class TestCourse:
     @pytest.mark.parametrize("mixed", [False, True], ids=["one shape", "two shapes"])
     def test_a_training_has_one_workers_history_and_one_writer(self, pair, mixed):
