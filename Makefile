@@ -28,7 +28,7 @@ test: $(TEST_STAMP) ## every test, by 3 workers side by side (WORKERS=8: by 8)
 
 quick: $(TEST_STAMP) ## format, lint and every test that isn't marked `slow`, in about a minute: before each commit
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 acceptance: $(TEST_STAMP) ## sweeps that lose a machine, in every way there is (root; SCENARIO=taken_back: that way only)
 	@if unshare --net ip link >/dev/null 2>&1; then \

@@ -21,11 +21,11 @@ import numpy as np
 
 from cellray.metrics import metrics_of
 from cellray.statistics import (
-    compare,
     contenders,
     contributions,
     crossed_mean,
     mean_median,
+    paired_tests,
     rank_table,
     resampled_means,
 )
@@ -122,7 +122,7 @@ def scores(counts: np.ndarray) -> np.ndarray:
 def judge(counts: np.ndarray, known: Truth, rng_seed: int, *, bootstrap: bool) -> dict[str, float]:
     """What one study claims, and what of it is false."""
     values, true = scores(counts), known.f1
-    pairs = compare(values, LABELS, detail=False)
+    pairs = paired_tests(values, LABELS, detail=False)
     a, b = (np.array([LABELS.index(label) for label in pairs[side]]) for side in ("a", "b"))
     gap = true[a] - true[b]
     ranks = rank_table(values.mean((1, 2)), values.mean(1), pairs, LABELS)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cellray.data.synth import draw_labels
-from cellray.operating_point import Choice, choose_point
+from cellray.operating_point import ChosenPoint, choose_point
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint, components, postprocess
 from cellray.postprocess.sheet import Sheet
 from cellray.study import EvaluationConfig
@@ -114,7 +114,7 @@ def compare(rounds: int) -> bool:
     return good
 
 
-def search(n_images: int, noise: float) -> tuple[float, Choice]:
+def search(n_images: int, noise: float) -> tuple[float, ChosenPoint]:
     """Seconds of one search on as many drawings, and what it chose."""
     truth = {seed: drawn_labels(seed) for seed in range(n_images)}
     probs = {seed: blotchy(labels, seed, noise) for seed, labels in truth.items()}

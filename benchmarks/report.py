@@ -12,7 +12,6 @@ process is killed. Images are drawn; records are as large as real ones. Exit cod
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import signal
@@ -28,9 +27,10 @@ from gauge import gauge
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS, summarise
 from cellray.metrics.rows import COLUMNS
-from cellray.report import Plan, PlannedTrial, load_tables, make_tables, start_report_actor
+from cellray.record import PlannedTrial, TrialRecord, record_text
+from cellray.report import load_tables, make_tables, start_report_actor
 from cellray.report.inference import infer
-from cellray.samples import read_samples
+from cellray.results import Plan, Results
 from cellray.statistics import rank_shares, resampled_means
 
 N_IMAGES, N_SEEDS = 70, 5
@@ -55,11 +55,11 @@ def write_ledger(folder: str, n_configurations: int) -> tuple[Ledger, Plan]:
     """A ledger of that many configurations with five seeds each; fifty different trials stand in for all."""
     ledger, plan, records = write_images(folder, n_configurations)
     for record in records:
-        ledger.write(f"trials/{record['key']}/trial.json", json.dumps(record).encode())
+        ledger.write(f"trials/{record.key}/trial.json", record_text(record).encode())
     return ledger, plan
 
 
-def write_images(folder: str, n_configurations: int) -> tuple[Ledger, Plan, list[dict[str, Any]]]:
+def write_images(folder: str, n_configurations: int) -> tuple[Ledger, Plan, list[TrialRecord]]:
     """The same without the records, which are handed over."""
     ledger = Ledger(folder, "many")
     ledger.prepare()
@@ -76,7 +76,7 @@ def write_images(folder: str, n_configurations: int) -> tuple[Ledger, Plan, list
             "settings": {f"setting{k}": k / 7 for k in range(80)},
         }  # fmt: skip
         ledger.write(f"trials/{key}/images.parquet", tables[i % 50])
-        records.append(record)
+        records.append(TrialRecord.model_validate(record))
         trials.append(PlannedTrial(label, seed, key, "e"))
     return ledger, Plan("many", "Which is best?", "f1_iou", tuple(trials)), records
 
@@ -84,10 +84,10 @@ def write_images(folder: str, n_configurations: int) -> tuple[Ledger, Plan, list
 def whole_study(folder: str) -> float:
     """Seconds for every metric of one study, its resamples included."""
     ledger, plan = write_ledger(folder, 12)
-    records = ledger.records()
+    results = Results.now(ledger, plan)
     start = time.perf_counter()
-    samples = read_samples(ledger, records)
-    tables = infer(make_tables(records, plan), samples, plan)
+    samples = results.samples
+    tables = infer(make_tables(results), results)
     assert tables.inference is not None
     for metric in METRICS:
         if metric in samples[plan.trials[0].key]["test", "own"].values:
@@ -105,7 +105,8 @@ def many_trials(folder: str, n: int) -> float:
     """Seconds to rank a ledger of n trials."""
     ledger, plan = write_ledger(folder, n // N_SEEDS)
     start = time.perf_counter()
-    tables = load_tables(ledger, ledger.records(), plan, only_ranking=True)
+    results = Results(ledger, plan, ledger.records(), metric=plan.rank_by)
+    tables = load_tables(results, only_ranking=True)
     assert tables.ranking[tables.ranking.metric == "f1_iou"].low.notna().any()
     return time.perf_counter() - start
 
@@ -133,7 +134,7 @@ def live_results(folder: str, n: int) -> float:
     import ray
 
     ledger, plan, records = write_images(folder, n // N_SEEDS)
-    ledger.write_plan([(t.label, t.seed, t.key, t.evaluation_key) for t in plan.trials])
+    ledger.write_plan(plan.trials)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     actor = start_report_actor("many", (ledger.storage, ledger.study), plan)
     ray.get(actor.status.remote())
@@ -141,7 +142,7 @@ def live_results(folder: str, n: int) -> float:
     asker.start()
     start, telling_s = time.perf_counter(), 0.0
     for record in records:
-        ledger.write(f"trials/{record['key']}/trial.json", json.dumps(record).encode())
+        ledger.write(f"trials/{record.key}/trial.json", record_text(record).encode())
         told = time.perf_counter()
         actor.trial_ended.remote(record)
         telling_s += time.perf_counter() - told

@@ -36,9 +36,12 @@ from disturb import descendants, title
 from services import Door, free_port, mlflow_server, s3_environment
 
 from cellray.ledger import Ledger
+from cellray.observers import Observer
+from cellray.record import TrialRecord, record_text
 from cellray.report import ReportObserver, build_report
+from cellray.results import Results
 from cellray.study import Study
-from cellray.sweep import connect, engine, run_sweep
+from cellray.sweep import connect, run_sweep
 from cellray.tracking import MLflowTracker, default_store
 from cellray.trial import Sets, run_trial
 
@@ -75,8 +78,8 @@ def head(n_trials: int, n_gpus: int, n_epochs: int, folder: str) -> None:
     template = Ledger(f"{folder}/template", "one")
     record = run_trial(study.trials()[0], sets, template)
     assert record is not None
-    tables = {name: template.table(record["key"], name) for name in ("images", "objects")}
-    row = template.table(record["key"], "history").iloc[0].to_dict()
+    tables = {name: template.table(record.key, name) for name in ("images", "objects")}
+    row = template.table(record.key, "history").iloc[0].to_dict()
     history = pd.DataFrame([{**row, "epoch": epoch + 1} for epoch in range(n_epochs)])
 
     def simulated(config: dict[str, Any], ledger: Ledger, resources: Any) -> None:
@@ -85,10 +88,12 @@ def head(n_trials: int, n_gpus: int, n_epochs: int, folder: str) -> None:
         for epoch in history.to_dict("records"):
             tune.report({"row": epoch})
         trial, (key, evaluation_key) = json.loads(config["trial"]), config["keys"]
-        mine = {**record, "key": key, "evaluation_key": evaluation_key, "label": trial["label"], "seed": trial["seed"]}
-        ledger.write_record(mine, {"history": history, **tables}, {})
+        about = {"key": key, "evaluation_key": evaluation_key, "label": trial["label"], "seed": trial["seed"]}
+        ledger.write_record(record.model_copy(update=about), {"history": history, **tables}, {})
 
-    engine._work = simulated
+    from cellray.sweep import tuner  # imports Ray
+
+    tuner._work = simulated
     ledger = Ledger(folder, study.name)
     tracker = MLflowTracker(ledger, default_store(folder))
     clock = Clock()
@@ -128,14 +133,14 @@ def usage(pid: int) -> tuple[float, float]:
     return ticks / os.sysconf("SC_CLK_TCK"), int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-class Clock:
+class Clock(Observer):
     """Takes the head's usage at the first record and at the last one so far."""
 
     first: Moment
     last: Moment
     n = 0
 
-    def on_end(self, record: dict[str, Any]) -> None:
+    def on_end(self, record: TrialRecord) -> None:
         self.n += 1
         if self.n == 1:
             self.first = Moment()
@@ -195,7 +200,7 @@ def bucket(n_records: int, folder: Path) -> None:
         ledger = Ledger("s3://cellray/studies", "many")
         source, _ = write_ledger(str(folder / "source"), n_records // N_SEEDS)
         for record in source.records():
-            ledger.write(f"trials/{record['key']}/trial.json", json.dumps(record).encode())
+            ledger.write(f"trials/{record.key}/trial.json", record_text(record).encode())
         one = timed(lambda: [ledger.record(key) for key in ledger.names("trials")])
         many = timed(ledger.records)
         here = timed(source.records)
@@ -209,7 +214,7 @@ def bucket(n_records: int, folder: Path) -> None:
 def whole_report(n_trials: int, folder: str) -> None:
     """Print how long a report of so many trials takes."""
     ledger, plan = write_ledger(f"{folder}/{n_trials}", n_trials // N_SEEDS)
-    seconds = timed(lambda: build_report(ledger, plan))
+    seconds = timed(lambda: build_report(Results.now(ledger, plan)))
     memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sizes = {path: len(ledger.read(f"report/{path}")) / 1e6 for path in ("index.html", "pairs.csv", "trials.csv")}
     files = ", ".join(f"{path} {size:.1f} MB" for path, size in sizes.items())

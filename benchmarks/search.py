@@ -30,7 +30,9 @@ from typing import Any
 from gauge import gauge
 
 from cellray.ledger import Ledger
-from cellray.report import facts_of, load_tables, stored_plan
+from cellray.record import TrialRecord, Tried
+from cellray.report import load_tables
+from cellray.results import Results, plan_of
 from cellray.study import Study, load_study
 from cellray.sweep import connect, run_sweep
 from cellray.trial import Sets
@@ -57,17 +59,16 @@ def quickstart(name: str, **changes: Any) -> Study:
     return Study.model_validate_json(json.dumps(values))
 
 
-def swept(study: Study, storage: str) -> tuple[Ledger, list[dict[str, Any]]]:
+def swept(study: Study, storage: str) -> tuple[Ledger, list[TrialRecord]]:
     ledger = Ledger(storage, study.name)
     return ledger, run_sweep(study, Sets.open(study.data), ledger, cluster=connect)
 
 
-def search(method: str, budget: int, seed: int, storage: str) -> dict[str, Any]:
-    """The best configuration of one search: its value and settings."""
+def search(method: str, budget: int, seed: int, storage: str) -> Tried:
+    """The best configuration of one search."""
     how = {"method": method, "budget": budget, "seed": seed, "space": SPACE}
     ledger, _ = swept(quickstart(f"{method}-{seed}", configurations=[], seeds=SEEDS, search=how), storage)
-    entries = json.loads(ledger.read("search.json"))["configurations"]
-    return max(entries, key=lambda entry: entry["values"][0])
+    return max(ledger.search().configurations, key=lambda tried: tried.values[0])
 
 
 def measure_search(repetitions: int, budget: int, storage: str) -> bool:
@@ -75,16 +76,16 @@ def measure_search(repetitions: int, budget: int, storage: str) -> bool:
     leads, winners = [], {}
     for seed in range(repetitions):
         best = {"random": search("random", budget, seed, storage), "tpe": search("tpe", budget // 2, seed, storage)}
-        leads.append(best["tpe"]["values"][0] - best["random"]["values"][0])
+        leads.append(best["tpe"].values[0] - best["random"].values[0])
         for method, entry in best.items():
             winners[f"{method} {seed}"] = entry
-        found = ", ".join(f"{m} {e['values'][0]:.3f} ({_weights(e)})" for m, e in best.items())
+        found = ", ".join(f"{m} {e.values[0]:.3f} ({_weights(e)})" for m, e in best.items())
         print(f"repetition {seed}: {found}", flush=True)
-    settings = {label: json.dumps(entry["settings"], sort_keys=True) for label, entry in winners.items()}
+    settings = {label: json.dumps(entry.settings, sort_keys=True) for label, entry in winners.items()}
     first = {text: label for label, text in reversed(settings.items())}  # both may have found the same
-    listed = [{"label": label, "loss": winners[label]["settings"]["loss"]} for label in first.values()]
+    listed = [{"label": label, "loss": winners[label].settings["loss"]} for label in first.values()]
     _, records = swept(quickstart("winners", configurations=listed, seeds=FURTHER), storage)
-    scores = {text: _mean_f1([r for r in records if r["label"] == label]) for text, label in first.items()}
+    scores = {text: _mean_f1([r for r in records if r.label == label]) for text, label in first.items()}
     again = [scores[settings[f"tpe {seed}"]] - scores[settings[f"random {seed}"]] for seed in range(repetitions)]
     lead = statistics.median(leads)
     print(f"TPE with {budget // 2} against random search with {budget}: median lead {lead:+.4f} validation F1 (bar 0)")
@@ -94,12 +95,12 @@ def measure_search(repetitions: int, budget: int, storage: str) -> bool:
     return lead >= 0
 
 
-def _weights(entry: dict[str, Any]) -> str:
-    return " ".join(f"{value:.3g}" for value in entry["parameters"].values())
+def _weights(tried: Tried) -> str:
+    return " ".join(f"{value:.3g}" for value in tried.parameters.values())
 
 
-def _mean_f1(records: list[dict[str, Any]]) -> float:
-    found = [r["metrics"]["own"]["test"]["f1_iou"] if r["outcome"] == "finished" else 0.0 for r in records]
+def _mean_f1(records: list[TrialRecord]) -> float:
+    found = [r.score("f1_iou") if r.outcome == "finished" else 0.0 for r in records]
     return sum(found) / len(found)
 
 
@@ -107,23 +108,22 @@ def measure_race(storage: str) -> bool:
     """Print who may be best, and what it cost; True if the race agrees with the grid at no more than its share."""
     ledger, records = swept(quickstart("race", seeds=TEN), storage)
     full = _standing(quickstart("race", seeds=TEN), ledger)
-    spent = sum(record["epochs"] for record in records)
+    spent = sum(record.epochs for record in records)
     race = quickstart("race", seeds=TEN, racing={"start": 3, "budget": int(MOST_EPOCHS * len(records))})
-    _, records = swept(race, storage)
-    share = sum(record["epochs"] for record in records) / spent
-    entries = json.loads(ledger.read("search.json"))["configurations"]
-    top = sorted(entry["label"] for entry in entries if entry["state"] != "dropped")
+    ledger, records = swept(race, storage)
+    share = sum(record.epochs for record in records) / spent
+    entries = ledger.search().configurations
+    top = sorted(entry.label for entry in entries if entry.state != "dropped")
     print(f"full grid: {len(full)} may be the best: {', '.join(full)}")
     print(f"race: {len(top)} may be the best: {', '.join(top)}; {share:.0%} of the epochs (bar {MOST_EPOCHS:.0%})")
     for entry in entries:
-        print(f"  {entry['label']}: {entry['seeds']} seeds; {entry['reason'] or 'kept to the end'}")
+        print(f"  {entry.label}: {entry.seeds} seeds; {entry.reason or 'kept to the end'}")
     return share <= MOST_EPOCHS and set(top) == set(full)
 
 
 def _standing(study: Study, ledger: Ledger) -> list[str]:
     """Configurations that may be the best on the test images, by the ledger's plan."""
-    plan = stored_plan(ledger, study)
-    tables = load_tables(ledger, ledger.records(), plan, external_order=facts_of(study)["sets"], only_ranking=True)
+    tables = load_tables(Results.now(ledger, plan_of(study, ledger.plan())), only_ranking=True)
     assert tables.inference is not None
     ranks = tables.inference.ranks
     return sorted(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)

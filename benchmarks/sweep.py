@@ -29,6 +29,8 @@ from typing import Any
 from gauge import gauge
 
 from cellray.ledger import Ledger
+from cellray.observers import Observer
+from cellray.record import TrialRecord
 from cellray.report import ReportObserver
 from cellray.study import DatasetConfig, Study
 from cellray.sweep import connect, run_sweep
@@ -43,13 +45,13 @@ SYNTHETIC = {"n_trainval": 4, "n_test": 2, "width_px": 64, "height_px": 64}
 PACK = "data/dsb2018_fluo.zip"
 
 
-class Clock:
+class Clock(Observer):
     """Notes when each record came."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_end(self, record: dict[str, Any]) -> None:
+    def on_end(self, record: TrialRecord) -> None:
         self.ends.append(time.monotonic())
 
 
@@ -73,7 +75,7 @@ def sweep_of(n_trials: int, storage: str) -> tuple[float, float]:
     started = time.monotonic()
     records = run_sweep(study, sets, ledger, observers=[clock, tracker, ReportObserver(ledger)], cluster=connect)
     tracker.close()
-    own = [sum(record["seconds"].values()) for record in records]
+    own = [record.seconds.total for record in records]
     n = len(own)
     each = (clock.ends[-1] - clock.ends[0] - sum(own) * (n - 1) / n) / (n - 1)
     return each, clock.ends[0] - started

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,16 +28,16 @@ from services import free_port, mlflow_server, postgres
 
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
+from cellray.record import PlannedTrial, TrialRecord
 from cellray.study import Study
 from cellray.tracking import MLflowTracker, sync
-from cellray.trial import Planned
 
 MOST_SECONDS_A_TRIAL, MOST_CALL_MS = 1.0, 1.0
 N_METRICS = 20
 SETS = ("test", "external_a", "external_b", "val")
 
 
-def write_ledger(folder: str, n_trials: int, n_epochs: int) -> tuple[Ledger, Study, list[Planned]]:
+def write_ledger(folder: str, n_trials: int, n_epochs: int) -> tuple[Ledger, Study, list[PlannedTrial]]:
     """A study of made-up records: five seeds of as many configurations as that takes."""
     n_seeds = min(n_trials, 5)
     study = Study.model_validate(
@@ -56,7 +55,8 @@ def write_ledger(folder: str, n_trials: int, n_epochs: int) -> tuple[Ledger, Stu
     )
     ledger = Ledger(folder, study.name)
     ledger.write("study.yaml", study.dump_yaml().encode())
-    plan = [Planned(trial, trial.key("0" * 16), "0" * 16, None) for trial in study.trials()]
+    plan = [PlannedTrial(t.label, t.seed, t.key("0" * 16), "0" * 16, t) for t in study.trials()]
+    ledger.write_plan(plan)
     rng = np.random.default_rng(0)
     for planned in plan:
         record, history = made_up(planned, n_epochs, rng)
@@ -64,12 +64,12 @@ def write_ledger(folder: str, n_trials: int, n_epochs: int) -> tuple[Ledger, Stu
     return ledger, study, plan
 
 
-def made_up(planned: Planned, n_epochs: int, rng: np.random.Generator) -> tuple[dict[str, Any], pd.DataFrame]:
+def made_up(planned: PlannedTrial, n_epochs: int, rng: np.random.Generator) -> tuple[TrialRecord, pd.DataFrame]:
     """A record as long as they come, and its history of N_METRICS columns."""
     settings = planned.trial.model_dump(mode="json", exclude={"study", "label", "seed", "protocol"})
     settings["notes"] = {f"parameter {i}": "x" * (9000 if i % 25 == 0 else 20) for i in range(100)}
     scores = {key: float(rng.random()) if i % 11 else float("nan") for i, key in enumerate(METRICS)}
-    record = {
+    contents = {
         "schema": 1, "key": planned.key, "evaluation_key": planned.evaluation_key, "study": planned.trial.study,
         "label": planned.label, "seed": planned.seed, "protocol": "strict", "outcome": "finished", "reason": None,
         "settings": settings, "metrics": {point: dict.fromkeys(SETS, scores) for point in ("own", "shared")},
@@ -81,23 +81,23 @@ def made_up(planned: Planned, n_epochs: int, rng: np.random.Generator) -> tuple[
     values = rng.random((n_epochs, N_METRICS))
     values[::7, 0] = np.nan
     values[1::2, 1:5] = np.nan  # validated every second epoch
-    history = pd.DataFrame(values, columns=["train_loss", *(f"measure_{i}" for i in range(1, N_METRICS))])
+    history = pd.DataFrame(values, columns=["train_loss", *(f"measure_{i}" for i in range(2, N_METRICS)), "seconds"])
     history.insert(0, "epoch", np.arange(1, n_epochs + 1))
-    return record, history
+    return TrialRecord.model_validate(contents), history
 
 
-def measure(name: str, uri: str, ledger: Ledger, study: Study, plan: list[Planned]) -> bool:
+def measure(name: str, uri: str, ledger: Ledger, study: Study, plan: list[PlannedTrial]) -> bool:
     """Show the study live, then sync; print seconds; True if both are within their bars."""
-    records = {record["key"]: record for record in ledger.records()}
+    records = {record.key: record for record in ledger.records()}
     live = Ledger(tempfile.mkdtemp(dir=ledger.storage), study.name)  # a sweep's ledger has no record before its end
     live.write("study.yaml", ledger.read("study.yaml"))
+    live.write_plan(plan)
     calls: list[float] = []
     tracker = MLflowTracker(live, uri, models=False)
     start = time.monotonic()
     tracker.on_start(study, plan)
     for planned in plan:
-        rows: list[Any] = ledger.table(planned.key, "history").to_dict("records")
-        for row in rows:
+        for row in ledger.history(planned.key):
             before = time.perf_counter()
             tracker.on_epoch(planned.trial, row)
             calls.append(time.perf_counter() - before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,10 @@ from torch.nn import functional
 from cellray.data import Dataset
 from cellray.device import autocast
 from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise
-from cellray.operating_point import Choice, choose_point
+from cellray.operating_point import ChosenPoint, choose_point
 from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
+from cellray.record import OverlayFile
 from cellray.study import EvaluationConfig
 
 STRIDE = 8  # the networks halve an image three times
@@ -143,13 +144,13 @@ class PixelHistogram:
 class Evaluation:
     """A trained model's scores on every set."""
 
-    choice: Choice
+    choice: ChosenPoint
     """The operating point, and how it does on validation."""
     metrics: dict[str, dict[str, dict[str, float]]]
     """By point (own, shared), set and metric."""
     images: pd.DataFrame
     objects: pd.DataFrame
-    overlays: list[dict[str, Any]] = field(default_factory=list)
+    overlays: list[OverlayFile] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     collapsed: str | None = None
     """Why the model counts as collapsed, if it does."""
@@ -186,14 +187,14 @@ def evaluate(
     val_probs = dict(predict("val"))
     truth: dict[int, np.ndarray] = {index: validation.labels(index) for index in indices}
     choice = choose_point(val_probs, truth, validation.diameter_px, settings)
-    rows: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
-    overlays: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
+    objects: list[dict[str, object]] = []
+    overlays: list[OverlayFile] = []
     files: dict[str, bytes] = {}
     for name, (dataset, _) in sets.items():
         probs_of = iter(val_probs.items()) if name == "val" else predict(name)
         packed: dict[int, bytes] = {}
-        drawn: list[dict[str, Any]] = []
+        drawn: list[dict[str, object]] = []
         for index, probs in probs_of:
             about = {"set": name, "image": dataset.names[index], "group": dataset.groups[index]}
             own, row = _judge(probs, dataset, index, choice.point, settings)
@@ -206,7 +207,7 @@ def evaluate(
         if name != "val":
             for entry, png in _draw(name, dataset, packed, pd.DataFrame(drawn), settings.iou_threshold):
                 overlays.append(entry)
-                files[entry["file"]] = png
+                files[entry.file] = png
     images = pd.DataFrame(rows)
     metrics = {
         point_name: {
@@ -240,8 +241,8 @@ def evaluate_set(
     precision: str,
 ) -> SetScores:
     """Score a trained model on all images of one dataset at a given operating point."""
-    rows: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
+    objects: list[dict[str, object]] = []
     for index, logits in predict_logits(
         model, dataset, list(range(len(dataset))), device=device, precision=precision, tile_px=settings.tile_px
     ):
@@ -288,7 +289,7 @@ def _collapse(rows: pd.DataFrame) -> str | None:
 
 def _draw(
     name: str, dataset: Dataset, packed: dict[int, bytes], rows: pd.DataFrame, iou_threshold: float
-) -> Iterator[tuple[dict[str, Any], bytes]]:
+) -> Iterator[tuple[OverlayFile, bytes]]:
     """Overlays of a set's worst, median and best image by F1, and of its most crowded one."""
     rows = rows.assign(f1_iou=2 * rows["tp_iou"] / (rows["n_true"] + rows["n_pred"]).clip(lower=1))
     rows.loc[(rows["n_true"] + rows["n_pred"]) == 0, "f1_iou"] = 1.0
@@ -301,13 +302,13 @@ def _draw(
         true = dataset.labels(index)
         own = np.frombuffer(zlib.decompress(packed[index]), np.int32).reshape(true.shape)
         picture = draw_overlay(dataset.image(index), true, own, iou_threshold=iou_threshold)
-        entry = {
-            "set": name,
-            "role": role,
-            "image": row["image"],
-            "file": f"overlays/{name}.{role}.png",
-            "f1_iou": float(row["f1_iou"]),
-            "n_true": int(row["n_true"]),
-            "n_pred": int(row["n_pred"]),
-        }
+        entry = OverlayFile(
+            set=name,
+            role=role,
+            image=row["image"],
+            file=f"overlays/{name}.{role}.png",
+            f1_iou=float(row["f1_iou"]),
+            n_true=int(row["n_true"]),
+            n_pred=int(row["n_pred"]),
+        )
         yield entry, encode_png(picture)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cellray.arrays import Labels, Probs
 from cellray.errors import DataError
 from cellray.metrics import METRICS, contingency, image_row, quirk_rows, summarise, table_row
 from cellray.postprocess import Components, OperatingPoint, Pieces, find_components, postprocess, split
@@ -26,7 +26,7 @@ THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.95, 0.98, 0
 """Even steps, and finer ones near 1: a loss that weighs cell pixels by w lifts even odds to w / (w + 1)."""
 MIN_AREAS = (0.04, 0.08, 0.159, 0.24, 0.32)
 """In mean cell areas."""
-WATERSHEDS: tuple[dict[str, Any], ...] = (
+WATERSHEDS: tuple[dict[str, float | bool], ...] = (
     {"watershed": False},
     {"watershed": True, "smoothing": 0.75, "peak_distance": 1.0},
     {"watershed": True, "smoothing": 0.5, "peak_distance": 0.8},
@@ -36,13 +36,11 @@ WATERSHEDS: tuple[dict[str, Any], ...] = (
 
 _ROUNDING = 1e-9
 
-Probs = NDArray[np.floating]
-Labels = NDArray[np.integer]
-Scores = NDArray[np.float64]
+_Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenPoint:
     """An operating point, and how it does on the images that it was chosen on."""
 
     point: OperatingPoint
@@ -64,7 +62,7 @@ class Grid:
     base: OperatingPoint
     thresholds: tuple[float, ...]
     min_areas: tuple[float, ...]
-    watersheds: tuple[dict[str, Any], ...]
+    watersheds: tuple[dict[str, float | bool], ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,7 +77,7 @@ class Grid:
 
 def grid_with(point: OperatingPoint) -> tuple[Grid, tuple[int, int, int]]:
     """The grid of the search with `point` on it, and where on it that is; the rest of the point is the grid's base."""
-    own: dict[str, Any] = {"watershed": False}
+    own: dict[str, float | bool] = {"watershed": False}
     if point.watershed:
         own = {"watershed": True, "smoothing": point.smoothing, "peak_distance": point.peak_distance}
     thresholds = sorted({*THRESHOLDS, point.threshold})
@@ -91,7 +89,7 @@ def grid_with(point: OperatingPoint) -> tuple[Grid, tuple[int, int, int]]:
 
 def choose_point(
     probs: dict[int, Probs], truth: dict[int, Labels], diameter_px: float, settings: EvaluationConfig
-) -> Choice:
+) -> ChosenPoint:
     """The operating point that scores best on the given (validation) images.
 
     Candidates are equal if their scores differ by no more than rounding; a score that is nearly as good doesn't count.
@@ -117,7 +115,7 @@ def choose_point(
         points = (settings.operating_point, settings.shared_point)
         score, shared_score = (_score_of(point, probs, truth, diameter_px, settings) for point in points)
         gain = metric.shortfall(shared_score) - metric.shortfall(score)
-        return Choice(settings.operating_point, score, shared_score, gain, n_candidates=1, n_ties=1)
+        return ChosenPoint(settings.operating_point, score, shared_score, gain, n_candidates=1, n_ties=1)
     grid, shared = grid_with(settings.shared_point)
     scores = score_grid(grid, probs, truth, diameter_px, settings)
     shortfalls = np.vectorize(metric.shortfall, otypes=[np.float64])(scores)
@@ -125,7 +123,7 @@ def choose_point(
     is_best = shortfalls <= least + _ROUNDING * max(1.0, least)
     best = plateau_middle(is_best)
     gain = float(shortfalls[shared] - shortfalls[best])
-    return Choice(
+    return ChosenPoint(
         point=grid.point(*best),
         score=float(scores[best]),
         shared_score=float(scores[shared]),
@@ -137,7 +135,7 @@ def choose_point(
 
 def score_grid(
     grid: Grid, probs: dict[int, Probs], truth: dict[int, Labels], diameter_px: float, settings: EvaluationConfig
-) -> Scores:
+) -> _Scores:
     """The score of every candidate in the metric that is ranked by, shape `grid.shape`; images in order of index."""
     rows: dict[tuple[int, int, int], list[dict[str, float]]] = {place: [] for place in np.ndindex(grid.shape)}
     for index in sorted(probs):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from cellray.arrays import Labels, Mask, Pixels
 from cellray.errors import ShapeError
 from cellray.metrics import contingency, match_by_iou
-
-Pixels = NDArray[np.uint8]
-Labels = NDArray[np.integer]
 
 OVERLAY_COLOURS: dict[str, str] = {"hit": "#56B4E9", "missed": "#E69F00", "spurious": "#CC79A7"}
 """From the palette of Okabe and Ito, told apart with every kind of colour blindness."""
@@ -47,16 +46,33 @@ def draw_overlay(
     table = contingency(true, pred)
     missed = np.setdiff1d(table.true_ids, matches.true_ids)
     spurious = np.setdiff1d(table.pred_ids, matches.pred_ids)
-    scale = _scale(true.shape, max_side_px)
-    picture = _resized(_stretched(image), scale)
-    small_true, small_pred = (_resized_labels(labels, picture.shape[:2], scale) for labels in (true, pred))
     # errors are drawn last, so that a hit next to them doesn't hide them
-    for kind, labels, ids in (
-        ("hit", small_pred, matches.pred_ids),
-        ("spurious", small_pred, spurious),
-        ("missed", small_true, missed),
-    ):
-        picture[_outlines(labels, ids)] = _rgb(OVERLAY_COLOURS[kind])
+    outlines = [("hit", pred, matches.pred_ids), ("spurious", pred, spurious), ("missed", true, missed)]
+    return draw_outlines(image, outlines, max_side_px=max_side_px)
+
+
+def draw_outlines(
+    image: Pixels,
+    outlines: Sequence[tuple[str, Labels, NDArray[np.integer]]],
+    *,
+    max_side_px: int,
+    thin: bool = False,
+) -> Pixels:
+    """Draw the outlines of cells over a contrast-stretched image; arguments and picture as for `draw_overlay`.
+
+    Args:
+        image: As there.
+        outlines: A key of `OVERLAY_COLOURS`, labels, and the ids of cells among them; later ones cover earlier ones.
+        max_side_px: As there.
+        thin: Draw only the last pixel inside a cell, as suits small pictures.
+    """
+    scale = _scale(image.shape[:2], max_side_px)
+    picture = _resized(_stretched(image), scale)
+    for kind, labels, ids in outlines:
+        small = _resized_labels(labels, picture.shape[:2], scale)
+        cells = np.where(np.isin(small, ids), small, 0)
+        edge = _outlines(cells)
+        picture[edge & (cells > 0) if thin else edge] = _rgb(OVERLAY_COLOURS[kind])
     return picture
 
 
@@ -103,9 +119,8 @@ def _resized_labels(labels: Labels, shape: tuple[int, ...], scale: float) -> Lab
     return out
 
 
-def _outlines(labels: Labels, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _outlines(cells: Labels) -> Mask:
     """Two pixels wide: the last of a cell and the first outside it."""
-    cells = np.where(np.isin(labels, ids), labels, 0)
     padded = np.pad(cells, 1)  # a cell cut off by the image border is outlined there as well
     edge = ndimage.maximum_filter(padded, size=3) != ndimage.minimum_filter(padded, size=3)
     return edge[1:-1, 1:-1]

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from cellray.arrays import Floats
 
-METRICS = {
+PUBLISHED_METRICS = {
     "f1_iou": ("F1_score_iou", "F1 (IoU > 0.4)", True),
     "precision_iou": ("precision_iou", "Precision (IoU > 0.4)", True),
     "recall_iou": ("recall_iou", "Recall (IoU > 0.4)", True),
@@ -42,7 +42,7 @@ def order_statistics() -> pd.DataFrame:
     return _read("published_order_statistics.csv")
 
 
-def compare() -> pd.DataFrame:
+def recount() -> pd.DataFrame:
     """The published figures, the same from the runs, and what they become when a collapse counts.
 
     A run collapsed if its F1 is NaN: it predicts nothing. Two rules turn five runs into one number:
@@ -63,11 +63,11 @@ def compare() -> pd.DataFrame:
     Ranks start at 1; equal means share the better rank.
     """
     shown = slides().set_index("configuration")
-    by_metric = {key: _runs_of(column, shown.index) for key, (column, _, _) in METRICS.items()}
+    by_metric = {key: _runs_of(column, shown.index) for key, (column, _, _) in PUBLISHED_METRICS.items()}
     n_collapsed = np.isnan(by_metric["f1_iou"]).sum(axis=1)
     unknown = pd.Series(np.nan, index=shown.index)
     parts = []
-    for key, (_, _, higher_is_better) in METRICS.items():
+    for key, (_, _, higher_is_better) in PUBLISHED_METRICS.items():
         values = by_metric[key]
         counted = _with_worst(values, n_collapsed, 0.0 if higher_is_better else float(np.nanmax(values)))
         part = pd.DataFrame(

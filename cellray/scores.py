@@ -10,31 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TypeGuard
 
 import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS, Metric, summarise
+from cellray.record import PlannedTrial, Scores, TrialRecord
 
 POINTS = ("own", "shared")
 """Operating points: chosen on each trial's validation images, and the published one shared by all."""
-
-Record = Mapping[str, Any]
-"""The contents of one trial.json."""
+SCORE_COLUMNS = ["set", "point", "metric", "label", "seed", "key", "outcome", "value", "counted", "note"]
 
 
-class ImageTables(Protocol):
-    """What is needed of a ledger."""
-
-    def exists(self, path: str) -> bool: ...
-
-    def table(self, key: str, name: str) -> pd.DataFrame: ...
-
-
-def is_finite(value: object) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
     """Whether a stored value is a real number (None, NaN and infinities aren't)."""
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def as_float(value: object) -> float:
+    """A stored number as a float, NaN where there is none."""
+    return float(value) if is_finite(value) else math.nan
 
 
 def magnitude(metric: Metric, value: float) -> float:
@@ -45,23 +41,24 @@ def magnitude(metric: Metric, value: float) -> float:
     return abs(value) if metric.worst is None else value
 
 
-def score(
-    metric: Metric, key: str, outcome: str, values: Mapping[str, Any] | None, worst: float
-) -> tuple[str, float, float, str]:
+def sign_of(metric: str) -> float:
+    """What a ranked value is multiplied by so that higher is better."""
+    return 1.0 if METRICS[metric].higher_is_better else -1.0
+
+
+def score(metric: str, outcome: str, values: Scores | None, worst: float) -> tuple[str, float, float, str]:
     """Outcome in this set, value as stored, value that counts, and a note.
 
     The note is "", "nan", "worst", "stopped" or "not evaluated".
 
     Args:
-        metric: The entry of `METRICS`.
-        key: Its key.
+        metric: A key of ``METRICS``.
         outcome: Of the trial: finished, collapsed, failed, stopped or missing.
         values: The trial's metrics in the set; None if it has none.
         worst: What a lost trial counts as, see `worst_values`.
     """
-    nan = float("nan")
-    stored = None if values is None else values.get(key)
-    value = float(stored) if is_finite(stored) else nan  # type: ignore[arg-type]
+    nan = math.nan
+    value = nan if values is None else as_float(values.get(metric))
     if outcome in ("failed", "collapsed"):
         return outcome, value, worst, "worst"
     if outcome == "missing":
@@ -72,11 +69,83 @@ def score(
         return "missing", nan, nan, "not evaluated"
     if math.isnan(value):
         return outcome, nan, worst, "nan"
-    return outcome, value, magnitude(metric, value), ""
+    return outcome, value, magnitude(METRICS[metric], value), ""
+
+
+def score_table(
+    trials: Iterable[PlannedTrial],
+    records: Mapping[str, TrialRecord],
+    sets: Sequence[str],
+    metrics: Sequence[str],
+    worst: Mapping[tuple[str, str], float],
+    points: Sequence[str] = POINTS,
+) -> pd.DataFrame:
+    """One row a planned trial, set, point and metric.
+
+    Columns: set, point, metric, label, seed, key, outcome, value (as stored, NaN if there is none), counted (what
+    the default rule averages; NaN only for a missing or stopped trial), note ("", "nan", "worst", "stopped" or "not
+    evaluated").
+
+    Args:
+        trials: Planned.
+        records: Theirs, by key.
+        sets: Names of sets.
+        metrics: Keys of ``METRICS``.
+        worst: For each set and metric, see `worst_values`.
+        points: Operating points.
+    """
+    rows = []
+    for trial in trials:
+        record = records.get(trial.key)
+        outcome = "missing" if record is None else record.outcome
+        for name in sets:
+            for point in points:
+                values = None if record is None else record.scores(name, point)
+                for key in metrics:
+                    where = (name, point, key, trial.label, trial.seed, trial.key)
+                    rows.append((*where, *score(key, outcome, values, worst[name, key])))
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+
+def spread(scores: pd.DataFrame, by: list[str], *, skip_collapsed: bool = False) -> pd.DataFrame:
+    """What the default rule makes of several trials: one row a group.
+
+    Columns: n, mean, sd (with n - 1), low and high of what counts, and worst, the worst trial's; the same of the
+    survivors (finished trials with a value) as survivors_n, survivors_mean and survivors_sd. A NaN among the values
+    makes a NaN of the result. A configuration of which a trial was stopped early has no row.
+
+    Args:
+        scores: Of `score_table`; missing trials are left out by name.
+        by: Columns that group trials, metric among them.
+        skip_collapsed: The quirk of that name: failed and collapsed trials and NaNs have no part.
+    """
+    full = scores[(scores.outcome != "missing") & ~scores.label.isin(stopped_in(scores))]
+    survivors = full[(full.outcome == "finished") & (full.note == "")]
+    counted = _spread(survivors if skip_collapsed else full, by)
+    survived = _spread(survivors, by)[["n", "mean", "sd"]].add_prefix("survivors_")
+    table = counted.join(survived).reset_index()
+    higher = table.metric.map({key: metric.higher_is_better for key, metric in METRICS.items()})
+    table["worst"] = table.low.where(higher, table.high)
+    return table
+
+
+def stopped_in(scores: pd.DataFrame) -> set[str]:
+    """Labels of the configurations that were stopped early, which nothing is compared with."""
+    return set(scores.label[scores.outcome == "stopped"])
+
+
+def _spread(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    grouped = frame.groupby(by, sort=False)["counted"]
+    out = pd.DataFrame(
+        {"n": grouped.size(), "mean": grouped.mean(), "sd": grouped.std(), "low": grouped.min(), "high": grouped.max()}
+    )
+    holes = grouped.count() < out["n"]
+    out.loc[holes, ["mean", "sd", "low", "high"]] = np.nan
+    return out
 
 
 def worst_values(
-    records: Iterable[Record],
+    records: Iterable[TrialRecord],
     sets: Sequence[str],
     nothing: Mapping[str, Mapping[str, float]],
     metrics: Iterable[str],
@@ -87,20 +156,26 @@ def worst_values(
     the largest error of any trial in that set, at either operating point, or that of predicting nothing,
     whichever is worse: a collapse never beats a trial that ended. Where neither is known it is NaN. Trials that were
     stopped early have no say.
+
+    Args:
+        records: Of planned trials.
+        sets: Names of sets.
+        nothing: For each set, the counting errors of predicting nothing (`errors_of_nothing`).
+        metrics: Keys of ``METRICS``.
     """
-    worst = {}
-    stored = [record for record in records if record["outcome"] != "stopped"]
+    worst: dict[tuple[str, str], float] = {}
+    stored = [record for record in records if record.outcome != "stopped"]
     for name in sets:
-        rows = [(r.get("metrics") or {}).get(point, {}).get(name, {}) for r in stored for point in POINTS]
+        rows = [values for r in stored for point in POINTS if (values := r.scores(name, point)) is not None]
         for key in metrics:
-            metric = METRICS[key]
-            if metric.worst is not None:
-                worst[name, key] = metric.worst
+            own = METRICS[key].worst
+            if own is not None:
+                worst[name, key] = own
                 continue
-            seen = [abs(row[key]) for row in rows if is_finite(row.get(key))]
+            seen = [abs(value) for row in rows if is_finite(value := row.get(key))]
             if key in nothing.get(name, {}):
                 seen.append(nothing[name][key])
-            worst[name, key] = max(seen, default=float("nan"))
+            worst[name, key] = max(seen, default=math.nan)
     return worst
 
 
@@ -113,36 +188,7 @@ def errors_of_nothing(n_true: Sequence[int] | np.ndarray) -> dict[str, float]:
     return {key: value for key, value in errors.items() if METRICS[key].worst is None}
 
 
-def nothing_by_set(
-    ledger: ImageTables, records: Sequence[Record], known: dict[str, dict[str, dict[str, float]]] | None = None
-) -> dict[str, dict[str, float]]:
-    """Worst counting errors of predicting nothing, per set.
-
-    The images of a set are the same in every trial except on validation, so one image table for each split is read.
-
-    Args:
-        ledger: Where image tables are.
-        records: Planned records.
-        known: Filled with what was read, by split; pass it again to read only new splits.
-    """
-    known = {} if known is None else known
-    for record in sorted(records, key=lambda r: str(r["key"])):
-        split = str((record.get("data") or {}).get("split_hash", ""))
-        if split in known or not record.get("metrics") or not ledger.exists(f"trials/{record['key']}/images.parquet"):
-            continue
-        images = ledger.table(record["key"], "images")
-        images = images[images.point == "own"] if "point" in images else images
-        known[split] = {str(name): errors_of_nothing(rows.n_true.to_numpy()) for name, rows in images.groupby("set")}
-    merged: dict[str, dict[str, float]] = {}
-    for sets in known.values():
-        for name, errors in sets.items():
-            into = merged.setdefault(name, {})
-            for key, value in errors.items():
-                into[key] = max(value, into.get(key, -math.inf))
-    return merged
-
-
-def best_record(records: Iterable[Mapping[str, Any]], rank_by: str) -> Mapping[str, Any] | None:
+def best_record(records: Iterable[TrialRecord], rank_by: str) -> TrialRecord | None:
     """The finished trial with the best score on its validation images; test images have no say.
 
     Args:
@@ -152,8 +198,6 @@ def best_record(records: Iterable[Mapping[str, Any]], rank_by: str) -> Mapping[s
     Returns:
         Of equals, the first by label and seed; None if no trial has finished.
     """
-    finished = [r for r in records if r["outcome"] == "finished" and r.get("operating_point_score") is not None]
-    metric = METRICS[rank_by]
-    return min(
-        finished, key=lambda r: (metric.shortfall(r["operating_point_score"]), r["label"], r["seed"]), default=None
-    )
+    finished = [(r.operating_point_score, r) for r in records if r.outcome == "finished"]
+    known = [(METRICS[rank_by].shortfall(score), *r.pair, r) for score, r in finished if score is not None]
+    return min(known, key=lambda found: found[:3])[-1] if known else None

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 PATIENCE_S = 600.0
 """So long is a remote storage that is away waited for."""
@@ -94,7 +94,7 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, OSError) and _PASSING.search(str(error)) is not None
 
 
-def patiently(act: Callable[[], T], where: str, patience_s: float = PATIENCE_S) -> T:
+def patiently(act: Callable[[], _T], where: str, patience_s: float = PATIENCE_S) -> _T:
     """Do something with a remote storage; while it is away, try again with growing pauses.
 
     Args:

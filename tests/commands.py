@@ -37,7 +37,7 @@ def run_apart(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Comp
 def run_here(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """The same without the seconds that a process takes to start: the entry point is called, and leaves no trace.
 
-    Each command is run at least once apart, too.
+    `test_cli` runs each command but `ui` at least once apart, too.
     """
     threads, code = torch.get_num_threads(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as err:

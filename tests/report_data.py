@@ -13,7 +13,8 @@ import pandas as pd
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.overlay import draw_overlay, encode_png
-from cellray.report import Plan, PlannedTrial
+from cellray.record import PlannedTrial, SearchLog, TrialRecord
+from cellray.results import Plan, Results, Samples
 
 SEEDS = (0, 5, 25, 47, 79)
 # published_order_statistics.csv, F1 (IoU); None = NaN, a collapse
@@ -48,8 +49,8 @@ def record(
     *,
     outcome: str = "finished",
     **changed: Any,
-) -> dict[str, Any]:
-    """A trial.json; `sets` holds each set's metrics at both points (the shared one 0.05 lower)."""
+) -> TrialRecord:
+    """A trial's record; `sets` holds each set's metrics at both points (the shared one 0.05 lower)."""
     metrics: dict[str, Any] = {}
     if sets is not None:
         lower = {
@@ -57,7 +58,7 @@ def record(
             for n, m in sets.items()
         }
         metrics = {"own": {n: dict(m) for n, m in sets.items()}, "shared": lower}
-    return {
+    stored = {
         "schema": 1, "key": key_of(label, seed), "evaluation_key": "e" * 16, "study": "made_up", "label": label,
         "seed": seed, "protocol": "strict", "outcome": outcome,
         "reason": None if outcome == "finished" else f"made up: {outcome}",
@@ -72,6 +73,20 @@ def record(
                        "started": "2026-01-01", "ended": "2026-01-01"},
         "overlays": [],
     } | changed  # fmt: skip
+    return TrialRecord.model_validate(stored)
+
+
+def results_of(
+    records: Sequence[TrialRecord],
+    plan: Plan,
+    *,
+    nothing: Mapping[str, Mapping[str, float]] | None = None,
+    samples: Samples | None = None,
+    log: SearchLog | None = None,
+) -> Results:
+    """Results of records that lie in no ledger; without samples only seeds can be compared."""
+    made_up = type("MadeUp", (Results,), {"samples": samples or {}, "nothing": nothing or {}, "unit": "image"})
+    return made_up(None, plan, records, log=log)
 
 
 def plan_for(labels: Sequence[str], seeds: Sequence[int] = SEEDS, rank_by: str = "f1_iou") -> Plan:
@@ -80,7 +95,7 @@ def plan_for(labels: Sequence[str], seeds: Sequence[int] = SEEDS, rank_by: str =
     return Plan("made_up", "Which loss finds most cells?", rank_by, trials, epochs=10)
 
 
-def published_records() -> list[dict[str, Any]]:
+def published_records() -> list[TrialRecord]:
     """The published per-seed F1 of five configurations, with collapses as what they are."""
     return [
         record(label, seed, {"test": scores(f1)})
@@ -153,11 +168,10 @@ def write_realistic(
                 lr=float(rng.uniform(0.004, 0.02)), range_test={"lr": lr.tolist(), "loss": curve.tolist()},
                 epochs=epochs,
                 seconds={"training": float(rng.uniform(110, 140)), "evaluation": float(rng.uniform(18, 26))},
+                data={"fingerprint": "f" * 16, "split_hash": f"split{seed}", "n_train": 8, "n_val": 2, "n_test": 4,
+                      "sets": {name: {"fingerprint": "0123456789abcdef", "n_images": n_images, "diameter_px": 16.6}
+                               for name in external}},
             )  # fmt: skip
-            stored["data"]["sets"] = {
-                name: {"fingerprint": "0123456789abcdef", "n_images": n_images, "diameter_px": 16.6}
-                for name in external
-            }
             ledger.write_record(stored, tables, files)
     return plan_for(labels, seeds)
 
@@ -275,8 +289,8 @@ def write_search(
                 label, seed, sets, outcome="stopped" if stopped else "finished", epochs=epochs,
                 validation_dice=round(float(curve.val_dice.dropna().iloc[-1]), 3), lr=0.01,
                 settings={"loss": dict((losses or {}).get(label, {})), "training": {"epochs": c["epochs"]}},
+                reason=c["reason"] or None,
             )  # fmt: skip
-            stored["reason"] = c["reason"] or None
             tables = {"history": curve} | ({} if stopped else {"images": rows})
             ledger.write_record(stored, tables, {})
     ledger.write("search.json", search_file(configurations, **how))

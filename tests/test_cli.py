@@ -17,7 +17,7 @@ from commands import run_apart, run_here
 from PIL import Image
 from services import free_port
 
-from cellray.ledger import _pid_space
+from cellray.ledger.lease import _pid_space
 
 STUDY = """
 name: tiny
@@ -193,6 +193,17 @@ class TestOneStudy:
     def test_the_store_is_repaired_from_the_ledger(self, place, swept):
         told = cellray(place, "track", "sync", "tiny", "--tracking-uri", f"sqlite:///{place}/again.db")
         assert "4 records, 4 of them new" in told.stdout
+
+    def test_the_best_model_gets_a_version(self, place, swept):
+        first, again = (cellray(place, "register", "tiny", "--best") for _ in range(2))
+        assert "registered as tiny, version 1" in first.stdout
+        assert "has its version already: tiny, version 1" in again.stdout
+
+
+@pytest.mark.slow
+def test_what_needs_no_study_runs_by_itself(place):
+    assert "focal_tversky" in cellray(place, "losses", "list").stdout
+    assert "Focal Tversky" in cellray(place, "audit", "published").stdout
 
 
 class TestBadInput:

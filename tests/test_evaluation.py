@@ -14,7 +14,7 @@ from cellray import evaluation
 from cellray.evaluation import PixelHistogram, evaluate, predict_image, predict_logits
 from cellray.metrics import METRICS, OBJECT_COLUMNS
 from cellray.model import CResUnet
-from cellray.operating_point import Choice, choose_point
+from cellray.operating_point import ChosenPoint, choose_point
 from cellray.study import EvaluationConfig
 
 CPU = torch.device("cpu")
@@ -193,21 +193,21 @@ class TestEvaluate:
             assert (objects["pred_id"] > 0).sum() >= rows["tp_iou"].sum()
 
     def test_overlays_show_four_images_of_each_judged_set(self, result):
-        assert [(o["set"], o["role"]) for o in result.overlays] == [
+        assert [(o.set, o.role) for o in result.overlays] == [
             (name, role) for name in ("test", "elsewhere") for role in ("worst", "median", "best", "crowded")
         ]
-        assert set(result.files) == {o["file"] for o in result.overlays}
+        assert set(result.files) == {o.file for o in result.overlays}
         assert all(png.startswith(b"\x89PNG") for png in result.files.values())
         for name in ("test", "elsewhere"):
-            by_role = {o["role"]: o for o in result.overlays if o["set"] == name}
-            assert by_role["worst"]["f1_iou"] <= by_role["median"]["f1_iou"] <= by_role["best"]["f1_iou"]
+            by_role = {o.role: o for o in result.overlays if o.set == name}
+            assert by_role["worst"].f1_iou <= by_role["median"].f1_iou <= by_role["best"].f1_iou
             rows = result.images[(result.images["set"] == name) & (result.images["point"] == "own")]
-            assert by_role["crowded"]["n_true"] == rows["n_true"].max()
+            assert by_role["crowded"].n_true == rows["n_true"].max()
 
     def test_only_validation_images_are_seen_before_the_point_is_chosen(self, monkeypatch):
         sets, seen = three_sets(), []
 
-        def choose(*given: Any) -> Choice:
+        def choose(*given: Any) -> ChosenPoint:
             seen.append((set(sets["val"][0].seen), set(sets["elsewhere"][0].seen)))
             return choose_point(*given)
 

@@ -14,14 +14,16 @@ from scipy.stats import t as student
 from tiny_study import draw_images, tiny_study
 
 from cellray.errors import StudyError
-from cellray.forecast import Machine, at_once, costs, effect, forecast, memory_trouble, probe, this_machine
+from cellray.forecast import Machine, at_once, costs, forecast, memory_trouble, probe, this_machine
 from cellray.forecast.child import _largest_batch, _some, megapixels
 from cellray.forecast.costs import makespan
 from cellray.forecast.effect import TYPICAL_SD, n_units, smallest_effect
 from cellray.forecast.probe import Job, run_probes
 from cellray.forecast.room import most_in_memory
 from cellray.ledger import Ledger
-from cellray.study import ResourcesConfig
+from cellray.record import TrialRecord
+from cellray.results import Results, Sample
+from cellray.study import EvaluationConfig, ResourcesConfig
 from cellray.sweep import check_feasible
 from cellray.sweep.cluster import n_places, shortest_change
 from cellray.trial import Sets
@@ -227,7 +229,7 @@ def stored(planned, **changes):
             "ended": "2026-01-01T00:02:10+00:00",
         },
     }
-    return replace(planned, stored=record | changes)
+    return replace(planned, record=TrialRecord.model_validate(record | changes))
 
 
 class TestForecast:
@@ -275,7 +277,7 @@ class TestForecast:
 
     def test_records_of_the_same_kind_from_such_a_machine_count_more_than_a_probe(self, planned, probes):
         study, sets, plan, ledger = planned(seeds=[0, 1])
-        elsewhere = {"provenance": stored(plan[1]).stored["provenance"] | {"device": "cuda: another"}}
+        elsewhere = {"provenance": stored(plan[1]).record.provenance.model_dump() | {"device": "cuda: another"}}
         plan[:2] = [stored(plan[0]), stored(plan[1], **elsewhere)]
         cost = forecast(study, sets, plan, ledger, machine=LAPTOP)
         dice, bce = cost.kinds
@@ -412,29 +414,31 @@ class TestEffect:
         )
 
     def test_without_records_typical_variances_tell(self, planned):
-        _, _, plan, ledger = planned(seeds=[0, 1, 2])
-        found = smallest_effect(ledger, plan, "f1_iou", n_seeds=3, n_units=40)
+        study, _, plan, ledger = planned(seeds=[0, 1, 2])
+        found = smallest_effect(ledger, study, plan, n_seeds=3, n_units=40)
         assert found is not None and found.difference == pytest.approx(self.typical(3, 40))
         assert found.source.startswith("typical variances")
-        more = smallest_effect(ledger, plan, "f1_iou", n_seeds=10, n_units=40)
+        more = smallest_effect(ledger, study, plan, n_seeds=10, n_units=40)
         assert more is not None and more.difference < found.difference
         for metric in ("mae", "medae"):  # no share, and no sum over images
-            assert smallest_effect(ledger, plan, metric, n_seeds=3, n_units=40) is None
+            by_metric = study.model_copy(update={"evaluation": EvaluationConfig(rank_by=metric)})
+            assert smallest_effect(ledger, by_metric, plan, n_seeds=3, n_units=40) is None
 
     def test_the_studys_own_records_tell_better(self, planned, monkeypatch):
         contenders = [{"label": name, "loss": {"name": name}} for name in ("dice", "bce", "focal")]
-        _, _, plan, ledger = planned(configurations=contenders, seeds=[0, 1, 2])
+        study, _, plan, ledger = planned(configurations=contenders, seeds=[0, 1, 2])
         rng = np.random.default_rng(3)
         block = rng.uniform(0, 1, (3, 3, 4)) + np.array([0, 0.2, -0.4])[:, None, None]
         samples, done = {}, []
         for p in plan:
             place = ["dice", "bce", "focal"].index(p.label)
             lost = (p.label, p.seed) == ("focal", 2)
-            done.append(stored(p, outcome="collapsed" if lost else "finished"))
+            metrics = {} if lost else {"own": {"test": {"f1_iou": block[place, p.seed].mean()}}}
+            done.append(stored(p, outcome="collapsed" if lost else "finished", metrics=metrics))
             values = {"f1_iou": block[place, p.seed]}
-            samples[p.key] = {("test", "own"): SimpleNamespace(units=tuple("abcd"), values=values)}
-        monkeypatch.setattr(effect, "read_samples", lambda *_, **__: samples)
-        monkeypatch.setattr(effect, "nothing_by_set", lambda *_: {})
+            samples[p.key] = {("test", "own"): Sample(tuple("abcd"), values, {})}
+        monkeypatch.setattr(Results, "samples", samples)
+        monkeypatch.setattr(Results, "nothing", {})
         block[2, 2] = 0  # a collapse counts as worst on every image
         leader = block.mean((1, 2)).argmax()
         n_seeds, sizes = 6, []
@@ -451,7 +455,7 @@ class TestEffect:
                     for p in (0.975, 0.8)
                 )
             )
-        found = smallest_effect(ledger, done, "f1_iou", n_seeds=n_seeds, n_units=99)
+        found = smallest_effect(ledger, study, done, n_seeds=n_seeds, n_units=99)
         assert found is not None
         assert found.difference == pytest.approx(np.median(sizes))
         assert (found.n_seeds, found.n_units) == (6, 4)

@@ -16,11 +16,11 @@ from report_data import key_of, plan_for, record
 from scipy import stats
 
 from cellray.metrics import MEDIANS, METRICS, summarise
+from cellray.record import PlannedTrial, TrialRecord
 from cellray.report import Tables, inference, make_tables
 from cellray.report.inference import infer, versus
-from cellray.report.tables import select
-from cellray.samples import read_samples
-from cellray.scores import errors_of_nothing
+from cellray.report.ranking import select
+from cellray.results import Plan, Results, Samples
 from cellray.statistics import PAIR_COLUMNS, crossed_mean, friedman, mean_median, median_pairs, nemenyi
 
 # Hits of ten cells, ten predicted, so that an image's F1 and what it adds to the set's are a tenth of it.
@@ -64,7 +64,7 @@ def of_counts(n_pred: Mapping[str, Sequence[Sequence[float]]], **how: Any) -> di
     return {(c, seed): image_rows(n_pred=row, **how) for c, rows in n_pred.items() for seed, row in enumerate(rows)}
 
 
-def stored(label: str, seed: int, rows: pd.DataFrame, *, outcome: str = "finished", **changed: float) -> dict[str, Any]:
+def stored(label: str, seed: int, rows: pd.DataFrame, *, outcome: str = "finished", **changed: float) -> TrialRecord:
     """The record of a trial with these images."""
     metrics: dict[str, Any] = {}
     for (name, point), part in rows.groupby(["set", "point"]):
@@ -89,8 +89,17 @@ class Files:
             yield self.files.get(path)
 
 
-def trial(key: str, evaluation: str = "e") -> dict[str, Any]:
-    return {"key": key, "evaluation_key": evaluation, "metrics": {"own": {}}}
+def trial(key: str, evaluation: str = "e", **changed: Any) -> TrialRecord:
+    return record(key, 0, None, key=key, evaluation_key=evaluation, **{"metrics": {"own": {"test": {}}}} | changed)
+
+
+def plan_with(*keys: str) -> Plan:
+    return replace(plan_for([]), trials=tuple(PlannedTrial(key, 0, key) for key in keys))
+
+
+def samples_in(ledger: Files, *records: TrialRecord, metric: str | None = None) -> Samples:
+    """The samples of these trials, all of them planned."""
+    return Results(ledger, plan_with(*(r.key for r in records)), records, metric=metric).samples
 
 
 def inferred(
@@ -116,26 +125,23 @@ def inferred(
         only_ranking: As for `infer`.
         labels: In the order of the plan.
     """
-    tables, samples, plan = study(trials, rank_by, outcomes or {}, changed or {}, unread, skip_collapsed, labels)
-    return infer(tables, samples, plan, only_ranking=only_ranking)
+    results = study(trials, rank_by, outcomes or {}, changed or {}, unread, skip_collapsed, labels)
+    return infer(make_tables(results), results, only_ranking=only_ranking)
 
 
 def study(trials, rank_by="f1_iou", outcomes=None, changed=None, unread=(), skip_collapsed=False, labels=None):
-    """Tables without inference, samples and plan."""
+    """The results of these trials."""
     records = [
         stored(*who, rows, outcome=(outcomes or {}).get(who, "finished"), **(changed or {}).get(who, {}))
         for who, rows in trials.items()
     ]
     labels = labels or list(dict.fromkeys(label for label, _ in trials))
     plan = replace(plan_for(labels, SEEDS, rank_by), skip_collapsed=skip_collapsed)
-    everything = pd.concat(trials.values())
-    first = everything.drop_duplicates(["set", "image"])
-    nothing = {name: errors_of_nothing(rows.n_true.to_numpy()) for name, rows in first.groupby("set")}
     ledger = Files()
     for who, rows in trials.items():
         if who not in unread:
             ledger.add(key_of(*who), rows)
-    return make_tables(records, plan, nothing=nothing), read_samples(ledger, records), plan
+    return Results(ledger, plan, records)
 
 
 def ranked(tables: Tables, metric: str = "f1_iou", set_name: str = "test", point: str = "own") -> pd.DataFrame:
@@ -313,7 +319,7 @@ def test_a_configuration_without_any_trial_has_no_interval_and_no_rank():
 
 def test_a_study_without_records_has_empty_tables():
     plan = plan_for(list("AB"), SEEDS)
-    tables = infer(make_tables([], plan), {}, plan)
+    tables = infer(make_tables(Results(Files(), plan)), Results(Files(), plan))
     assert len(tables.inference.pairs) == 0
     assert tables.ranking[["low", "high", "rank_low", "rank_high"]].isna().all(axis=None)
 
@@ -341,7 +347,7 @@ def test_images_of_one_group_are_one_unit():
 def test_an_image_without_a_group_is_a_unit_even_if_it_is_called_like_one():
     ledger = Files()
     ledger.add("one", image_rows([9, 8, 7], names=["x", "y", "z"], groups=["y", "", "y"]))
-    sample = read_samples(ledger, [trial("one")])["one"]["test", "own"]
+    sample = samples_in(ledger, trial("one"))["one"]["test", "own"]
     assert len(sample.units) == 2
     assert sorted(sample.values["f1_iou"]) == pytest.approx([0.8, 0.8])  # 9 and 7 together, and 8
 
@@ -449,8 +455,9 @@ def test_a_difference_of_shares_lies_between_minus_1_and_1():
 def test_the_ranking_keeps_its_order_and_its_rows():
     trials = of_hits(HITS)
     trials["A", 2] = image_rows(n_pred=[0] * 4)
-    plain, samples, plan = study(trials, outcomes={("A", 2): "collapsed"})
-    found = infer(plain, samples, plan).ranking
+    results = study(trials, outcomes={("A", 2): "collapsed"})
+    plain = make_tables(results)
+    found = infer(plain, results).ranking
     new = ["low", "high", "rank_low", "rank_high"]
     assert set(found.columns) == {*plain.ranking.columns, *new}
     before = plain.ranking.drop(columns=new, errors="ignore")
@@ -530,8 +537,9 @@ def test_records_without_the_metric_that_ranks_have_no_intervals():
 
 
 def test_chosen_couples_are_adjusted_over_themselves():
-    tables, samples, plan = study(of_hits(HITS))
-    table = versus(tables, samples, plan, [("C", "A"), ("B", "C")], set_name="test", metric="f1_iou")
+    results = study(of_hits(HITS))
+    tables = make_tables(results)
+    table = versus(tables, results.samples, [("C", "A"), ("B", "C")], set_name="test", metric="f1_iou")
     assert list(zip(table.a, table.b, strict=True)) == [("A", "C"), ("B", "C")]
     alone = [float(crossed_mean(f1(a) - f1(b)).p) for a, b in ("AC", "BC")]
     assert list(table.p) == pytest.approx(alone)
@@ -541,8 +549,9 @@ def test_chosen_couples_are_adjusted_over_themselves():
 
 def test_couples_of_medians_are_compared_as_in_the_report():
     counts = {"A": [[9, 12, 10], [8, 11, 10], [10, 11, 9]], "B": [[2, 18, 1], [3, 2, 3], [2, 4, 7]]}
-    tables, samples, plan = study(of_counts(counts))
-    row = versus(tables, samples, plan, [("A", "B")], set_name="test", metric="medae").iloc[0]
+    results = study(of_counts(counts))
+    tables = make_tables(results)
+    row = versus(tables, results.samples, [("A", "B")], set_name="test", metric="medae").iloc[0]
     assert (row.a, row.n_seeds) == ("A", 3)
     assert row.difference == pytest.approx(6)  # medians 1 1 1 and 8 7 6
     # of three images the ends are the least and the greatest: means 0 and 5/3 for A, 6 and 25/3 for B
@@ -550,7 +559,7 @@ def test_couples_of_medians_are_compared_as_in_the_report():
     below, above = math.hypot(7 - 6, seeds), math.hypot(25 / 3 - 7, seeds)
     ends_of_both = (6 - math.hypot(below, 5 / 3 - 1), 6 + math.hypot(above, 1 - 0))
     assert (row.low, row.high) == pytest.approx(ends_of_both, abs=1e-4)
-    report = infer(tables, samples, plan).inference.pairs_of("test", "medae").iloc[0]
+    report = infer(tables, results).inference.pairs_of("test", "medae").iloc[0]
     assert (row.low, row.high, row.p) == (report.low, report.high, report.p)
 
 
@@ -559,8 +568,9 @@ def test_couples_that_are_undecided_together_are_not_said_to_need_nothing():
     # Student's t 4.85 and 5.20 over three seeds: p 0.040 and 0.035, twice 0.035 is too much
     behind = {"B": (1.8, 2.8, 3.8), "C": (2.0, 3.0, 4.0)}
     hits = {"A": [[9.0]] * 3} | {label: [[9 - d] for d in differences] for label, differences in behind.items()}
-    tables, samples, plan = study(of_hits(hits))
-    table = versus(tables, samples, plan, [("A", "B"), ("A", "C")], set_name="test", metric="f1_iou")
+    results = study(of_hits(hits))
+    tables = make_tables(results)
+    table = versus(tables, results.samples, [("A", "B"), ("A", "C")], set_name="test", metric="f1_iou")
     assert (table.p < 0.05).all() and not table.decided.any()
     assert not (table.more_seeds == 0).any()
 
@@ -569,38 +579,44 @@ def test_couples_that_are_undecided_together_are_not_said_to_need_nothing():
 
 
 def test_only_new_and_newly_judged_trials_are_read():
-    ledger, known = Files(), {}
+    ledger = Files()
     ledger.add("one", image_rows([9, 8]))
     ledger.add("two", image_rows([7, 8]))
-    read_samples(ledger, [trial("one")], known=known)
-    read_samples(ledger, [trial("one"), trial("two")], known=known)
+    results, plan = Results(ledger, plan_with()), plan_with("one", "two")
+    for records in ([trial("one")], [trial("one"), trial("two")]):
+        results.update(plan, records)
+        assert set(results.samples) == {r.key for r in records}
     assert ledger.read_paths == ["trials/one/images.parquet", "trials/two/images.parquet"]
     ledger.add("one", image_rows([5, 6]))
-    found = read_samples(ledger, [trial("one", "new"), trial("two")], known=known)
+    results.update(plan, [trial("one", "new"), trial("two")])
+    found = results.samples
     assert ledger.read_paths[2:] == ["trials/one/images.parquet"]
     assert found["one"]["test", "own"].values["f1_iou"] == pytest.approx([0.5, 0.6])
     assert set(found) == {"one", "two"}
 
 
 def test_trials_that_are_no_longer_planned_are_forgotten():
-    ledger, known = Files(), {}
+    ledger = Files()
     ledger.add("one", image_rows([9, 8]))
-    read_samples(ledger, [trial("one")], known=known)
-    assert read_samples(ledger, [], known=known) == {}
-    assert known == {}
+    results = Results(ledger, plan_with("one"), [trial("one")])
+    assert set(results.samples) == {"one"}
+    results.update(plan_with(), [])
+    assert results.samples == {}
+    results.update(plan_with("one"), [trial("one")])
+    assert set(results.samples) == {"one"} and len(ledger.read_paths) == 2
 
 
 def test_trials_without_images_or_metrics_have_no_sample():
     ledger = Files()
     ledger.add("failed", image_rows([9, 8]))
-    assert read_samples(ledger, [trial("lacks images"), trial("failed") | {"metrics": {}}]) == {}
+    assert samples_in(ledger, trial("lacks images"), trial("failed", metrics={})) == {"lacks images": {}}
 
 
 def test_a_trial_has_one_sample_for_each_set_and_point():
     ledger = Files()
     parts = [image_rows([9], set_name=name, point=point) for name in ("test", "val") for point in ("own", "shared")]
     ledger.add("one", pd.concat(parts))
-    found = read_samples(ledger, [trial("one")])["one"]
+    found = samples_in(ledger, trial("one"))["one"]
     assert set(found) == {("test", "own"), ("test", "shared"), ("val", "own"), ("val", "shared")}
 
 
@@ -614,8 +630,8 @@ def test_one_metric_read_alone_is_the_same(metric):
     names = {"set": "test", "point": "own", "image": list("fedcba"), "group": ["", "", "g", "", "g", ""]}
     rows = pd.DataFrame(own).assign(**names)
     ledger.add("one", pd.concat([rows, rows.assign(point="shared"), rows.assign(set="val")]))
-    (alone,) = read_samples(ledger, [trial("one")], metric=metric)["one"].items()
-    whole = read_samples(ledger, [trial("one")])["one"]["test", "own"]
+    (alone,) = samples_in(ledger, trial("one"), metric=metric)["one"].items()
+    whole = samples_in(ledger, trial("one"))["one"]["test", "own"]
     assert alone[0] == ("test", "own")
     assert alone[1].units == whole.units
     if metric in MEDIANS:
@@ -628,7 +644,7 @@ def test_one_metric_read_alone_is_the_same(metric):
 def test_an_older_table_has_neither_groups_nor_all_columns():
     ledger = Files()
     ledger.add("one", image_rows([9, 8]).drop(columns=["group", "tp_iou", "fp_iou", "fn_iou"]))
-    sample = read_samples(ledger, [trial("one")])["one"]["test", "own"]
+    sample = samples_in(ledger, trial("one"))["one"]["test", "own"]
     assert len(sample.units) == 2
     assert "mae" in sample.values and "f1_iou" not in sample.values
 
@@ -636,7 +652,7 @@ def test_an_older_table_has_neither_groups_nor_all_columns():
 def test_what_units_add_stands_in_the_order_of_their_names():
     ledger = Files()
     ledger.add("one", image_rows([9, 8, 7], names=["b", "c", "a"]))
-    sample = read_samples(ledger, [trial("one")])["one"]["test", "own"]
+    sample = samples_in(ledger, trial("one"))["one"]["test", "own"]
     assert [name.split()[-1] for name in sample.units] == ["a", "b", "c"]
     assert sample.values["f1_iou"] == pytest.approx([0.7, 0.9, 0.8])
 
@@ -645,5 +661,5 @@ def test_values_for_medians_stand_in_the_order_of_the_images_names():
     ledger = Files()
     ledger.add("one", image_rows(n_pred=[9, 8, 7], names=["b", "c", "a"]))
     # read from a file, names are categories, which sort in the order in which the file first has them
-    sample = read_samples(ledger, [trial("one")])["one"]["test", "own"]
+    sample = samples_in(ledger, trial("one"))["one"]["test", "own"]
     assert sample.images["medae"] == pytest.approx([3, 1, 2])

@@ -285,13 +285,13 @@ def test_memory_that_is_refused_or_costs_a_worker_its_life_fails_the_trial_and_n
         sweep.clean_up()
     assert len(beginnings(sweep, "killed/0")) == 3
     found = records_of(tmp_path)
-    assert {label: record["outcome"] for label, record in found.items()} == {
+    assert {label: record.outcome for label, record in found.items()} == {
         "Dice": "finished",
         "huge network": "failed",
         "killed": "failed",
     }
-    assert "can't allocate memory" in found["huge network"]["reason"]
-    assert found["killed"]["reason"].startswith("given up after 3 attempts: ")
+    assert "can't allocate memory" in found["huge network"].reason
+    assert found["killed"].reason.startswith("given up after 3 attempts: ")
     assert all(label in sweep.output() for label in found)
 
 
@@ -302,7 +302,7 @@ def beginnings(sweep: Command, trial: str) -> list[int]:
 
 def records_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a ledger, by label."""
-    return {record["label"]: record for record in Ledger(str(folder / "studies"), "tiny").records()}
+    return {record.label: record for record in Ledger(str(folder / "studies"), "tiny").records()}
 
 
 @pytest.fixture
@@ -331,8 +331,8 @@ def test_a_full_disk_fails_what_does_not_fit_and_with_more_room_it_is_done(place
     finally:
         sweep.clean_up()
     found = records_of(tmp_path)
-    assert found["Dice"]["outcome"] == "finished" and found["wide"]["outcome"] == "failed"
-    assert "No space left on device" in found["wide"]["reason"] and "No space left" in sweep.output()
+    assert found["Dice"].outcome == "finished" and found["wide"].outcome == "failed"
+    assert "No space left on device" in found["wide"].reason and "No space left" in sweep.output()
     assert not list(small_disk.rglob("*.part"))
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
@@ -341,7 +341,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_with_more_room_it_is_done(place
         assert again.end() == 0, again.output()
     finally:
         again.clean_up()
-    assert records_of(tmp_path)["Dice"] == found["Dice"] and records_of(tmp_path)["wide"]["outcome"] == "finished"
+    assert records_of(tmp_path)["Dice"] == found["Dice"] and records_of(tmp_path)["wide"].outcome == "finished"
     assert {event.what for event in again.events("begin")} == {"wide/0"}
 
 

@@ -6,6 +6,8 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
-    ("errors", "processes"),
+    ("errors", "processes", "arrays"),
     ("storage", "scratch"),
     ("postprocess", "metrics", "losses", "device"),
-    ("overlay", "statistics", "scores"),
+    ("overlay", "statistics"),
     ("model", "data"),
     ("study",),
-    ("operating_point", "published", "samples"),
+    ("record",),
+    ("operating_point", "published", "scores", "observers"),
     ("evaluation", "ledger"),
-    ("training", "inference"),
+    ("training", "prediction", "results"),
     ("trial",),
     ("search",),
     ("sweep", "forecast", "submission"),
@@ -44,19 +47,44 @@ def part_of(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
 def imports(module: str) -> set[str]:
-    """Full names of everything a module imports, inside functions too."""
+    """Full names of everything a module imports, inside functions and for types alone too."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} line {node.lineno}: imports are absolute"
             assert node.module
-            # `from cellray import data` may name a module too.
-            whole = node.module == "cellray"
-            found |= {f"cellray.{alias.name}" for alias in node.names} if whole else {node.module}
+            # `from cellray import data` names a module, `from cellray.data import Dataset` doesn't.
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= modules if len(modules) == len(node.names) else {*modules, node.module}
     return found
+
+
+def needs(module: str) -> set[str]:
+    """The other modules that importing a module, and calling everything in it, runs."""
+    found = (imports(module) & MODULES.keys()) - {module}
+    # The `__init__` of a folder runs before what is in it; its own are running already.
+    folders = {name.rpartition(".")[0] for name in found} & MODULES.keys()
+    return found | {folder for folder in folders if not f"{module}.".startswith(f"{folder}.")}
+
+
+def public_names(module: str) -> set[str]:
+    """Names that a module defines at its top level for others."""
+    found: set[str] = set()
+    for node in tree_of(module).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
 
 
 def test_every_module_has_its_rung():
@@ -67,7 +95,7 @@ def test_every_module_has_its_rung():
 @pytest.mark.parametrize("module", [m for m in MODULES if part_of(m)])
 def test_imports_point_down(module):
     here = part_of(module)
-    own = {part_of(name) for name in imports(module) if name.split(".")[0] == "cellray"} - {"", here, "__version__"}
+    own = {part_of(name) for name in imports(module) if name.split(".")[0] == "cellray"} - {"", here}
     wrong = {there for there in own if RUNG[there] >= RUNG[here]}
     assert not wrong, f"{module} ({LADDER[RUNG[here]]}) imports {sorted(wrong)}, which isn't below it"
 
@@ -78,7 +106,23 @@ def test_ray_and_mlflow_stay_above_the_trial(module):
 
 
 def test_the_walk_sees_imports_inside_functions():
-    assert "ray" in imports("cellray.sweep.engine")
+    assert "ray" in imports("cellray.sweep.cluster")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = TopologicalSorter({module: needs(module) for module in MODULES})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_a_public_name_is_defined_in_one_module():
+    homes: dict[str, list[str]] = {}
+    for module in MODULES:
+        for name in public_names(module):
+            homes.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
 SIDE_EFFECTS = """

@@ -17,22 +17,25 @@ import pandas as pd
 import pytest
 from services import s3_environment
 
-from cellray import ledger as ledger_module
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
+from cellray.ledger import lease as lease_module
+from cellray.record import TrialRecord
 
 HISTORY = pd.DataFrame({"epoch": [1, 2], "val_dice": [float("nan"), 0.5]})
 TABLES = {"history": HISTORY, "images": pd.DataFrame({"image": ["a"], "n_true": [3]}), "objects": pd.DataFrame()}
 
 
 def record(key="0123456789abcdef", **facts):
-    return {
+    stored = {
         "key": key,
         "evaluation_key": "e",
+        "label": "Dice",
+        "seed": 0,
         "outcome": "finished",
         "metrics": {"own": {"test": {"dice": 0.5}}},
-        **facts,
     }
+    return TrialRecord.model_validate(stored | facts)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +187,7 @@ def test_the_home_folder_is_understood(tmp_path, monkeypatch):
 
 
 def test_an_expired_lease_is_taken_over(local):
-    old = {"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time() - ledger_module.LEASE_S - 1}
+    old = {"host": "elsewhere", "pid": 1, "id": "x", "seen": time.time() - lease_module.LEASE_S - 1}
     local.write("lease.json", json.dumps(old).encode())
     with local.lease():
         pass
@@ -210,7 +213,7 @@ def test_a_holder_on_another_host_that_renews_its_lease_keeps_it(local):
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [0, 1000])  # of this host's clock
 def test_a_holder_on_another_host_that_says_no_more_is_taken_for_dead(local, monkeypatch, ahead_s):
-    monkeypatch.setattr(ledger_module, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease_module, "LEASE_S", 2.0)
     lease_elsewhere(local, time.time() + ahead_s)
     begun = time.monotonic()
     with local.lease():
@@ -231,7 +234,7 @@ def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(local):
 
 
 def test_a_lease_is_renewed_and_not_taken_back_from_another(local, monkeypatch):
-    monkeypatch.setattr(ledger_module, "LEASE_S", 0.4)
+    monkeypatch.setattr(lease_module, "LEASE_S", 0.4)
     with ExitStack() as stack:
         stack.enter_context(local.lease())
         first = json.loads(local.read("lease.json"))["seen"]

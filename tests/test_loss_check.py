@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cellray.cli.losses import app
+from cellray.cli.losses import losses_app
 from cellray.errors import StudyError
 from cellray.losses import LOSSES, PRESETS, RELEASED, bce_loss, dice_loss, focal_tversky_loss
 from cellray.losses.bound import Loss, Term
@@ -291,7 +291,7 @@ class TestSoundLosses:
 
 
 def cli(*words: str):
-    return CliRunner().invoke(app, list(words))
+    return CliRunner().invoke(losses_app, list(words))
 
 
 class TestCommand:

@@ -22,7 +22,7 @@ from cellray.losses import (
     tversky_loss,
 )
 from cellray.losses.bound import Loss, Term
-from cellray.losses.sums import Asked, Sums
+from cellray.losses.sums import Asked, SumsOverPixels
 
 TWO_HITS = image(1, 1, 1, 0, 0, 0, 0)
 TWO_HITS_LOGITS = image(SURE, SURE, -SURE, SURE, SURE, SURE, -SURE)
@@ -282,7 +282,9 @@ def test_sums_over_many_pixels_stay_exact():
 def test_the_sums_gradient_is_their_derivative_to_double_precision(counts, costs, exponent, focal_cells):
     logits, target = some_batch()
     z, y = logits.double().flatten(1).requires_grad_(), target.double().flatten(1)
-    assert torch.autograd.gradcheck(lambda z: Sums.apply(z, y, Asked(counts, costs, exponent, focal_cells)), z)
+    assert torch.autograd.gradcheck(
+        lambda z: SumsOverPixels.apply(z, y, Asked(counts, costs, exponent, focal_cells)), z
+    )
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "focal_tversky", "mcc", "dice_ce", "dice_topk", "unified_focal"])

@@ -28,6 +28,7 @@ def stardist_matching() -> Any:
 
 
 @pytest.mark.parametrize("block", range(10))
+@pytest.mark.slow
 def test_pairs_above_a_threshold_are_stardists(stardist_matching, block):
     for seed in range(100 * block, 100 * block + 100):
         true, pred = random_pair(seed)

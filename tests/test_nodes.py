@@ -70,7 +70,7 @@ def test_a_node_with_other_images_is_named(two_nodes, images, tmp_path):
 @pytest.mark.slow
 def test_nodes_that_see_the_same_share_the_trials(two_nodes, images, tmp_path):
     shutil.copytree(images, two_nodes.other / "disks", dirs_exist_ok=True)
-    assert [record["outcome"] for record in sweep(two_nodes, tmp_path)] == ["finished"] * 2
+    assert [record.outcome for record in sweep(two_nodes, tmp_path)] == ["finished"] * 2
 
 
 def test_what_a_node_says(images, tmp_path):

@@ -17,7 +17,7 @@ from cellray.operating_point import (
     MIN_AREAS,
     THRESHOLDS,
     WATERSHEDS,
-    Choice,
+    ChosenPoint,
     Grid,
     choose_point,
     grid_with,
@@ -175,7 +175,9 @@ class TestPlateau:
     def test_corners_connect(self):
         assert plateau_middle(places((6, 3, 3), (1, 0, 0), (2, 1, 1), (3, 2, 2), (5, 0, 0))) == (2, 1, 1)
 
-    def chosen(self, monkeypatch: pytest.MonkeyPatch, at: dict[tuple[int, int, int], float], **settings: Any) -> Choice:
+    def chosen(
+        self, monkeypatch: pytest.MonkeyPatch, at: dict[tuple[int, int, int], float], **settings: Any
+    ) -> ChosenPoint:
         scores = np.full((13, 5, 4), 0.25)
         for place, score in at.items():
             scores[place] = score
@@ -205,7 +207,7 @@ def soft(truth: np.ndarray, inside: float, outside: float) -> np.ndarray:
 class TestChoice:
     TRUTH = np.kron(np.array([[1, 0, 2], [0, 0, 0], [3, 0, 4]], dtype=np.int32), np.ones((12, 12), dtype=np.int32))
 
-    def choose(self, inside: float, outside: float, **settings: Any) -> Choice:
+    def choose(self, inside: float, outside: float, **settings: Any) -> ChosenPoint:
         probs = {0: soft(self.TRUTH, inside, outside)}
         return choose_point(probs, {0: self.TRUTH}, DIAMETER_PX, EvaluationConfig(**settings))
 
@@ -222,7 +224,7 @@ class TestChoice:
     def test_a_given_point_is_taken_and_scored_beside_the_shared_one(self):
         given = OperatingPoint(threshold=0.2, min_area=0)
         choice = self.choose(inside=0.25, outside=0.15, operating_point=given)
-        assert choice == Choice(given, score=1.0, shared_score=0.0, gain=1.0, n_candidates=1, n_ties=1)
+        assert choice == ChosenPoint(given, score=1.0, shared_score=0.0, gain=1.0, n_candidates=1, n_ties=1)
         worse = OperatingPoint(threshold=0.9)
         shared = OperatingPoint(threshold=0.2)
         choice = self.choose(inside=0.25, outside=0.15, operating_point=worse, shared_point=shared)

@@ -169,6 +169,7 @@ def test_equals_the_obvious_version_on_touching_cells(seed):
 
 @pytest.mark.parametrize("chunk", [*range(6), *(pytest.param(k, marks=pytest.mark.slow) for k in range(6, 40))])
 @pytest.mark.parametrize("in_boxes", [True, False], ids=["always in boxes", "as it pays"])
+@pytest.mark.slow
 def test_boxes_change_nothing(chunk, in_boxes, monkeypatch):
     if in_boxes:
         monkeypatch.setattr(components, "lay_out", cut_out)
@@ -192,6 +193,7 @@ def test_peaks_at_the_edge_of_a_window_are_found(seed):
 
 @pytest.mark.parametrize("threshold", [0.12, 0.5, 0.875])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_boxes_change_nothing_on_images_like_fnc(seed, threshold):
     probs, point = fnc_like(seed), OperatingPoint(threshold=threshold)
     assert lay_out(probs >= threshold, 3).mask.size < probs.size / 2

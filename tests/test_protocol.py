@@ -282,6 +282,7 @@ class TestLossCheck:
     @pytest.mark.parametrize(
         "file", sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml")), ids=lambda f: f.stem
     )
+    @pytest.mark.slow
     def test_every_shipped_study_may_start(self, file, monkeypatch):
         monkeypatch.setenv("FNC_ROOT", "/data/fnc")
         monkeypatch.setenv("CELLRAY_SHARED", "/data/shared")

@@ -10,18 +10,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cellray.cli.audit import app
-from cellray.published import METRICS, compare, order_statistics, slides
+from cellray.cli.audit import audit_app
+from cellray.published import PUBLISHED_METRICS, order_statistics, recount, slides
 
 AUDIT = typer.Typer()
-AUDIT.add_typer(app, name="audit")
+AUDIT.add_typer(audit_app, name="audit")
 
 RUNS = ["v1", "v2", "v3", "v4", "v5"]
 IN_SLIDES = ("f1_iou", "mae", "medae", "mpe")
 
 
 def at(configuration: str, metric: str) -> dict:
-    table = compare()
+    table = recount()
     return table[(table["configuration"] == configuration) & (table["metric"] == metric)].iloc[0].to_dict()
 
 
@@ -39,7 +39,7 @@ def test_tables_are_whole():
 
 
 def test_survivors_only_rebuild_the_slides_but_five_sds():
-    table = compare()
+    table = recount()
     assert set(table.loc[table["differs"], ["configuration", "metric"]].itertuples(index=False, name=None)) == {
         ("Focal", "f1_iou"), ("Focal", "mae"), ("Focal", "medae"), ("Focal", "mpe"), ("Focal Tversky", "mpe"),
     }  # fmt: skip
@@ -51,7 +51,7 @@ def test_survivors_only_rebuild_the_slides_but_five_sds():
 
 
 def test_slides_have_neither_precision_nor_recall():
-    table = compare()
+    table = recount()
     others = table[~table["metric"].isin(IN_SLIDES)]
     assert len(others) == 24 and others["slides_mean"].isna().all() and not others["differs"].any()
 
@@ -78,7 +78,7 @@ def test_a_collapsed_run_has_a_perfect_released_error_and_the_largest_one_by_def
 
 
 def test_configurations_without_a_collapse_are_the_same_under_both_rules():
-    table = compare()
+    table = recount()
     whole = table[table["n_collapsed"] == 0]
     assert len(whole) == 10 * 6
     assert whole["valid_mean"].to_numpy() == pytest.approx(whole["all_mean"].to_numpy())
@@ -102,7 +102,7 @@ def test_the_command_gives_json():
     rows = json.loads(result.stdout)
     assert len(rows) == 12 and {row["metric"] for row in rows} == {"precision_iou"}
     assert all(row["slides_mean"] is None for row in rows)
-    assert set(METRICS) >= {"precision_iou"}
+    assert set(PUBLISHED_METRICS) >= {"precision_iou"}
 
 
 def test_an_unknown_metric_is_named():

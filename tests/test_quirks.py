@@ -14,7 +14,9 @@ from cellray.cli.app import app
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
 from cellray.metrics import summarise
-from cellray.report.quirks import quirk_rankings, quirk_table
+from cellray.record import PlannedTrial
+from cellray.report.quirk_rankings import quirk_rankings, quirk_table
+from cellray.results import Results
 from cellray.study import Study, read_study
 
 STUDY = """\
@@ -64,7 +66,7 @@ def ledger(tmp_path: Path) -> Ledger:
             sets = {"test": summarise(pd.DataFrame([own]))}
             outcome = "collapsed" if lost else "finished"
             ledger.write_record(record(label, seed, sets, outcome=outcome), {"images": pd.DataFrame([own, shared])}, {})
-            plan.append((label, seed, key_of(label, seed), "e" * 16))
+            plan.append(PlannedTrial(label, seed, key_of(label, seed), "e" * 16))
     ledger.write_plan(plan)
     return ledger
 
@@ -73,8 +75,12 @@ def study() -> Study:
     return read_study(STUDY, "study.yaml")
 
 
+def results(ledger: Ledger) -> Results:
+    return Results.now(ledger, plan_for(list(OWN), (0, 5)))
+
+
 def orders(ledger: Ledger, metric: str) -> dict[str, list[str]]:
-    rankings = quirk_rankings(ledger, study(), plan_for(list(OWN), (0, 5)), metric)
+    rankings = quirk_rankings(results(ledger), study(), metric)
     return {r.quirk: [label for label, _, _ in r.order] for r in rankings}
 
 
@@ -99,7 +105,7 @@ def test_the_released_counts_turn_the_counting_error_round(ledger):
 
 
 def test_the_table_says_what_moved(ledger):
-    rankings = quirk_rankings(ledger, study(), plan_for(list(OWN), (0, 5)), "f1_iou")
+    rankings = quirk_rankings(results(ledger), study(), "f1_iou")
     table = quirk_table(rankings, "f1_iou")
     assert table.columns == ["quirk", "moved", "order"]
     rows = {row[0]: row[1:] for row in table.rows}
@@ -108,6 +114,7 @@ def test_the_table_says_what_moved(ledger):
     assert rows["skip_collapsed"] == ["3 of 3", "1 C 0.900 (was 3), 2 B 0.700 (was 1), 3 A 0.667 (was 2)"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_it(ledger, tmp_path):
     result = CliRunner().invoke(app, ["audit", "quirks", "made_up", "--storage", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -121,4 +128,4 @@ def test_the_command_prints_it(ledger, tmp_path):
 def test_a_study_with_quirks_throughout_has_nothing_strict_to_compare_with(ledger):
     quirky = read_study(STUDY.replace("seeds:", "quirks: [many_to_one]\nseeds:"), "study.yaml")
     with pytest.raises(StudyError, match=r"runs with many_to_one: .*search_spaces/quirks\.yaml"):
-        quirk_rankings(ledger, quirky, plan_for(list(OWN), (0, 5)), "f1_iou")
+        quirk_rankings(results(ledger), quirky, "f1_iou")

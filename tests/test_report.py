@@ -13,14 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from report_data import PUBLISHED, key_of, plan_for, published_records, record, scores, write_realistic
+from report_data import PUBLISHED, key_of, plan_for, published_records, record, results_of, scores, write_realistic
 
 from cellray.ledger import Ledger
+from cellray.record import PlannedTrial
 from cellray.report import (
     Findings,
-    PlannedTrial,
     ReportActor,
     ReportObserver,
+    StudyFacts,
     build_report,
     format_table,
     make_tables,
@@ -30,8 +31,10 @@ from cellray.report.answer import decision, plural
 from cellray.report.exports import md, tex
 from cellray.report.gallery import shrink
 from cellray.report.inference import infer
-from cellray.report.tables import select
+from cellray.report.ranking import select
+from cellray.results import Results
 from cellray.scores import errors_of_nothing
+from cellray.study import Role
 
 NASTY = "<b>&_%$ |x"
 
@@ -39,7 +42,7 @@ NASTY = "<b>&_%$ |x"
 def ranked(records, plan, **how):
     """Rows of the test set by label."""
     set_name = how.pop("set_name", "test")
-    tables = make_tables(records, plan, **how)
+    tables = make_tables(results_of(records, plan, **how))
     return select(tables.ranking, set_name=set_name, metric=plan.rank_by).set_index("label")
 
 
@@ -73,7 +76,7 @@ def test_failed_counts_as_worst_and_missing_as_nothing():
     assert rows.loc["B", "n_missing"] == 1
     assert rows.provisional.all()
     assert list(rows.index) == ["B", "A"]
-    table = format_table(make_tables(records, plan), metric="f1_iou")
+    table = format_table(make_tables(results_of(records, plan)), metric="f1_iou")
     assert any("Provisional: 1 of 4" in note for note in table.notes)
     assert "1 missing" in table.rows[0][-1]
     assert "1 failed" in table.rows[1][-1]
@@ -82,7 +85,7 @@ def test_failed_counts_as_worst_and_missing_as_nothing():
 def test_not_a_number_counts_as_worst_and_is_mentioned():
     plan = plan_for(["A"], seeds=(0, 1))
     records = [record("A", 0, {"test": scores(0.8)}), record("A", 1, {"test": scores(math.nan)})]
-    tables = make_tables(records, plan)
+    tables = make_tables(results_of(records, plan))
     row = select(tables.ranking, set_name="test", metric="f1_iou").iloc[0]
     assert row["mean"] == pytest.approx(0.4)
     assert row.n_nan == 1
@@ -145,7 +148,7 @@ def test_a_set_that_was_not_judged_yet_is_missing_there():
 def test_a_record_that_was_evaluated_otherwise_is_out_of_date():
     plan = plan_for(["A"], seeds=(0,))
     plan = replace(plan, trials=(PlannedTrial("A", 0, key_of("A", 0), evaluation_key="another"),))
-    tables = make_tables([record("A", 0, {"test": scores(0.8)})], plan)
+    tables = make_tables(results_of([record("A", 0, {"test": scores(0.8)})], plan))
     assert tables.n_records == 0
     assert tables.n_unplanned == 1
     assert tables.trials.outcome[0] == "missing"
@@ -153,7 +156,8 @@ def test_a_record_that_was_evaluated_otherwise_is_out_of_date():
 
 def answered(records, plan):
     """The answer from records alone: without image rows only seeds are compared."""
-    return write_answer(Findings(plan, infer(make_tables(records, plan), {}, plan)))
+    results = results_of(records, plan)
+    return write_answer(Findings(results, infer(make_tables(results), results)))
 
 
 def test_the_answer_says_undecided_where_seeds_overlap():
@@ -253,24 +257,23 @@ def small(tmp_path_factory):
         epochs=6,
         bad={("Dice", 5): "collapsed"},
     )
-    facts = {
-        "roles": [{"parameter": "loss", "role": "compared", "value": ["a"]}],
-        "study_yaml": "name: made_up\n",
-    }
-    paths = build_report(ledger, plan, study_facts=facts)
+    facts = StudyFacts(roles=(Role("loss", "compared", ["a"]),), study_yaml="name: made_up\n")
+    paths = build_report(Results.now(ledger, plan), facts)
     return ledger, plan, facts, paths
 
 
+@pytest.mark.slow
 def test_the_same_ledger_gives_the_same_bytes(small):
     ledger, plan, facts, paths = small
     before = {path: ledger.read(path) for path in paths}
-    again = build_report(Ledger(ledger.storage, ledger.study), plan, study_facts=facts)
+    again = build_report(Results.now(Ledger(ledger.storage, ledger.study), plan), facts)
     assert again == paths
     assert {p: ledger.read(p) for p in again} == before
     kinds = {path.rsplit(".", 1)[1] for path in paths}
     assert kinds == {"html", "csv", "parquet", "md", "tex", "svg", "png"}
 
 
+@pytest.mark.slow
 def test_the_page_is_escaped_and_holds_everything(small):
     page = small[0].read("report/index.html").decode()
     assert page.startswith("<!doctype html>")
@@ -286,6 +289,7 @@ def test_the_page_is_escaped_and_holds_everything(small):
     assert len(page) < 2_000_000
 
 
+@pytest.mark.slow
 def test_exports_hold_the_same_numbers(small):
     ledger, plan, _, _ = small
     trials = pd.read_parquet(io.BytesIO(ledger.read("report/trials.parquet")))
@@ -322,11 +326,11 @@ def test_an_image_is_shrunk_below_its_share(small):
 
 def test_an_empty_study_has_a_report_too(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
-    assert "report/index.html" in build_report(ledger, plan_for(["A", "B"], seeds=(0,)))
+    assert "report/index.html" in build_report(Results.now(ledger, plan_for(["A", "B"], seeds=(0,))))
     assert "No trial has a result yet" in ledger.read("report/index.html").decode()
     lost = record("A", 0, None, outcome="failed", operating_point=None, lr=None, overlays=[])
     ledger.write_record(lost, {}, {})
-    build_report(ledger, plan_for(["A", "B"], seeds=(0,)))
+    build_report(Results.now(ledger, plan_for(["A", "B"], seeds=(0,))))
     assert "made up: failed" in ledger.read("report/index.html").decode()
 
 

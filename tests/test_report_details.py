@@ -9,8 +9,9 @@ import pytest
 from report_data import key_of, plan_for, record, scores
 
 from cellray.ledger import Ledger
-from cellray.report import Plan, PlannedTrial
-from cellray.report.details import read_details
+from cellray.record import PlannedTrial
+from cellray.results import Plan, Results
+from cellray.results.details import read_details
 
 TWO_SETS = {"test": scores(0.8), "far": scores(0.5)}
 
@@ -75,7 +76,7 @@ def details_of(tmp_path, trials, plan=None):
         stored = record(label, seed, None if outcome == "failed" else TWO_SETS, outcome=outcome)
         ledger.write_record(stored, tables, {})
     plan = plan or plan_for(list(dict.fromkeys(t[0] for t in trials)), sorted({t[1] for t in trials}))
-    return read_details(ledger, plan.planned(ledger.records()), plan), ledger
+    return read_details(Results.now(ledger, plan)), ledger
 
 
 def test_counts_are_those_of_the_own_point_without_validation(tmp_path):
@@ -163,7 +164,7 @@ def test_records_of_an_older_version_give_what_they_have(tmp_path):
     images = TABLES["images"][["set", "point", "image", "n_true", "n_pred"]]
     ledger.write_record(record("A", 0, TWO_SETS), {"images": images}, {})
     plan = plan_for(["A"], (0,))
-    details = read_details(ledger, plan.planned(ledger.records()), plan)
+    details = read_details(Results.now(ledger, plan))
     assert len(details.counts) == 4
     assert details.iou.empty
     assert details.strata.empty
@@ -171,7 +172,7 @@ def test_records_of_an_older_version_give_what_they_have(tmp_path):
 
 
 def test_only_needed_columns_are_read(tmp_path, monkeypatch):
-    import cellray.report.details as module
+    import cellray.results.details as module
 
     asked = []
     read_table = module.pq.read_table

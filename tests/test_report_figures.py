@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from report_data import TWELVE, plan_for, record, scores, write_realistic
+from report_data import TWELVE, plan_for, record, results_of, scores, write_realistic
 
 from cellray.ledger import Ledger
 from cellray.report import Findings, make_tables
-from cellray.report.details import CURVE_COLUMNS, LEVEL_COLUMNS, read_details
 from cellray.report.figures import FIGURES, draw
 from cellray.report.figures.budget import cheapest, costs, term_scales
 from cellray.report.figures.counting import bland_altman, count_scatter
@@ -24,12 +23,14 @@ from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.error_kinds import error_kinds, strata
 from cellray.report.figures.learning import collapse_epoch, curves, range_tests
 from cellray.report.figures.rank_tests import critical_difference, joined, pair_matrix, rank_stability
-from cellray.report.figures.ranking import ranking_dots
 from cellray.report.figures.saving import shorten_svg
+from cellray.report.figures.seed_dots import ranking_dots
 from cellray.report.figures.transfer import drop, transfer_map
 from cellray.report.figures.weight_surface import simplex_response
 from cellray.report.page import PAGE_SECTIONS
-from cellray.report.tables import select
+from cellray.report.ranking import select
+from cellray.results import Results
+from cellray.results.details import CURVE_COLUMNS, LEVEL_COLUMNS, read_details
 from cellray.statistics.simplex import fit_simplex
 
 NAN = float("nan")
@@ -43,11 +44,11 @@ def study(tmp_path_factory):
     """A made-up study: its tables, details, records by (label, seed) and labels in rank order."""
     ledger = Ledger(str(tmp_path_factory.mktemp("ledger")), "made_up")
     plan = write_realistic(ledger, labels=LABELS, bad=BAD, missing=[("BCE: low", 79)], n_images=20, epochs=21)
-    records = plan.planned(ledger.records())
-    tables = make_tables(records.values(), plan)
-    by_trial = {(t.label, t.seed): records[t.key] for t in plan.trials if t.key in records}
+    results = Results.now(ledger, plan)
+    details, tables = read_details(results), make_tables(results)
+    by_trial = Findings(results, tables).trials
     labels = list(select(tables.ranking, set_name="test", metric="f1_iou").label)
-    return tables, read_details(ledger, records, plan), by_trial, labels
+    return tables, details, by_trial, labels
 
 
 def made_details(labels):
@@ -90,11 +91,12 @@ def every_figure(study):
     tables, details, by_trial, labels = study
     iou, levels = made_details(labels)
     pairs, ranks, shares, test = inference(labels)
-    outcomes = {key: str(stored["outcome"]) for key, stored in by_trial.items()}
+    outcomes = {key: stored.outcome for key, stored in by_trial.items()}
     grid = [(i, j, 4 - i - j) for i in range(5) for j in range(5 - i)]
     points = pd.DataFrame(grid, columns=["a", "b", "c"]).assign(se=0.01)
     points["mean"] = 0.6 + 0.02 * points.a - 0.01 * points.b**2
-    terms = {"settings": {"loss": {"terms": [{"name": "bce"}, {"name": "dice"}]}}, "term_scales": [0.4, 2.0]}
+    mixed_loss = {"loss": {"terms": [{"name": "bce"}, {"name": "dice"}]}}
+    terms = record("A", 0, None, settings=mixed_loss, term_scales=[0.4, 2.0])
     counts = details.counts_of("test")
     return {
         "ranking": (
@@ -125,7 +127,8 @@ def every_figure(study):
 def saved(name, plot, *args, **how):
     """A figure as the report saves it."""
     kind = ReportFigure(name, "quality", "?", name, name, lambda _: plot(*args, **how))
-    (drawing,) = draw(kind, Findings(plan_for(["A"]), make_tables([], plan_for(["A"]))))
+    nobody = results_of([], plan_for(["A"]))
+    (drawing,) = draw(kind, Findings(nobody, make_tables(nobody)))
     return drawing
 
 
@@ -180,7 +183,7 @@ def test_nothing_to_draw_is_none(study):
     assert error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
     assert curves({}, {}, ["A"], column="val_dice", title="") is None
     assert range_tests({}, ["A"]) is None
-    assert term_scales({("A", 0): {"term_scales": None}}, ["A"]) is None
+    assert term_scales({("A", 0): record("A", 0, None)}, ["A"]) is None
     assert costs(tables.trials, none, metric="f1_iou") is None
     assert critical_difference(ranks, test) is None
     assert pair_matrix(pairs, ["A"], metric="f1_iou") is None
@@ -249,7 +252,7 @@ def test_a_collapsed_trial_missed_every_cell():
         record("A", 0, {"test": scores(0.8, **rates)}),
         record("A", 1, {"test": scores(0.0, missed=0.0, spurious=9.0)}, outcome="collapsed"),
     ]
-    tables = make_tables(records, plan)
+    tables = make_tables(results_of(records, plan))
     figure = error_kinds(tables.scores, ["A"], tables.sets)
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == pytest.approx([0.6, 0.05, 0.0, 0.25])  # missed, merged, split, spurious
@@ -265,7 +268,7 @@ def test_bland_altman_draws_bias_and_limits():
 
 def test_drop_prints_the_change_from_the_test_set():
     plan = plan_for(["A"], seeds=(0,))
-    tables = make_tables([record("A", 0, {"test": scores(0.8), "far": scores(0.55)})], plan)
+    tables = make_tables(results_of([record("A", 0, {"test": scores(0.8), "far": scores(0.55)})], plan))
     figure = drop(tables.ranking, tables.sets, metric="f1_iou", ceiling={"far": 0.9})
     assert texts(figure) == ["−0.25", "F1 (IoU)"]
     assert any(list(line.get_xdata()) == [0.9, 0.9] for line in figure.axes[0].lines)
@@ -278,7 +281,7 @@ def test_precision_and_recall_leave_the_lost_in_the_corner():
         record("A", 1, {"test": scores(0.0)}, outcome="collapsed"),
         record("A", 2, None, outcome="failed"),
     ]
-    figure = precision_recall(make_tables(records, plan).scores, ["A"])
+    figure = precision_recall(make_tables(results_of(records, plan)).scores, ["A"])
     axis = figure.axes[0]
     drawn = [(list(x.get_xdata()), list(x.get_ydata())) for x in axis.lines if x.get_marker() == "o"]
     assert drawn == [([0.7], [0.9])]

@@ -5,41 +5,52 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from report_data import mixed, plan_for, record, scores, search_file, tried, write_search
+from report_data import mixed, plan_for, record, results_of, scores, search_file, tried, write_search
 
 from cellray.ledger import Ledger
-from cellray.report import Findings, build_report, make_tables, mixtures, write_answer
+from cellray.record import LossSettings
+from cellray.report import Findings, StudyFacts, build_report, make_tables, mixtures, write_answer
 from cellray.report import searched as searched_module
-from cellray.report.build import gather, load_tables
+from cellray.report.build import load_tables
 from cellray.report.figures import draw_figures
 from cellray.report.figures.search_course import importance_bars, pareto, search_history, seeds_given
 from cellray.report.gallery import make_gallery
-from cellray.report.importance import _is_log, importance_of
 from cellray.report.mixtures import weights_text
 from cellray.report.page import PageContents, render_page
 from cellray.report.page.search_tables import search_section
 from cellray.report.protocol import state_protocol
 from cellray.report.search_answer import race_sentence
 from cellray.report.searched import names_of_parameters, option_of, parameter_name, parameters_text, read_search
+from cellray.results import Results
+from cellray.results.details import read_details
+from cellray.statistics.importance import _is_log, importance_of
+
+pytestmark = pytest.mark.slow  # seconds each
 
 
 def search_of(tmp_path, configurations, **how):
     """A search as it is read from a ledger."""
     ledger = Ledger(str(tmp_path), "made_up")
     ledger.write("search.json", search_file(configurations, **how))
-    return read_search(ledger)
+    return read_search(ledger.search())
+
+
+def findings_in(ledger, plan):
+    """What a report of a ledger is made of."""
+    results = Results.now(ledger, plan)
+    return Findings(results, load_tables(results), read_details(results))
 
 
 def report_of(ledger, plan):
     """Answer, drawings and page of a whole report."""
-    found = gather(ledger, plan, {})
+    found = findings_in(ledger, plan)
     answer, drawings = write_answer(found), draw_figures(found)
-    contents = PageContents(found, answer, drawings, make_gallery(ledger, found), state_protocol(found, {}))
+    contents = PageContents(found, answer, drawings, make_gallery(found), state_protocol(found, StudyFacts()))
     return answer, drawings, render_page(contents)
 
 
 def test_a_study_without_a_search_has_none(tmp_path):
-    assert read_search(Ledger(str(tmp_path), "made_up")) is None
+    assert read_search(Ledger(str(tmp_path), "made_up").search()) is None
 
 
 def test_the_file_is_read_in_the_order_of_numbers(tmp_path):
@@ -75,7 +86,7 @@ def test_the_front_is_what_no_other_beats_in_both(tmp_path):
 
 
 def test_parameters_are_named_as_people_would():
-    loss = mixed((0.54, 0.46, 0.0))
+    loss = LossSettings.model_validate(mixed((0.54, 0.46, 0.0)))
     assert parameter_name("loss.terms.0.weight", loss) == "bce weight"
     assert parameter_name("loss[mix].terms.2.settings.gamma", loss) == "focal gamma"
     assert parameter_name("loss.terms.0.weight") == "term 1 weight"
@@ -98,7 +109,8 @@ def test_a_parameter_that_every_choice_has_is_one(tmp_path):
     assert found.merged(found.configurations[0].parameters) == {
         "loss": "a", "loss.terms.0.weight": 0.1, "loss[a].terms.1.settings.gamma": 1,
     }  # fmt: skip
-    names = names_of_parameters(found, {"#1": mixed((0.1, 0.9, 0.0)), "#2": mixed((0.2, 0.8, 0.0))})
+    weights = {"#1": (0.1, 0.9, 0.0), "#2": (0.2, 0.8, 0.0)}
+    names = names_of_parameters(found, {label: LossSettings.model_validate(mixed(w)) for label, w in weights.items()})
     assert names == {
         "loss": "loss", "loss.terms.0.weight": "bce weight", "loss[a].terms.1.settings.gamma": "a: dice gamma",
     }  # fmt: skip
@@ -258,9 +270,10 @@ def quadratic(a, b, c):
 GRID = [(i / 5, j / 5, (5 - i - j) / 5) for i in range(6) for j in range(6 - i)]
 
 
-def found_in(records, plan, search=None):
+def found_in(records, plan, log=None):
     """The families of a made-up study."""
-    return Findings(plan, make_tables(records, plan), plan.planned(records), search=search).families
+    results = results_of(records, plan, log=log)
+    return Findings(results, make_tables(results)).families
 
 
 def test_the_best_weights_of_a_known_surface_are_found_by_test_and_by_validation(tmp_path):
@@ -269,8 +282,9 @@ def test_the_best_weights_of_a_known_surface_are_found_by_test_and_by_validation
     def elsewhere(a, b, c):
         return quadratic(b, a, c)  # on validation, with the first two exchanged
 
-    search = search_of(tmp_path, [tried(i, [elsewhere(*w)]) for i, w in enumerate(GRID)])
-    (family,) = found_in(records, plan, search)
+    ledger = Ledger(str(tmp_path), "made_up")
+    ledger.write("search.json", search_file([tried(i, [elsewhere(*w)]) for i, w in enumerate(GRID)]))
+    (family,) = found_in(records, plan, ledger.search())
     assert family.fit.best == pytest.approx([0.2, 0.6, 0.2])
     assert family.validation_fit.best == pytest.approx([0.6, 0.2, 0.2])
     # without scatter the region is the best point alone
@@ -315,7 +329,7 @@ def test_each_family_of_losses_has_a_triangle_of_its_own_if_it_was_mixed_often_e
     ]  # fmt: skip
     for n, families in ((12, 2), (11, 1)):  # an exponent that varies asks for twice as many as terms
         records = [*first, *other[:n]]
-        plan = plan_for([r["label"] for r in records], seeds=(0,))
+        plan = plan_for([r.label for r in records], seeds=(0,))
         assert len(found_in(records, plan)) == families
 
 
@@ -377,16 +391,14 @@ def test_a_stopped_configuration_is_in_no_figure_that_compares(told):
 
 def test_the_table_of_the_best_is_ordered_by_validation(searched):
     ledger, plan = searched
-    everything = ledger.records()
-    tables = load_tables(ledger, everything, plan)
-    section = search_section(Findings(plan, tables, search=read_search(ledger)))
+    section = search_section(findings_in(ledger, plan))
     labels = [row[1].text for row in section.best.rows]
     assert labels[:3] == ["#7", "#10", "#8"]
     assert len(labels) == 10
     assert section.best.notes == ["1 further configuration with a value: all are in the ranking."]
     assert [cell.text for cell in section.stopped.rows[0][:2]] == ["Preset 3", "6 of 20"]
-    dice = pd.concat([ledger.table(r["key"], "history").val_dice.dropna().tail(1) for r in everything
-                      if r["outcome"] == "stopped"]).round(3).mean()  # fmt: skip
+    dice = pd.concat([ledger.table(r.key, "history").val_dice.dropna().tail(1) for r in ledger.records()
+                      if r.outcome == "stopped"]).round(3).mean()  # fmt: skip
     assert section.stopped.rows[0][2].text == f"{dice:.3f}"
 
 
@@ -435,5 +447,5 @@ def test_each_surface_is_fitted_once_and_importance_worked_out_once(searched, mo
     fit, judge = mixtures.fit_simplex, searched_module.importance_of
     monkeypatch.setattr(mixtures, "fit_simplex", lambda *args, **how: fitted.append(1) or fit(*args, **how))
     monkeypatch.setattr(searched_module, "importance_of", lambda *args: judged.append(1) or judge(*args))
-    build_report(*searched)
+    build_report(Results.now(*searched))
     assert (len(fitted), len(judged)) == (2, 1)  # by test images and by validation images

@@ -6,15 +6,15 @@ import json
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from pandas.testing import assert_frame_equal
-from report_data import key_of, plan_for, record, scores, search_file, tried, write_realistic
+from report_data import key_of, plan_for, record, results_of, scores, search_file, tried, write_realistic
 from tiny_study import tiny_study
 
 from cellray.ledger import Ledger
-from cellray.report import PlannedTrial, ReportActor, ReportObserver, make_tables
+from cellray.record import PlannedTrial
+from cellray.report import ReportActor, ReportObserver, StudyFacts, make_tables
 from cellray.report.actor import LedgerReportActor
 from cellray.report.build import live_metrics
 from cellray.report.progress import Progress, slim
@@ -46,7 +46,7 @@ def test_counts_follow_the_news():
     progress.ended(record("A", 0, {"test": scores(0.5)}))  # tried again
     assert +progress.done == {"finished": 1}
     assert progress.troubles(9) == []
-    progress.ended(record("A", 0, {"test": scores(0.5)}) | {"key": "of no planned trial"})
+    progress.ended(record("A", 0, {"test": scores(0.5)}, key="of no planned trial"))
     assert progress.n_done == 1
 
 
@@ -91,11 +91,13 @@ def test_a_slim_record_gives_the_same_table(tmp_path):
     records = [*ledger.records(), record("C", 0, None, outcome="stopped", epochs=3, validation_dice=0.4)]
     plan = plan_for([*plan.labels, "C"], SEEDS)
     only = live_metrics(plan)
-    whole, small = make_tables(records, plan, only=only), make_tables([slim(r, only) for r in records], plan, only=only)
+    whole, small = (
+        make_tables(results_of(found, plan), only=only) for found in (records, [slim(r, only) for r in records])
+    )
     for name in ("scores", "ranking", "trials"):
         assert_frame_equal(getattr(whole, name), getattr(small, name))
     assert (whole.sets, whole.worst, whole.notes) == (small.sets, small.worst, small.notes)
-    sizes = [len(json.dumps(found)) for found in (records[0], slim(records[0], only))]
+    sizes = [len(found.model_dump_json()) for found in (records[0], slim(records[0], only))]
     assert sizes[1] < sizes[0] / 2
 
 
@@ -177,9 +179,9 @@ def test_an_actor_that_starts_while_the_ledger_is_away_learns_the_records_later(
 def test_a_restarted_actor_takes_the_plan_of_the_ledger(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     grown = plan_for(["A", "#1"], SEEDS)
-    ledger.write_plan([(t.label, t.seed, t.key, "e" * 16) for t in grown.trials])
+    ledger.write_plan([replace(t, evaluation_key="e" * 16) for t in grown.trials])
     ledger.write_record(record("#1", 0, {"test": scores(0.8)}), {}, {})
-    actor = LedgerReportActor((ledger.storage, ledger.study), replace(grown, trials=()), {})
+    actor = LedgerReportActor((ledger.storage, ledger.study), replace(grown, trials=()), StudyFacts())
     until(lambda: actor.status()["planned"] == 4)
     until(lambda: actor.status()["table_of"] == 1)
     assert actor.status()["table"]["rows"][0][1] == "#1"
@@ -187,7 +189,7 @@ def test_a_restarted_actor_takes_the_plan_of_the_ledger(tmp_path):
 
 def test_news_of_a_plan_are_newer_than_the_ledgers(tmp_path):
     ledger = Moody(str(tmp_path))
-    ledger.write_plan([(t.label, t.seed, t.key, "") for t in plan_for(["A"], SEEDS).trials])
+    ledger.write_plan(plan_for(["A"], SEEDS).trials)
     ledger.away = True
     actor = ReportActor(ledger, plan_for([]), background=True, flush_s=0.05)
     actor.replan(plan_for(["A", "#1"], SEEDS))
@@ -231,10 +233,7 @@ def test_tables_are_written_again_only_if_something_came_in(tmp_path):
 
 def planned(*who):
     """What a sweep hands over: trials with their keys."""
-    return [
-        SimpleNamespace(trial=SimpleNamespace(label=label, seed=seed), key=key_of(label, seed), evaluation_key="e" * 16)
-        for label, seed in who
-    ]
+    return [PlannedTrial(label, seed, key_of(label, seed), "e" * 16) for label, seed in who]
 
 
 def test_a_plan_that_grows_is_passed_on(tmp_path):
@@ -247,7 +246,7 @@ def test_a_plan_that_grows_is_passed_on(tmp_path):
     observer.on_end(ended)
     more = planned(("Dice", 0), ("#1", 0), ("#1", 1))
     observer.on_plan(study, more)
-    observer.on_trial_start(more[1].trial)
+    observer.on_trial_start(more[1])
     state = observer.status()
     assert (state["planned"], state["missing"], state["done"]) == (3, 2, {"finished": 1})
     assert [(row["label"], row["seed"]) for row in state["running"]] == [("#1", 0)]

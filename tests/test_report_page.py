@@ -12,7 +12,8 @@ from conftest import chromium
 from report_data import write_realistic
 
 from cellray.ledger import Ledger
-from cellray.report import build_report
+from cellray.report import StudyFacts, build_report
+from cellray.results import Results
 
 pytestmark = pytest.mark.slow
 
@@ -50,14 +51,14 @@ def url(tmp_path_factory):
         missing=[("CombinedFT: overcrowd", 5)],
     )
     add_cells(ledger)
-    build_report(ledger, plan, study_facts={"agreement": {"far": {"f1_iou": 0.83}}})
+    build_report(Results.now(ledger, plan), StudyFacts(agreement={"far": {"f1_iou": 0.83}}))
     return "file://" + os.path.join(ledger.uri, "report", "index.html")
 
 
 def add_cells(ledger: Ledger) -> None:
     """Give each image table the columns by cell and overlap, and each trial a table of objects, from its counts."""
     for record in ledger.records():
-        images = ledger.table(record["key"], "images")
+        images = ledger.table(record.key, "images")
         found = np.minimum(images.n_true, images.n_pred)
         images = images.assign(tp_iou=found, fp_iou=images.n_pred - found, fn_iou=images.n_true - found)
         images = images.assign(crowded=images.n_true // 2)
@@ -69,7 +70,7 @@ def add_cells(ledger: Ledger) -> None:
             for row in images[images.point == "own"].itertuples() for i in range(row.n_true)
         ]  # fmt: skip
         for name, table in (("images", images), ("objects", pd.DataFrame(rows))):
-            ledger.write(f"trials/{record['key']}/{name}.parquet", table.to_parquet(index=False))
+            ledger.write(f"trials/{record.key}/{name}.parquet", table.to_parquet(index=False))
 
 
 @pytest.fixture(scope="module", params=[(w, s) for w in WIDTHS for s in ("light", "dark")], ids="-".join)

@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from report_data import plan_for, record, scores
+from report_data import plan_for, record, results_of, scores
 from tiny_study import tiny_study
 
 from cellray.ledger import Ledger
-from cellray.metrics import METRICS
-from cellray.report import Plan, PlannedTrial, Tables, build_report, format_table, make_tables
+from cellray.record import PlannedTrial
+from cellray.report import Tables, build_report, format_table, make_tables
 from cellray.report.comparing import compare_configurations
-from cellray.report.details import read_details
 from cellray.report.inference import infer
-from cellray.report.plans import stored_plan, with_dropped
-from cellray.report.tables import select
+from cellray.report.ranking import select
+from cellray.results import Block, Plan, Results, plan_of
+from cellray.results.details import read_details
 from cellray.scores import score, worst_values
 from cellray.statistics import friedman
 
@@ -62,7 +62,7 @@ def searched():
 @pytest.mark.parametrize("metric", ["f1_iou", "mae"])
 def test_a_stopped_trial_counts_as_nothing(metric):
     for values in (None, {metric: 0.5}):
-        outcome, _, counted, note = score(METRICS[metric], metric, "stopped", values, 9.0)
+        outcome, _, counted, note = score(metric, "stopped", values, 9.0)
         assert (outcome, note) == ("stopped", "stopped")
         assert math.isnan(counted)
 
@@ -74,7 +74,7 @@ def test_a_stopped_trials_error_is_no_ones_worst():
 
 
 def test_stopped_configurations_follow_by_epoch_and_then_by_validation_dice():
-    tables = make_tables(*searched())
+    tables = make_tables(results_of(*searched()))
     rows = ranked(tables)
     # of the two at epoch 12, (0.7 + 0.68 + 0) / 3 = 0.46, with the failed seed as 0, beats (0.3 + 0.4 + 0.5) / 3 = 0.40
     assert list(rows.index) == ["whole", "poor", "later", "late", "early", "nobody"]
@@ -88,7 +88,7 @@ def test_stopped_configurations_follow_by_epoch_and_then_by_validation_dice():
 
 
 def test_the_printed_table_says_where_they_stopped():
-    cells = last_cells(make_tables(*searched()))
+    cells = last_cells(make_tables(results_of(*searched())))
     assert cells["late"] == ("–", "3 stopped at epoch 12 of 50, validation Dice 0.400")
     assert cells["later"] == ("–", "1 failed, 2 stopped at epoch 12 of 50, validation Dice 0.460")
     assert cells["nobody"] == ("–", "3 missing")
@@ -97,7 +97,7 @@ def test_the_printed_table_says_where_they_stopped():
 
 def test_one_stopped_seed_takes_its_configuration_out_of_the_ranks():
     records = [*finished("A", 0.9, 0.9), stopped("A", 2, 7, 0.5), *finished("B", 0.4, 0.4, 0.4)]
-    tables = make_tables(records, plan_for(["A", "B"], SEEDS))
+    tables = make_tables(results_of(records, plan_for(["A", "B"], SEEDS)))
     rows = ranked(tables)
     assert list(rows.index) == ["B", "A"]
     assert math.isnan(rows.loc["A", "rank"])
@@ -108,7 +108,7 @@ def test_one_stopped_seed_takes_its_configuration_out_of_the_ranks():
 def test_stopped_trials_are_not_missing_and_no_loss():
     records = [*finished("A", 0.9, 0.8, 0.7), stopped("B", 0, 7, 0.5), stopped("B", 1, 7, 0.5)]
     records.append(record("B", 2, None, outcome="collapsed"))
-    tables = make_tables(records, plan_for(["A", "B"], SEEDS))
+    tables = make_tables(results_of(records, plan_for(["A", "B"], SEEDS)))
     assert not ranked(tables).provisional.any()
     (note,) = format_table(tables, metric="f1_iou").notes
     assert note.startswith("1 configuration was stopped early and so not compared")
@@ -116,12 +116,12 @@ def test_stopped_trials_are_not_missing_and_no_loss():
 
 def test_without_a_validation_or_planned_epochs_the_table_says_what_it_knows():
     records = [record("A", 0, None, outcome="stopped", epochs=2)]
-    tables = make_tables(records, replace(plan_for(["A"], seeds=(0,)), epochs=None))
+    tables = make_tables(results_of(records, replace(plan_for(["A"], seeds=(0,)), epochs=None)))
     assert last_cells(tables) == {"A": ("–", "1 stopped at epoch 2, validation Dice –")}
 
 
 def test_the_planned_epochs_are_the_plans_where_the_record_is_silent():
-    tables = make_tables([record("A", 0, None, outcome="stopped", epochs=2)], plan_for(["A"], seeds=(0,)))
+    tables = make_tables(results_of([record("A", 0, None, outcome="stopped", epochs=2)], plan_for(["A"], seeds=(0,))))
     assert ranked(tables).stopped_of.item() == 10
 
 
@@ -130,7 +130,8 @@ def test_the_planned_epochs_are_the_plans_where_the_record_is_silent():
 
 def by_seeds(records, plan) -> Tables:
     """Inference over seeds alone, as the images aren't there."""
-    return infer(make_tables(records, plan), {}, plan)
+    results = results_of(records, plan)
+    return infer(make_tables(results), results)
 
 
 def test_inference_leaves_stopped_configurations_out():
@@ -162,7 +163,7 @@ def test_a_report_is_built_whatever_is_left(tmp_path, left):
         ledger.write_record(r, {}, {})
     for seed in SEEDS:
         ledger.write_record(stopped("B", seed, 3, 0.1), {}, {})
-    assert "report/index.html" in build_report(ledger, plan_for(["A", "B"], SEEDS))
+    assert "report/index.html" in build_report(Results.now(ledger, plan_for(["A", "B"], SEEDS)))
     assert "3 stopped at epoch 3 of 50, validation Dice 0.100" in ledger.read("report/ranking.md").decode()
 
 
@@ -171,8 +172,8 @@ def test_a_stopped_configuration_is_not_compared(tmp_path):
     for r in finished("A", 0.8, 0.7, 0.6) + finished("B", 0.8, 0.7) + [stopped("B", 2, 3, 0.1)]:
         ledger.write_record(r, {}, {})
     plan = plan_for(["A", "B"], SEEDS)
-    assert compare_configurations(ledger, plan, "A", "B").rows[0][-1] == "the second stopped early"
-    assert compare_configurations(ledger, plan, "B", "A").rows[0][-1] == "the first stopped early"
+    assert compare_configurations(Results.now(ledger, plan), "A", "B").rows[0][-1] == "the second stopped early"
+    assert compare_configurations(Results.now(ledger, plan), "B", "A").rows[0][-1] == "the first stopped early"
 
 
 def test_figures_get_the_histories_of_stopped_configurations_alone(tmp_path):
@@ -181,9 +182,9 @@ def test_figures_get_the_histories_of_stopped_configurations_alone(tmp_path):
     images = pd.DataFrame([{"set": "test", "point": "own", "image": "a", "n_true": 4, "n_pred": 3}])
     records = [*finished("A", 0.8, 0.7), stopped("A", 2, 3, 0.1), *finished("B", 0.8, 0.7, 0.6)]
     for r in records:
-        ledger.write_record(r, {"history": history, "images": images if r["metrics"] else pd.DataFrame()}, {})
+        ledger.write_record(r, {"history": history, "images": images if r.metrics else pd.DataFrame()}, {})
     plan = plan_for(["A", "B"], SEEDS)
-    details = read_details(ledger, plan.planned(ledger.records()), plan)
+    details = read_details(Results.now(ledger, plan))
     assert set(details.histories) == {(label, seed) for label in "AB" for seed in SEEDS}
     assert set(details.counts.label) == {"B"}
 
@@ -195,7 +196,7 @@ def raced():
     """C was dropped after two seeds, A and B have four."""
     values = {"A": (0.80, 0.90, 0.70, 0.85), "B": (0.70, 0.82, 0.66, 0.79), "C": (0.40, 0.52)}
     records = [r for label, row in values.items() for r in finished(label, *row)]
-    trials = tuple(PlannedTrial(r["label"], r["seed"], r["key"]) for r in records)
+    trials = tuple(PlannedTrial(r.label, r.seed, r.key) for r in records)
     plan = Plan("made_up", "Which?", "f1_iou", trials, dropped={"C": "dropped after 2 seeds"})
     return values, by_seeds(records, plan)
 
@@ -227,12 +228,12 @@ def test_pairs_are_compared_over_the_seeds_that_both_have():
 def test_ranks_within_images_are_over_the_seeds_that_all_have():
     """With its own seeds B would look better than A on image 1 only because seed 1 is a lucky one."""
     by_image = {"A": [[0.9, 0.5], [1.0, 0.9]], "B": [[0.8, 0.4]], "C": [[0.1, 0.1]]}
-    from cellray.report.inference import _Block, _means
+    from cellray.report.inference import _means
 
     values = np.full((3, 2, 2), np.nan)
     for i, rows in enumerate(by_image.values()):
         values[i, : len(rows)] = rows
-    means, images = _means(_Block(values, is_median=False))
+    means, images = _means(Block(values, is_median=False))
     assert images.tolist() == [[0.9, 0.5], [0.8, 0.4], [0.1, 0.1]]
     assert means.tolist() == pytest.approx([(0.9 + 0.5 + 1.0 + 0.9) / 4, 0.6, 0.1])
     assert friedman(images).n_images == 2
@@ -260,12 +261,11 @@ def search_file(**states):
 
 def test_the_plan_knows_from_the_ledger_who_was_dropped(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
-    ledger.write_plan([("A", 0, "k0", "e"), ("B", 0, "k1", "e")])
-    study = tiny_study(tmp_path)
-    assert stored_plan(ledger, study).dropped == {}
+    ledger.write_plan([PlannedTrial("A", 0, "k0", "e"), PlannedTrial("B", 0, "k1", "e")])
+    plan = plan_of(tiny_study(tmp_path), ledger.plan())
+    assert Results.now(ledger, plan).plan.dropped == {}
     found = search_file(A=("finished", 4), B=("dropped", 1), C=("dropped", 3), D=("stopped", 3))
     ledger.write("search.json", json.dumps(found).encode())
-    plan = stored_plan(ledger, study)
+    plan = Results.now(ledger, plan).plan
     assert plan.dropped == {"B": "dropped after 1 seed", "C": "dropped after 3 seeds"}
     assert [t.key for t in plan.trials] == ["k0", "k1"]
-    assert with_dropped(ledger, plan_for(["A"])).dropped == plan.dropped

@@ -9,18 +9,20 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from report_data import TWELVE, plan_for, record, scores, write_realistic
+from report_data import TWELVE, plan_for, record, results_of, scores, write_realistic
 
 from cellray import published
 from cellray.ledger import Ledger
 from cellray.report import Findings, make_tables
 from cellray.report import gallery as gallery_module
 from cellray.report import page as page_module
-from cellray.report.details import NO_DETAILS
 from cellray.report.mixtures import ENOUGH_MIXTURES
 from cellray.report.page import PAGE_SECTIONS, cost_table, differences, ranking_tables, table_cells
 from cellray.report.page.published_table import published_table, spearman
-from cellray.report.tables import format_interval, format_p, select
+from cellray.report.ranking import select
+from cellray.report.text import format_interval, format_p
+from cellray.results import Results
+from cellray.results.details import NO_DETAILS
 
 PAGE_FOLDER = Path(page_module.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -53,12 +55,13 @@ def three():
     """Tables of A, B and C, in this order."""
     labels, f1 = ["A", "B", "C"], {"A": 0.9, "B": 0.8, "C": 0.7}
     records = [record(label, 0, {"test": scores(f1[label])}) for label in labels]
-    return make_tables(records, plan_for(labels, seeds=(0,)))
+    return make_tables(results_of(records, plan_for(labels, seeds=(0,))))
 
 
 def findings_of(records, plan, **more):
     """What is known of a study from its records."""
-    return Findings(plan, make_tables(records, plan), plan.planned(records), **more)
+    results = results_of(records, plan)
+    return Findings(results, make_tables(results), **more)
 
 
 def with_inference(tables, inference):
@@ -143,7 +146,7 @@ def test_ranks_and_means_carry_their_intervals_where_they_are_known():
 def test_an_external_set_says_what_became_of_the_test_sets_leader():
     f1 = {"A": (0.9, 0.4), "B": (0.8, 0.6)}
     records = [record(x, 0, {"test": scores(a), "far": scores(b)}) for x, (a, b) in f1.items()]
-    tables = make_tables(records, plan_for(["A", "B"], seeds=(0,)))
+    tables = make_tables(results_of(records, plan_for(["A", "B"], seeds=(0,))))
     assert ranking_tables.lead_sentence(tables, "f1_iou", "far") == (
         "B leads with F1 (IoU) 0.600; A, first on the test set, is at rank 2 with 0.400."
     )
@@ -170,7 +173,7 @@ def test_agreement_is_named_for_its_set_alone():
 
 def test_the_published_table_stands_beside_an_ablation_of_its_configurations():
     records = [record(label, 0, {"test": scores(0.5 + 0.01 * i)}) for i, label in enumerate(TWELVE)]
-    table = published_table(make_tables(records, plan_for(TWELVE, seeds=(0,))))
+    table = published_table(make_tables(results_of(records, plan_for(TWELVE, seeds=(0,)))))
     rows = {row[0]: row for row in texts(table)}
     assert len(rows) == 12
     # published as 0.781 over 3 of 5 runs, 0.469 with the collapses counted
@@ -184,9 +187,9 @@ def test_the_published_table_needs_six_of_its_configurations():
     for n, is_there in ((5, False), (6, True)):
         labels = [*TWELVE[:n], "one of our own"]
         records = [record(label, 0, {"test": scores(0.5)}) for label in labels]
-        table = published_table(make_tables(records, plan_for(labels, seeds=(0,))))
+        table = published_table(make_tables(results_of(records, plan_for(labels, seeds=(0,)))))
         assert (table is not None) == is_there
-    assert set(TWELVE) == set(published.compare().configuration)
+    assert set(TWELVE) == set(published.recount().configuration)
 
 
 def test_spearman_of_known_orders():
@@ -244,9 +247,10 @@ def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_p
     plan = write_realistic(
         ledger, labels=["A", "B", "C"], seeds=(0,), external=("far",), n_images=3, epochs=2, side_px=64
     )
-    found = findings_of(ledger.records(), plan)
+    results = Results.now(ledger, plan)
+    found = Findings(results, make_tables(results))
     first, second, _ = found.everyone
-    gallery = gallery_module.make_gallery(ledger, found)
+    gallery = gallery_module.make_gallery(found)
     assert list(gallery.by_configuration) == [first, second]
     assert all(set(shots) == {"worst", "median", "best"} for shots in gallery.by_configuration.values())
     same = {name: [picture.label for picture in row] for name, row in gallery.crowded.items()}
@@ -258,7 +262,7 @@ def test_the_gallery_shows_the_best_ranked_and_says_how_many_it_leaves_out(tmp_p
 
 def test_a_strip_has_no_cross_for_a_seed_that_was_ended_early():
     records = [record("A", 0, None, outcome="stopped"), record("A", 1, {"test": scores(0.0)}, outcome="collapsed")]
-    seeds = make_tables(records, plan_for(["A"], seeds=(0, 1))).scores
+    seeds = make_tables(results_of(records, plan_for(["A"], seeds=(0, 1)))).scores
     seeds = select(seeds, set_name="test", metric="f1_iou")
     drawn = str(table_cells.strip(seeds, NAN, 0.0, 1.0, "f1_iou"))
     assert drawn.count("<path") == 1

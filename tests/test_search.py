@@ -15,10 +15,12 @@ from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
-from cellray.search import Agenda, known_study
+from cellray.record import TrialRecord
+from cellray.results import known_study
+from cellray.search import Agenda
 from cellray.search.journal import LedgerJournal
 from cellray.search.rules import goes_on, outclassed, rung_epochs
-from cellray.statistics import compare
+from cellray.statistics import paired_tests
 from cellray.study import StoppingConfig, read_study
 from cellray.training import TrainingRun
 from cellray.trial import Sets, run_trial
@@ -86,10 +88,10 @@ class Sweep:
             return
         sets = {name: {"f1_iou": score} for name in ("val", "test")}
         metrics = {} if score is None else dict.fromkeys(("own", "shared"), sets)
-        record = {
-            "key": key, "evaluation_key": evaluation_key, "label": trial.label, "seed": trial.seed, "epochs": n,
-            "outcome": "collapsed" if score is None else "finished", "metrics": metrics, "reason": None,
-        }  # fmt: skip
+        record = TrialRecord(
+            key=key, evaluation_key=evaluation_key, label=trial.label, seed=trial.seed, epochs=n,
+            outcome="collapsed" if score is None else "finished", metrics=metrics,
+        )  # fmt: skip
         self.ledger.write_record(record, {"history": pd.DataFrame(history)}, {})
 
     def n_epochs(self, trial):
@@ -171,7 +173,7 @@ class TestSearch:
             run(task)
             key = sweep.sets.keys(task.trial)[0]
             record = sweep.ledger.record(key)
-            record["metrics"]["own"]["val"]["dice"] = 1 - record["metrics"]["own"]["val"]["f1_iou"]
+            record.metrics["own"]["val"]["dice"] = 1 - record.metrics["own"]["val"]["f1_iou"]
             sweep.ledger.write_record(record, {}, {})
 
         sweep.run = with_dice
@@ -215,7 +217,7 @@ class TestSearch:
         assert {label for label, *_ in sweep.ran} <= {"Dice", *(f"#{n}" for n in range(1, 6))} and len(sweep.ran) == 4
         assert len(agenda.plan) == 4 and all(f["values"] == [0.5] for f in sweep.facts)
         assert sum(f["reason"].startswith("the same settings as ") for f in sweep.facts) == 4
-        assert len(known_study(sweep.study, sweep.ledger).configurations) == 2
+        assert len(known_study(sweep.study, sweep.ledger.search()).configurations) == 2
 
     def test_constraints_reach_the_sampler(self, images, tmp_path):
         study = searching(images, constraints={"f1_iou": {"at_least": 0.6}}, budget=4)
@@ -278,7 +280,7 @@ class TestRules:
     def test_more_tests_ask_for_more_evidence(self):
         a = np.array([[0.80, 0.82, 0.78, 0.81], [0.81, 0.79, 0.82, 0.80], [0.79, 0.80, 0.81, 0.82]])
         values = np.array([a, a - 0.05 + np.array([[0.008], [-0.008], [0.0]])])
-        p = compare(values, ["A", "B"], detail=False, leader_only=True).p[0]
+        p = paired_tests(values, ["A", "B"], detail=False, leader_only=True).p[0]
         assert 1e-4 < p < 0.05
         most = int(0.05 / (p / 2))  # tests with which its p is just small enough
         assert set(outclassed(values, ["A", "B"], most)) == {"B"}
@@ -306,8 +308,8 @@ class TestStopping:
             "stopped at epoch 3 of 10: validation Dice 0.200 over 2 seeds, not among the best 1/2 of the 3 "
             "configurations before it"
         )
-        stopped = [r for r in sweep.ledger.records() if r["outcome"] == "stopped"]
-        assert sorted((r["label"], r["seed"], r["epochs"]) for r in stopped) == [
+        stopped = [r for r in sweep.ledger.records() if r.outcome == "stopped"]
+        assert sorted((r.label, r.seed, r.epochs) for r in stopped) == [
             ("C3", 0, 3), ("C3", 5, 3), ("C5", 0, 3), ("C5", 5, 3)]  # fmt: skip
         assert ("C3", 0, 6) not in sweep.ran and ("C3", 0, None) not in sweep.ran
         assert {until for label, _, until in sweep.ran if label == "C4"} == {3, 6, None}
@@ -337,10 +339,10 @@ class TestStopping:
         Sweep(stopping_study(images), tmp_path, lambda trial: trial.loss.settings["fn_weight"] * 7 % 1)()
         study = stopping_study(images).model_copy(update={"stopping": None})
         sweep = Sweep(study, tmp_path, lambda trial: 0.5)
-        stopped = {(r["label"], r["seed"], None) for r in sweep.ledger.records() if r["outcome"] == "stopped"}
+        stopped = {(r.label, r.seed, None) for r in sweep.ledger.records() if r.outcome == "stopped"}
         sweep()
         assert stopped and set(sweep.ran) == stopped
-        assert {r["outcome"] for r in sweep.ledger.records()} == {"finished"}
+        assert {r.outcome for r in sweep.ledger.records()} == {"finished"}
 
     def test_a_search_hears_of_those_that_were_stopped(self, images, tmp_path):
         study = searching(images, budget=12).model_copy(
@@ -361,11 +363,11 @@ class TestStopping:
             run_trial(task.trial, sets, ledger, until=task.until)
             agenda.ended(task.trial)
         alone = Ledger(str(tmp_path / "alone"), study.name)
-        outcomes = [r["outcome"] for r in ledger.records()]
+        outcomes = [r.outcome for r in ledger.records()]
         assert sorted(outcomes)[:2] == ["finished", "finished"] and "stopped" in outcomes
         for trial in study.trials():
             record = ledger.record(sets.keys(trial)[0])
-            if record["outcome"] == "finished":
+            if record.outcome == "finished":
                 assert same(lasting(record), lasting(run_trial(trial, sets, alone)))
 
 

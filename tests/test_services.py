@@ -103,7 +103,7 @@ def test_a_sweep_over_the_network_outlives_its_store_and_tells_nobody_its_keys(s
         kinds = Counter(run.data.tags["cellray.kind"] for run in runs)
         assert kinds == {"study": 1, "configuration": 2, "seed": 4}
     records = ledger.records()
-    assert [record["outcome"] for record in records] == ["finished"] * 4
+    assert [record.outcome for record in records] == ["finished"] * 4
 
     for trial in study.trials():  # one by one, without Ray and MLflow
         here("train", str(tmp_path / "near.yaml"), "--config", trial.label, "--seed", str(trial.seed), folder=tmp_path)

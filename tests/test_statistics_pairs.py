@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cellray.statistics import PAIR_COLUMNS, CrossedMean, compare, contenders, crossed_mean, holm, median_pairs
+from cellray.statistics import PAIR_COLUMNS, CrossedMean, contenders, crossed_mean, holm, median_pairs, paired_tests
 from cellray.statistics.pairs import superiority
 
 STEPS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # of mean 0
@@ -51,7 +51,7 @@ def test_holm_stays_a_probability_and_counts_equal_ones_alike():
 
 def test_pairs_stand_best_first_and_every_difference_is_above_0():
     values = scores()[[2, 0, 3, 1]]
-    table = compare(values, list("CADB"))
+    table = paired_tests(values, list("CADB"))
     order = [label for _, label in sorted(zip(-values.mean((1, 2)), "CADB", strict=True))]
     expected = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
     assert list(table.columns) == list(PAIR_COLUMNS)
@@ -61,7 +61,7 @@ def test_pairs_stand_best_first_and_every_difference_is_above_0():
 
 def test_a_pair_is_the_crossed_mean_of_its_differences():
     values = scores()
-    row = pair(compare(values, list("ABCD")), "A", "C")
+    row = pair(paired_tests(values, list("ABCD")), "A", "C")
     found = crossed_mean(values[0] - values[2])
     assert (row.n_seeds, row.n_images) == (3, 12)
     assert row.difference == pytest.approx(values[0].mean() - values[2].mean())
@@ -71,14 +71,14 @@ def test_a_pair_is_the_crossed_mean_of_its_differences():
 
 
 def test_p_values_are_adjusted_over_all_pairs():
-    table = compare(scores(), list("ABCD"))
+    table = paired_tests(scores(), list("ABCD"))
     assert len(table) == 6
     assert table.p_holm.to_numpy() == pytest.approx(holm(table.p.to_numpy()))
     assert table.p_wilcoxon_holm.to_numpy() == pytest.approx(holm(table.p_wilcoxon.to_numpy()))
 
 
 def test_a_leader_that_beats_each_other_one_is_decided_without_adjustment():
-    table = compare(behind(with_p(0.04, STEPS), with_p(0.03, OTHER_STEPS)), list("ABC"))
+    table = paired_tests(behind(with_p(0.04, STEPS), with_p(0.03, OTHER_STEPS)), list("ABC"))
     leader, others = table[table.a == "A"], table[table.a != "A"]
     assert sorted(leader.p) == pytest.approx([0.03, 0.04])
     assert (table.p_holm > 0.05).all()  # 0.03 x 3
@@ -87,13 +87,13 @@ def test_a_leader_that_beats_each_other_one_is_decided_without_adjustment():
 
 
 def test_a_leader_that_one_other_may_match_is_not():
-    table = compare(behind(with_p(0.06, STEPS), with_p(0.03, OTHER_STEPS)), list("ABC"))
+    table = paired_tests(behind(with_p(0.06, STEPS), with_p(0.03, OTHER_STEPS)), list("ABC"))
     assert sorted(table.p[table.a == "A"]) == pytest.approx([0.03, 0.06])
     assert not table.decided.any()
 
 
 def test_holm_still_decides_pairs_of_a_leader_that_one_other_may_match():
-    table = compare(behind(with_p(0.06, STEPS), with_p(0.001, OTHER_STEPS)), list("ABC"))
+    table = paired_tests(behind(with_p(0.06, STEPS), with_p(0.001, OTHER_STEPS)), list("ABC"))
     assert pair(table, "A", "C").decided
     assert not pair(table, "A", "B").decided
 
@@ -102,7 +102,7 @@ def test_a_leader_that_was_never_beside_one_other_is_not():
     known = behind(with_p(0.04, STEPS), with_p(0.03, OTHER_STEPS))
     values = np.full((4, 6, 1), np.nan)
     values[:3, :5], values[3, 5] = known, -9.0
-    table = compare(values, list("ABCD"))
+    table = paired_tests(values, list("ABCD"))
     assert (table.p[table.a == "A"] < 0.05).all()
     assert not table.decided.any()
 
@@ -110,7 +110,7 @@ def test_a_leader_that_was_never_beside_one_other_is_not():
 def test_missing_trials_leave_the_seeds_that_both_have():
     values = scores(1)
     values[1, 2] = np.nan
-    table = compare(values, list("ABCD"))
+    table = paired_tests(values, list("ABCD"))
     kept = values[:, :2]
     both = [pair(table, a, b) for a, b in zip(table.a, table.b, strict=True) if "B" in (a, b)]
     assert {row.n_seeds for row in both} == {2}
@@ -123,20 +123,20 @@ def test_missing_trials_leave_the_seeds_that_both_have():
 
 def test_over_the_common_seeds_the_better_one_may_be_the_other():
     values = np.array([[1.0, 1.0, 7.0], [2.0, 2.0, np.nan]])[:, :, None] + np.array([0.0, 0.5])
-    table = compare(values, ["A", "B"])  # means 3.25 and 2.25, but B is better by 1 where both are known
+    table = paired_tests(values, ["A", "B"])  # means 3.25 and 2.25, but B is better by 1 where both are known
     assert (table.a[0], table.b[0], table.difference[0]) == ("B", "A", 1.0)
 
 
 def test_pairs_without_a_common_seed_are_left_out():
     values = scores(2, n=3, n_seeds=2)
     values[0, 0] = values[1, 1] = np.nan
-    pairs = compare(values, list("ABC"))
+    pairs = paired_tests(values, list("ABC"))
     assert {frozenset(p) for p in zip(pairs.a, pairs.b, strict=True)} == {frozenset("AC"), frozenset("BC")}
 
 
 def test_the_leader_alone_is_compared_where_wanted():
     values = scores(3)
-    everything, leaders = compare(values, list("ABCD")), compare(values, list("ABCD"), leader_only=True)
+    everything, leaders = paired_tests(values, list("ABCD")), paired_tests(values, list("ABCD"), leader_only=True)
     assert list(leaders.a) == ["A"] * 3
     assert list(leaders.b) == ["B", "C", "D"]
     assert leaders.p.to_numpy() == pytest.approx(everything.p.to_numpy()[:3])
@@ -145,7 +145,7 @@ def test_the_leader_alone_is_compared_where_wanted():
 
 def test_without_detail_the_tests_stay_and_the_rest_is_unknown():
     values = scores(4)
-    full, short = compare(values, list("ABCD")), compare(values, list("ABCD"), detail=False)
+    full, short = paired_tests(values, list("ABCD")), paired_tests(values, list("ABCD"), detail=False)
     first = PAIR_COLUMNS.index("decided") + 1
     assert list(short.columns) == list(PAIR_COLUMNS)
     assert short[list(PAIR_COLUMNS[:first])].equals(full[list(PAIR_COLUMNS[:first])])
@@ -153,7 +153,7 @@ def test_without_detail_the_tests_stay_and_the_rest_is_unknown():
 
 
 def test_identical_configurations_are_undecided():
-    row = pair(compare(np.stack([scores()[0]] * 2), ["A", "B"]), "A", "B")
+    row = pair(paired_tests(np.stack([scores()[0]] * 2), ["A", "B"]), "A", "B")
     assert (row.difference, row.low, row.high) == (0, 0, 0)
     assert (row.p, row.p_holm, row.p_wilcoxon, row.superiority, row.p_false) == (1, 1, 1, 0.5, 0.5)
     assert not row.decided
@@ -163,7 +163,7 @@ def test_identical_configurations_are_undecided():
 def test_a_lost_seed_takes_part_as_the_worst_value():
     values = np.full((2, 5, 8), 0.8) + 0.01 * np.random.default_rng(5).standard_normal((2, 5, 8))
     values[1, 3] = 0.0
-    row = pair(compare(values, ["A", "B"]), "A", "B")
+    row = pair(paired_tests(values, ["A", "B"]), "A", "B")
     by_seed = (values[0] - values[1]).mean(1)
     classical = stats.ttest_1samp(by_seed, 0)
     assert row.n_seeds == 5
@@ -174,7 +174,7 @@ def test_a_lost_seed_takes_part_as_the_worst_value():
 
 
 def test_a_difference_without_scatter_is_decided():
-    row = pair(compare(np.array([[[0.9, 0.7]] * 3, [[0.8, 0.6]] * 3]).round(1), ["A", "B"]), "A", "B")
+    row = pair(paired_tests(np.array([[[0.9, 0.7]] * 3, [[0.8, 0.6]] * 3]).round(1), ["A", "B"]), "A", "B")
     assert row.decided
     assert (row.more_seeds, row.more_images) == (0, 0)
     assert row.superiority == pytest.approx(1)
@@ -185,13 +185,13 @@ def test_a_difference_without_scatter_is_decided():
 def test_a_configuration_alone_has_no_pairs(n, leader_only):
     values = scores(n=2)
     values[n:] = np.nan
-    table = compare(values, ["A", "B"], leader_only=leader_only)
+    table = paired_tests(values, ["A", "B"], leader_only=leader_only)
     assert list(table.columns) == list(PAIR_COLUMNS)
     assert len(table) == 0
 
 
 def test_one_seed_on_one_image_decides_nothing():
-    row = pair(compare(np.array([[[0.9]], [[0.2]]]), ["A", "B"]), "A", "B")
+    row = pair(paired_tests(np.array([[[0.9]], [[0.2]]]), ["A", "B"]), "A", "B")
     assert row.difference == pytest.approx(0.7)
     assert np.isnan([row.low, row.high, row.p, row.p_holm]).all()
     assert not row.decided
@@ -199,7 +199,7 @@ def test_one_seed_on_one_image_decides_nothing():
 
 def test_the_probability_of_a_false_claim_is_that_of_christodoulou():
     a, b = np.array([0.71, 0.74, 0.73, 0.78, 0.75]), np.array([0.70, 0.72, 0.74, 0.74, 0.71])
-    row = pair(compare(np.stack([a, b])[:, :, None], ["A", "B"]), "A", "B")
+    row = pair(paired_tests(np.stack([a, b])[:, :, None], ["A", "B"]), "A", "B")
     r = np.corrcoef(a, b)[0, 1]
     error = math.sqrt(a.var(ddof=1) + b.var(ddof=1) - 2 * a.std(ddof=1) * b.std(ddof=1) * r)
     assert row.p_false == pytest.approx(stats.t.cdf(math.sqrt(5) * (b.mean() - a.mean()) / error, 4))
@@ -226,7 +226,7 @@ def test_superiority_is_how_often_a_new_run_wins():
 
 
 def test_superiority_lies_in_its_interval_and_that_within_0_and_1():
-    table = compare(scores(7, n=6), list("ABCDEF"))
+    table = paired_tests(scores(7, n=6), list("ABCDEF"))
     assert (table.superiority_low >= 0).all() and (table.superiority_high <= 1).all()
     assert (table.superiority_low <= table.superiority).all() and (table.superiority <= table.superiority_high).all()
     assert (table.superiority >= 0.5).all()
@@ -242,14 +242,14 @@ def test_superiority_is_known_where_seeds_and_images_agree_by_chance():
 
 # An empty table of pairs must not turn the numbers of those that it is put together with into objects.
 def test_a_table_without_pairs_has_the_same_types():
-    empty, full = compare(scores(n=1), ["A"]), compare(scores(n=3), list("ABC"))
+    empty, full = paired_tests(scores(n=1), ["A"]), paired_tests(scores(n=3), list("ABC"))
     assert empty.dtypes[["difference", "p", "decided"]].equals(full.dtypes[["difference", "p", "decided"]])
 
 
 def test_more_seeds_are_asked_at_the_level_of_the_next_pair():
     # Holm decides A-C (0.01 x 3) and asks 0.05 / 2 of the two left
     far = with_p(0.06, 3 * STEPS)
-    table = compare(behind(far, with_p(0.01, OTHER_STEPS)), list("ABC"))
+    table = paired_tests(behind(far, with_p(0.01, OTHER_STEPS)), list("ABC"))
     mean, sd = far.mean(), far.std(ddof=1)
     fewest = next(n for n in range(6, 100) if stats.t.isf(0.025 / 2, n - 1) * sd / math.sqrt(n) < mean)
     assert (table.p_holm >= 0.05).sum() == 2
@@ -261,7 +261,7 @@ def test_more_seeds_are_asked_at_the_level_of_the_next_pair():
 def test_two_seeds_decide_nothing_however_far_apart(n_seeds):
     values = scores(8, n=2, n_seeds=n_seeds, n_images=30)
     values[0] += 10
-    row = pair(compare(values, ["A", "B"]), "A", "B")
+    row = pair(paired_tests(values, ["A", "B"]), "A", "B")
     assert row.p < 0.01
     assert not row.decided
 
@@ -271,7 +271,7 @@ def test_two_seeds_decide_nothing_however_far_apart(n_seeds):
 def test_images_are_not_said_to_decide_what_takes_a_third_seed(n_seeds):
     values = scores(8, n=2, n_seeds=n_seeds, n_images=30)
     values[0] += 10
-    row = pair(compare(values, ["A", "B"]), "A", "B")
+    row = pair(paired_tests(values, ["A", "B"]), "A", "B")
     assert (row.more_seeds, row.more_images) == (3 - n_seeds, math.inf)
 
 
@@ -316,5 +316,5 @@ def test_the_best_is_seldom_ruled_out():
     n, wrong = 300, 0
     for _ in range(n):  # four alike: any of them is a best one, and 0 must not be ruled out more often than 5 %
         values = 0.03 * rng.standard_normal((4, 5, 1)) + 0.1 * rng.standard_normal((4, 1, 20))
-        wrong += "0" not in contenders(compare(values, list("0123"), detail=False), list("0123"))
+        wrong += "0" not in contenders(paired_tests(values, list("0123"), detail=False), list("0123"))
     assert wrong / n <= 0.05

@@ -16,8 +16,9 @@ from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
+from cellray.observers import Observer
 from cellray.sweep import check_feasible, connect, run_sweep
-from cellray.sweep.engine import WORKER_DEATHS
+from cellray.sweep.tuner import WORKER_DEATHS
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ LONG = {"steps": 80, "validate_every": 4}
 """Of training: 40 epochs, long enough to be disturbed."""
 
 
-class Memory:
+class Memory(Observer):
     """An observer that remembers, and may do something at each epoch."""
 
     def __init__(self, at_epoch=lambda trial, row: None):
@@ -43,14 +44,14 @@ class Memory:
         self.at_epoch(trial, row)
 
     def on_end(self, record):
-        self.news.append(("end", record["label"], record["seed"]))
+        self.news.append(("end", record.label, record.seed))
         self.ended.append(record)
 
     def on_finish(self):
         self.news.append(("finish",))
 
 
-class Broken:
+class Broken(Observer):
     """An observer that has nothing but errors."""
 
     def on_start(self, study, plan):
@@ -84,15 +85,16 @@ def ray_here(cache):
 
 
 def listening(pid: int) -> list[str]:
-    """Addresses, in the kernel's hexadecimal, at which a process takes TCP connections."""
+    """Addresses, in the kernel's hexadecimal, at which a process takes TCP connections; none of one that has ended."""
     found = []
-    for table in ("tcp", "tcp6"):
-        rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
-        sockets = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):  # closed meanwhile
-                inode = os.readlink(entry).removeprefix("socket:[").removesuffix("]")
-                found += [sockets[inode]] if inode in sockets else []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for table in ("tcp", "tcp6"):
+            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+            sockets = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    inode = os.readlink(entry).removeprefix("socket:[").removesuffix("]")
+                    found += [sockets[inode]] if inode in sockets else []
     return found
 
 
@@ -119,7 +121,7 @@ def alone(images, tmp_path_factory):
     """Records of the long trials, run one by one without Ray, by key."""
     study = tiny_study(images, training=LONG)
     sets, ledger = Sets.open(study.data), Ledger(str(tmp_path_factory.mktemp("alone")), study.name)
-    return {record["key"]: record for record in (run_trial(trial, sets, ledger) for trial in study.trials())}
+    return {record.key: record for record in (run_trial(trial, sets, ledger) for trial in study.trials())}
 
 
 def sweep(study, storage, **how):
@@ -127,18 +129,18 @@ def sweep(study, storage, **how):
 
 
 def assert_like_alone(records, alone):
-    assert {record["key"] for record in records} == set(alone)
-    assert all(same(lasting(record), lasting(alone[record["key"]])) for record in records)
+    assert {record.key for record in records} == set(alone)
+    assert all(same(lasting(record), lasting(alone[record.key])) for record in records)
 
 
 def test_each_trial_runs_once_as_without_ray_and_additions_only_add(ray_here, images, tmp_path):
     study, memory = tiny_study(images), Memory()
     first = sweep(study, tmp_path / "swept", observers=[Broken(), memory])
-    assert [(r["label"], r["outcome"]) for r in first] == [("Dice", "finished"), ("BCE", "finished")]
+    assert [(r.label, r.outcome) for r in first] == [("Dice", "finished"), ("BCE", "finished")]
     assert memory.news[0] == ("start", 2, 0) and memory.news[-1] == ("finish",) and len(memory.news) == 6
     assert sorted(memory.epochs) == [(label, 0, epoch) for label in ("BCE", "Dice") for epoch in (1, 2, 3)]
     sets, ledger = Sets.open(study.data), Ledger(str(tmp_path / "alone"), study.name)
-    alone = {r["key"]: r for r in (run_trial(trial, sets, ledger) for trial in study.trials())}
+    alone = {r.key: r for r in (run_trial(trial, sets, ledger) for trial in study.trials())}
     assert_like_alone(first, alone)
 
     memory = Memory()
@@ -150,11 +152,11 @@ def test_each_trial_runs_once_as_without_ray_and_additions_only_add(ray_here, im
     wider = tiny_study(images, configurations=contenders, seeds=[0, 5])
     chosen = [("BCE", 5), ("Focal", 0)]
     some = sweep(wider, tmp_path / "swept", observers=[memory], chosen=chosen)
-    assert sorted((r["label"], r["seed"]) for r in memory.ended) == chosen and len(some) == 4
+    assert sorted((r.label, r.seed) for r in memory.ended) == chosen and len(some) == 4
     memory = Memory()
     every = sweep(wider, tmp_path / "swept", observers=[memory], max_concurrent=1)
     assert len(every) == 6 and [r for r in every if r in first] == first
-    assert sorted((r["label"], r["seed"]) for r in memory.ended) == [("Dice", 5), ("Focal", 5)]
+    assert sorted((r.label, r.seed) for r in memory.ended) == [("Dice", 5), ("Focal", 5)]
     running = [news[0] for news in memory.news[1:-1]]
     assert running == ["trial start", "end"] * 2  # never two at once
 
@@ -183,13 +185,13 @@ def test_a_trial_that_fails_again_and_again_is_an_outcome(ray_here, tmp_path):
     (tmp_path / "disks").rename(tmp_path / "moved")
     memory = Memory()
     records = run_sweep(study, sets, ledger, observers=[memory], max_concurrent=1)
-    assert [record["outcome"] for record in records] == ["failed", "failed"] and len(memory.ended) == 2
-    assert all("DataError" in record["reason"] and "disks" in record["reason"] for record in records)
+    assert [record.outcome for record in records] == ["failed", "failed"] and len(memory.ended) == 2
+    assert all("DataError" in record.reason and "disks" in record.reason for record in records)
 
     (tmp_path / "moved").rename(tmp_path / "disks")
-    assert [r["outcome"] for r in run_sweep(study, sets, ledger)] == ["failed", "failed"]
+    assert [r.outcome for r in run_sweep(study, sets, ledger)] == ["failed", "failed"]
     again = run_sweep(study, sets, ledger, retry_failed=True, chosen=[("BCE", 0)])
-    assert sorted((r["label"], r["outcome"]) for r in again) == [("BCE", "finished"), ("Dice", "failed")]
+    assert sorted((r.label, r.outcome) for r in again) == [("BCE", "finished"), ("Dice", "failed")]
 
 
 def test_resources_that_no_node_has_are_refused_at_once(ray_here, images, tmp_path):
@@ -216,14 +218,14 @@ def test_nodes_that_an_autoscaler_may_start_count(ray_here, monkeypatch):
 def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, monkeypatch):
     import ray
 
-    monkeypatch.setattr("cellray.sweep.engine.WAITING_S", 1.0)
+    monkeypatch.setattr("cellray.sweep.tuner.WAITING_S", 1.0)
     notes = []
 
     @ray.remote
     class Holder:
         pass
 
-    class Freeing:
+    class Freeing(Observer):
         def on_note(self, sentence):
             notes.append(sentence)
             ray.kill(holder)
@@ -232,7 +234,7 @@ def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, mo
     holder = Holder.options(num_cpus=n_cpus).remote()
     ray.get(holder.__ray_ready__.remote())
     records = sweep(tiny_study(images), tmp_path, observers=[Freeing()])
-    assert [record["outcome"] for record in records] == ["finished", "finished"]
+    assert [record.outcome for record in records] == ["finished", "finished"]
     assert notes[0] == "waiting for resources: 2 trials are pending, 1 CPUs and 0 GPUs each"
 
 
@@ -259,8 +261,8 @@ def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tm
     error = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMore.\nSee docs.")
     lost = lose_workers(monkeypatch, WORKER_DEATHS + 1, error)
     records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
-    assert [record["outcome"] for record in records] == ["failed", "finished"] and len(lost) == WORKER_DEATHS + 1
-    assert "running low on memory" in records[0]["reason"]
+    assert [record.outcome for record in records] == ["failed", "finished"] and len(lost) == WORKER_DEATHS + 1
+    assert "running low on memory" in records[0].reason
 
 
 def test_preemption_costs_no_attempt(ray_here, images, tmp_path, monkeypatch, alone):
@@ -283,12 +285,13 @@ def test_two_sweeps_on_one_ledger_are_refused(images, tmp_path):
 DRIVER = """
 import sys
 from cellray.ledger import Ledger
+from cellray.observers import Observer
 from cellray.study import Study
 from cellray.sweep import check_feasible, connect, run_sweep
-from cellray.sweep.engine import WORKER_DEATHS
+from cellray.sweep.tuner import WORKER_DEATHS
 from cellray.trial import Sets
 
-class Say:
+class Say(Observer):
     def on_epoch(self, trial, row):
         print("epoch", trial.label, row["epoch"], flush=True)
     def on_finish(self):

@@ -16,14 +16,17 @@ from typing import Any
 
 import mlflow.pytorch
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from tracked import FINGERPRINT, N_EPOCHS, content_of, plan_of, rows, runs_of, small_study, store_record, sweep
+from tracked import FINGERPRINT, N_EPOCHS, content_of, rows, runs_of, small_study, store_record, sweep, trials_of
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.model import build_model
+from cellray.record import PlannedTrial, TrialRecord, record_text
+from cellray.results import Plan, Results
 from cellray.scores import best_record
 from cellray.study import Study
 from cellray.tracking import (
@@ -34,8 +37,11 @@ from cellray.tracking import (
     register_best,
     sync,
 )
-from cellray.tracking.values import flatten, seed_summary
+from cellray.tracking.seed_means import outcome_counts, seed_summaries, worst_compared
+from cellray.tracking.values import flatten
 from cellray.tracking.views import note, saved_view
+
+pytestmark = pytest.mark.slow  # seconds each
 
 KINDS = ("study", "configuration", "seed")
 
@@ -49,7 +55,7 @@ def study() -> Study:
 def ledger(tmp_path: Path, study: Study) -> Ledger:
     ledger = Ledger(str(tmp_path / "storage"), study.name)
     ledger.write("study.yaml", study.dump_yaml().encode())
-    ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan_of(study)])
+    ledger.write_plan(trials_of(study))
     return ledger
 
 
@@ -127,7 +133,7 @@ def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger,
     first = content_of(store)
     assert len(first) == 1 + 2 + 4
     tracker = MLflowTracker(ledger, store)
-    tracker.on_start(study, plan_of(study))
+    tracker.on_start(study, trials_of(study))
     tracker.on_finish()
     assert tracker.close() is None
     assert sync(ledger, study, store).n_written == 0
@@ -135,9 +141,9 @@ def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger,
 
 
 def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
-    planned = plan_of(study)[0]
+    planned = trials_of(study)[0]
     first = MLflowTracker(ledger, store, interval_s=0.1)
-    first.on_start(study, plan_of(study))
+    first.on_start(study, trials_of(study))
     for row in rows()[:3]:
         first.on_epoch(planned.trial, row)
     first.on_finish()  # the sweep was interrupted
@@ -147,7 +153,7 @@ def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
     assert runs_of(store, "study")[0].info.status == "KILLED"
 
     second = MLflowTracker(ledger, store)
-    second.on_start(study, plan_of(study))
+    second.on_start(study, trials_of(study))
     for row in rows()[2:4]:  # epoch 3 was not in the checkpoint, so it comes again
         second.on_epoch(planned.trial, row)
     time.sleep(0.5)
@@ -162,11 +168,11 @@ def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
 
 
 def test_a_new_evaluation_of_a_trial_replaces_its_scores(study, ledger, store):
-    plan = plan_of(study)
+    plan = trials_of(study)
     sweep(MLflowTracker(ledger, store, models=False), ledger, study)
-    record = store_record(ledger, plan[0], f1=0.3)  # lower, so that a maximum would show
-    record["settings"]["evaluation"]["iou_threshold"] = 0.7
-    ledger.write(f"trials/{plan[0].key}/trial.json", json.dumps(record).encode())
+    contents: Any = store_record(ledger, plan[0], f1=0.3).plain()  # lower, so that a maximum would show
+    contents["settings"]["evaluation"]["iou_threshold"] = 0.7
+    ledger.write(f"trials/{plan[0].key}/trial.json", json.dumps(contents).encode())
     assert sync(ledger, study, store, models=False).n_written == 1
     (run,) = [run for run in runs_of(store) if run.data.tags["cellray.key"] == plan[0].key]
     assert run.data.metrics["test/f1_iou"] == 0.3
@@ -174,7 +180,7 @@ def test_a_new_evaluation_of_a_trial_replaces_its_scores(study, ledger, store):
 
 
 def test_outcomes_are_counted_beside_the_survivors_mean(study, ledger, store):
-    plan = plan_of(study)
+    plan = trials_of(study)
     tracker = MLflowTracker(ledger, store, models=False)
     tracker.on_start(study, plan)
     outcomes = {
@@ -200,14 +206,14 @@ def test_outcomes_are_counted_beside_the_survivors_mean(study, ledger, store):
     assert runs["failed"].info.status == "FAILED"
     assert runs["collapsed"].info.status == "FINISHED"
     assert len(runs["failed"].data.tags["cellray.reason"]) == 1000  # of 20,000 characters
-    assert seed_summary([], 5, {})["outcome/n_planned"] == 5
+    assert outcome_counts(plan, {})["outcome/n_planned"] == 4
 
 
 def test_many_and_long_settings_are_taken_in_batches_and_shortened(study, ledger, store):
-    planned = plan_of(study)[0]
-    record = store_record(ledger, planned)
-    record["settings"]["loss"] = {f"weight {i} (é)": "x" * 9000 for i in range(230)}
-    ledger.write(f"trials/{planned.key}/trial.json", json.dumps(record).encode())
+    planned = trials_of(study)[0]
+    contents: Any = store_record(ledger, planned).plain()
+    contents["settings"]["loss"] = {f"weight {i} (é)": "x" * 9000 for i in range(230)}
+    ledger.write(f"trials/{planned.key}/trial.json", json.dumps(contents).encode())
     sync(ledger, study, store, models=False)
     (run,) = runs_of(store)
     assert sum(name.startswith("loss.") for name in run.data.params) == 230
@@ -229,7 +235,7 @@ def test_settings_are_flattened_by_name():
 
 @pytest.mark.slow
 def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store, monkeypatch):
-    plan = plan_of(study)[:2]
+    plan = trials_of(study)[:2]
     assert sweep(MLflowTracker(ledger, store), ledger, study, plan, model=True) is None
     client = MlflowClient(tracking_uri=store)
     experiment = client.get_experiment_by_name("losses")
@@ -258,8 +264,8 @@ def test_the_best_checkpoint_loads_and_runs_without_pickles(study, ledger, store
 
 def test_calls_return_at_once(study, ledger, store):
     tracker = MLflowTracker(ledger, store, models=False)
-    tracker.on_start(study, plan_of(study))
-    trial = plan_of(study)[0].trial
+    tracker.on_start(study, trials_of(study))
+    trial = trials_of(study)[0].trial
     took = []
     for _ in range(200):
         start = time.perf_counter()
@@ -286,14 +292,29 @@ def test_a_lost_store_is_rebuilt_from_the_ledger(study, ledger, store, tmp_path)
     np.testing.assert_equal(without_ids(again), without_ids(store))
 
 
-def test_means_count_lost_seeds_as_the_worst_and_unbounded_errors_as_the_largest():
-    def record(outcome: str, f1: float, mae: float) -> dict[str, Any]:
-        metrics = {"own": {"test": {"f1_iou": f1, "mae": mae}}}
-        return {"outcome": outcome, "metrics": metrics, "seconds": {"training": 2.0}}
+def judged(seed: int, sets: dict[str, dict[str, float]], outcome: str = "finished") -> TrialRecord:
+    """A trial of the configuration `x` with these scores by set."""
+    contents = {"key": f"k{seed}", "label": "x", "seed": seed, "outcome": outcome, "seconds": {"training": 2.0}}
+    return TrialRecord.model_validate({**contents, "metrics": {"own": sets}})
 
-    records = [record("finished", 0.6, 1.0), record("finished", 0.8, 3.0), record("collapsed", 0.0, 0.0)]
-    worst = {("test", "f1_iou"): 0.0, ("test", "mae"): 11.0}  # of predicting nothing, say
-    summary = seed_summary(records, 4, worst)
+
+def summary_of(
+    ledger: Ledger, records: list[TrialRecord], n_planned: int, *, rank_by: str = "f1_iou", skip_collapsed: bool = False
+) -> dict[str, float]:
+    """The metrics of the configuration `x` with so many seeds."""
+    trials = tuple(PlannedTrial("x", seed, f"k{seed}") for seed in range(n_planned))
+    plan = Plan("losses", "", rank_by, trials, skip_collapsed=skip_collapsed)
+    results = Results(ledger, plan, records, metric=rank_by)
+    return seed_summaries(results, worst_compared(results), ["x"])["x"]
+
+
+def test_means_count_lost_seeds_as_the_worst_and_unbounded_errors_as_the_largest(ledger):
+    sets = [{"test": {"f1_iou": f1, "mae": mae}} for f1, mae in ((0.6, 1.0), (0.8, 3.0), (0.0, 0.0))]
+    sets[0]["far"] = {"f1_iou": 0.5}
+    records = [judged(0, sets[0]), judged(1, sets[1]), judged(2, sets[2], "collapsed")]
+    images = {"set": "test", "point": "own", "image": ["a", "b"], "n_true": [10, 12], "n_pred": [10, 12]}
+    ledger.write_record(records[0], {"images": pd.DataFrame(images)}, {})  # whoever predicts nothing is 11 off
+    summary = summary_of(ledger, records, 4)
     assert summary["test/f1_iou"] == pytest.approx((0.6 + 0.8 + 0) / 3)
     assert summary["test/sd/f1_iou"] == pytest.approx(
         (((0.6 - 1.4 / 3) ** 2 + (0.8 - 1.4 / 3) ** 2 + (1.4 / 3) ** 2) / 2) ** 0.5
@@ -305,17 +326,29 @@ def test_means_count_lost_seeds_as_the_worst_and_unbounded_errors_as_the_largest
     assert summary["test/survivors_mean/mae"] == pytest.approx(2)
     assert (summary["outcome/n_finished"], summary["outcome/n_collapsed"], summary["outcome/n_missing"]) == (2, 1, 1)
     assert summary["training/seconds_of_all_seeds"] == 6
-    released = seed_summary(records, 4, worst, skip_collapsed=True)
+    # what a lost seed counts as isn't known where no error is
+    assert math.isnan(summary["external/far/mae"]) and math.isnan(summary["external/far/worst/mae"])
+    released = summary_of(ledger, records, 4, skip_collapsed=True)
     assert released["test/f1_iou"] == pytest.approx(0.7)
-    unknown = seed_summary(records, 4, {("test", "mae"): math.nan})
-    assert math.isnan(unknown["test/mae"]) and math.isnan(unknown["test/worst/mae"])
 
 
-def test_the_ranking_metric_comes_first_and_few_others_after_it():
+def test_a_configuration_that_was_stopped_early_has_no_means_and_an_unjudged_one_only_the_worst(ledger):
+    stopped = [judged(0, {"test": {"f1_iou": 0.5}}), judged(1, {}, "stopped")]
+    counts = summary_of(ledger, stopped, 2)
+    assert {name.partition("/")[0] for name in counts} == {"outcome", "training"}
+    assert counts["outcome/n_stopped"] == 1
+    failed = summary_of(ledger, [judged(0, {}, "failed")], 2)
+    assert (failed["outcome/n_failed"], failed["outcome/n_missing"]) == (1, 1)
+    assert "test/f1_iou" not in failed  # no trial of the study says which sets there are
+    one = summary_of(ledger, stopped[:1], 2)
+    assert one["test/f1_iou"] == one["test/worst/f1_iou"] == 0.5
+    assert "test/sd/f1_iou" not in one
+
+
+def test_the_ranking_metric_comes_first_and_few_others_after_it(ledger):
     scores = {"f1_iou": 0.5, "aji": 0.4, "sq": 0.6}
-    record = {"outcome": "finished", "metrics": {"own": {"val": scores, "far": scores, "test": scores}}}
-    worst = {(name, key): 0.0 for name in ("test", "far", "val") for key in scores}
-    names = list(seed_summary([record], 1, worst, rank_by="aji"))
+    record = judged(0, {"val": scores, "far": scores, "test": scores})
+    names = list(summary_of(ledger, [record], 1, rank_by="aji"))
     assert names[0] == "test/aji"
     assert "external/far/aji" in names
     assert "val/f1_iou" in names
@@ -339,13 +372,13 @@ def test_notes_and_views_fit_into_a_tag_of_an_experiment():
 
 @pytest.mark.slow
 def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, store):
-    plan = plan_of(study)
+    plan = trials_of(study)
     with pytest.raises(LedgerError, match="no finished trial"):
         register_best(ledger, study, store)
     for planned, f1 in zip(plan, (0.3, 0.9, 0.7, 0.9), strict=True):
         record = store_record(ledger, planned, f1=f1, model=True)
-        record["operating_point_score"] = 1 - f1 / 2  # the best on validation is the worst on test
-        ledger.write(f"trials/{planned.key}/trial.json", json.dumps(record).encode())
+        better = record.model_copy(update={"operating_point_score": 1 - f1 / 2})  # on validation; it's worst on test
+        ledger.write(f"trials/{planned.key}/trial.json", record_text(better).encode())
     with pytest.raises(LedgerError, match="cellray track sync losses"):
         register_best(ledger, study, store)
     sync(ledger, study, store)
@@ -361,8 +394,8 @@ def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, 
 
 
 def test_the_best_of_an_error_is_the_smallest():
-    def record(seed: int, score: float, outcome: str = "finished") -> dict[str, Any]:
-        return {"label": "x", "seed": seed, "outcome": outcome, "operating_point_score": score}
+    def record(seed: int, score: float, outcome: str = "finished") -> TrialRecord:
+        return judged(seed, {}, outcome).model_copy(update={"operating_point_score": score})
 
     records = [record(1, 0.4), record(2, 0.2), record(3, 0.1, "collapsed")]
     assert best_record(records, "mae") == records[1]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import chromium
 from services import answers, free_port, mlflow_server, object_store, postgres, process
-from tracked import N_EPOCHS, plan_of, rows, runs_of, small_study, store_record
+from tracked import N_EPOCHS, rows, runs_of, small_study, store_record, trials_of
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
@@ -69,7 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def ledger_of(study: Study, folder: Path) -> Ledger:
     ledger = Ledger(str(folder / "storage"), study.name)
     ledger.write("study.yaml", study.dump_yaml().encode())
-    ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan_of(study)])
+    ledger.write_plan(trials_of(study))
     return ledger
 
 
@@ -85,17 +85,17 @@ def test_an_outage_costs_the_sweep_a_warning_and_nothing_else(team, tmp_path):
     """Two sweeps lose their server: one outlives the outage, the other ends within it and is repaired."""
     outlives, ends = small_study(name="outlives"), small_study(name="ends")
     ledger, other = ledger_of(outlives, tmp_path), ledger_of(ends, tmp_path)
-    plan, said, complained = plan_of(outlives), [], []
+    plan, said, complained = trials_of(outlives), [], []
     uri = team.uri.replace("http://", "http://somebody:s3cret@")
     check_store(uri)
     tracker = MLflowTracker(ledger, uri, say=said.append, interval_s=0.3)
     short = MLflowTracker(other, uri, say=complained.append, interval_s=0.3)
     tracker.on_start(outlives, plan)
-    short.on_start(ends, plan_of(ends))
+    short.on_start(ends, trials_of(ends))
     tracker.on_end(store_record(ledger, plan[0], model=True))
     for row in rows()[:3]:
         tracker.on_epoch(plan[1].trial, row)
-    short.on_end(store_record(other, plan_of(ends)[0]))
+    short.on_end(store_record(other, trials_of(ends)[0]))
     wait_for(lambda: tracker.n_written == 1 and short.n_written == 1)
 
     team.kill()
@@ -104,7 +104,7 @@ def test_an_outage_costs_the_sweep_a_warning_and_nothing_else(team, tmp_path):
         tracker.on_epoch(plan[1].trial, row)
     for planned in plan[1:3]:
         tracker.on_end(store_record(ledger, planned, outcome="collapsed" if planned is plan[1] else "finished"))
-    for planned in plan_of(ends)[1:]:
+    for planned in trials_of(ends)[1:]:
         short.on_end(store_record(other, planned))
     short.on_finish()
     assert time.perf_counter() - start < 1  # most of it the ledger's
@@ -128,7 +128,7 @@ def test_an_outage_costs_the_sweep_a_warning_and_nothing_else(team, tmp_path):
     for study, of in ((outlives, ledger), (ends, other)):
         assert sync(of, study, uri).n_written == 0
         runs = runs_of(team.uri, name=study.name)
-        assert sorted(run.data.tags["cellray.key"] for run in runs) == sorted(p.key for p in plan_of(study))
+        assert sorted(run.data.tags["cellray.key"] for run in runs) == sorted(p.key for p in trials_of(study))
         assert {run.info.status for run in runs} == {"FINISHED"}
         (top,) = runs_of(team.uri, "study", study.name)
         assert top.info.status == "FINISHED"
@@ -149,7 +149,7 @@ def client_of(server: Server) -> Any:
 def test_the_registered_model_is_served_and_answers_as_the_network_does(team, tmp_path):
     study = small_study(name="served")
     ledger = ledger_of(study, tmp_path)
-    planned = plan_of(study)[0]
+    planned = trials_of(study)[0]
     store_record(ledger, planned, model=True)
     sync(ledger, study, team.uri)
     done = register_best(ledger, study, team.uri, name="cells")
@@ -186,7 +186,7 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Study]:
               for i, label in enumerate(TWELVE)]  # fmt: skip
     study = small_study(name="twelve", configurations=losses)
     ledger = ledger_of(study, tmp_path_factory.mktemp("twelve"))
-    for planned in plan_of(study):
+    for planned in trials_of(study):
         lost = planned.label == TWELVE[-1] and planned.seed == 5
         f1 = 0.5 + 0.02 * TWELVE.index(planned.label) + 0.001 * planned.seed
         store_record(ledger, planned, f1=0.0 if lost else f1, outcome="collapsed" if lost else "finished")

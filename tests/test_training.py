@@ -23,8 +23,8 @@ from cellray.model import build_model
 from cellray.study import AugmentConfig, DatasetConfig, LossConfig, TermConfig
 from cellray.training import check_crop, fit
 from cellray.training.crops import CropSampler
-from cellray.training.run import from_bytes
 from cellray.training.schedule import SCHEDULES, choose_rate, constant, one_cycle, rate_at, triangular
+from cellray.training.state import from_bytes
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(flips=False, rotation_deg=0, zoom=0, brightness=0, contrast=0)
@@ -408,6 +408,7 @@ class TestFit:
             (100.0, 50.0, [1, 14, 20]),  # 2,000 s would be too long; more than 600 in thirteen epochs
         ],
     )
+    @pytest.mark.slow
     def test_where_saving_is_slow_it_takes_a_twentieth_of_the_time(self, save_s, epoch_s, saved, monkeypatch):
         now, epochs = [0.0], []
         monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -436,6 +437,7 @@ class TestFit:
 
     @pytest.mark.parametrize("death", ["telling epoch 1", "telling epoch 2", "saving last", "saving best"])
     @pytest.mark.parametrize("save_every_s", [0.0, 1e9], ids=["often", "at validations"])
+    @pytest.mark.slow
     def test_a_killed_training_goes_on_to_the_bit(self, death, save_every_s, monkeypatch):
         # Not by its dotted path: there, `fit` is the function.
         monkeypatch.setattr(import_module("cellray.training.fit"), "SAVE_EVERY_S", save_every_s)

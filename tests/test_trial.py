@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_study import draw_images, lasting, lasting_history, same, tiny_study
 
-from cellray import trial as trial_module
 from cellray.errors import DataError, LedgerError
 from cellray.ledger import Ledger
 from cellray.trial import Sets, record_failure, record_stopped, run_trial
+from cellray.trial import run as trial_module
 
 fit_module = importlib.import_module("cellray.training.fit")
 
@@ -70,21 +70,21 @@ def steps(monkeypatch):
 
 def test_a_record_says_what_was_done_and_what_came_out(undisturbed):
     record, ledger = undisturbed.record, undisturbed.ledger
-    assert (record["outcome"], record["reason"], record["steps"], record["epochs"]) == ("finished", None, 6, 3)
-    assert (record["label"], record["seed"], record["lr"]) == ("Dice", 0, 0.01)
-    assert (record["data"]["n_train"], record["data"]["n_val"], record["data"]["n_test"]) == (6, 2, 3)
-    assert set(record["metrics"]) == {"own", "shared"} and set(record["metrics"]["own"]) == {"val", "test"}
+    assert (record.outcome, record.reason, record.steps, record.epochs) == ("finished", None, 6, 3)
+    assert (record.label, record.seed, record.lr) == ("Dice", 0, 0.01)
+    assert (record.data.n_train, record.data.n_val, record.data.n_test) == (6, 2, 3)
+    assert set(record.metrics) == {"own", "shared"} and set(record.metrics["own"]) == {"val", "test"}
     assert ledger.records() == [record]
-    history = ledger.table(record["key"], "history")
+    history = ledger.table(record.key, "history")
     assert history.epoch.tolist() == [1, 2, 3] and history.to_dict("records") == undisturbed.rows
-    rows = ledger.table(record["key"], "images")
+    rows = ledger.table(record.key, "images")
     assert rows.groupby(["set", "point"]).size().to_dict() == {
         ("test", "own"): 3,
         ("test", "shared"): 3,
         ("val", "own"): 2,
         ("val", "shared"): 2,
     }
-    assert all(ledger.exists(f"trials/{record['key']}/{overlay['file']}") for overlay in record["overlays"])
+    assert all(ledger.exists(f"trials/{record.key}/{overlay.file}") for overlay in record.overlays)
 
 
 def test_a_trial_repeats_bit_for_bit_elsewhere(undisturbed, tmp_path):
@@ -95,7 +95,7 @@ def test_a_trial_repeats_bit_for_bit_elsewhere(undisturbed, tmp_path):
     assert again.sets.keys(again.trial) == undisturbed.sets.keys(undisturbed.trial)
     assert same(lasting(again()), lasting(undisturbed.record))
     pd.testing.assert_frame_equal(again.history(), undisturbed.history(), check_exact=True)
-    best = [run.ledger.load_checkpoint(undisturbed.record["key"], "best") for run in (again, undisturbed)]
+    best = [run.ledger.load_checkpoint(undisturbed.record.key, "best") for run in (again, undisturbed)]
     assert best[0] == best[1]
 
 
@@ -121,11 +121,11 @@ def test_another_matching_threshold_judges_again_without_training(undisturbed, i
     n_steps = len(steps)
     stricter = Run(images, tmp_path, evaluation={"iou_threshold": 0.9})
     plan = stricter.sets.plan([stricter.trial], stricter.ledger)
-    assert plan[0].stored == first and not plan[0].done
+    assert plan[0].record == first and not plan[0].done
     second = stricter()
     assert len(steps) == n_steps
-    assert second["key"] == first["key"] and second["evaluation_key"] != first["evaluation_key"]
-    assert second["seconds"]["training"] == first["seconds"]["training"]
+    assert second.key == first.key and second.evaluation_key != first.evaluation_key
+    assert second.seconds.training == first.seconds.training
     pd.testing.assert_frame_equal(stricter.history(), undisturbed.history(), check_exact=True)
     assert stricter.sets.plan([stricter.trial], stricter.ledger)[0].done
 
@@ -144,7 +144,7 @@ def test_an_interrupted_trial_goes_on_to_the_same_record(undisturbed, images, tm
     assert run.ledger.records() == [] and len(steps) == 4
     resumed = run()
     assert len(steps) == 6 if validate_every == 1 else 10
-    assert resumed["outcome"] == "finished"
+    assert resumed.outcome == "finished"
     if validate_every == 1:
         assert same(lasting(resumed), lasting(undisturbed.record))
         pd.testing.assert_frame_equal(run.history(), undisturbed.history(), check_exact=True)
@@ -169,35 +169,35 @@ def test_an_error_inside_is_an_outcome_with_its_reason(images, tmp_path, monkeyp
     monkeypatch.setattr(trial_module, "evaluate", breaks)
     run = Run(images, tmp_path)
     record = run()
-    assert (record["outcome"], record["reason"], record["metrics"]) == ("failed", "RuntimeError: out of luck", {})
-    assert b"in breaks" in run.ledger.read(f"trials/{record['key']}/traceback.txt")
+    assert (record.outcome, record.reason, record.metrics) == ("failed", "RuntimeError: out of luck", {})
+    assert b"in breaks" in run.ledger.read(f"trials/{record.key}/traceback.txt")
     assert len(run.history()) == 3  # the training went well
     assert run.ledger.records() == [record] and run() == record
-    assert run.ledger.table(record["key"], "images").empty
+    assert run.ledger.table(record.key, "images").empty
 
 
 def test_a_loss_that_is_no_number_is_a_collapse_with_its_step(images, tmp_path):
     run = Run(images, tmp_path, training={"lr": 1e30, "schedule": "constant", "precision": "float32"})
     record = run()
-    assert record["outcome"] == "collapsed"
-    assert record["reason"].startswith("the loss became ") and "at step " in record["reason"]
-    assert run.ledger.records()[0]["outcome"] == "collapsed"
-    assert run()["provenance"] == record["provenance"]
+    assert record.outcome == "collapsed"
+    assert record.reason.startswith("the loss became ") and "at step " in record.reason
+    assert run.ledger.records()[0].outcome == "collapsed"
+    assert run().provenance == record.provenance
 
 
 def test_a_model_that_finds_nothing_is_a_collapse(images, tmp_path):
     point = {"threshold": 1.0, "min_area": 100.0}
     record = Run(images, tmp_path, training={"lr": 1e-12}, evaluation={"operating_point": point})()
-    assert record["outcome"] == "collapsed" and "no cell" in record["reason"]
-    assert record["metrics"]["own"]["test"]["n_pred"] == 0
+    assert record.outcome == "collapsed" and "no cell" in record.reason
+    assert record.metrics["own"]["test"]["n_pred"] == 0
 
 
 def test_a_failure_can_be_booked_from_outside(images, tmp_path):
     run = Run(images, tmp_path)
     record = record_failure(run.trial, run.sets, run.ledger, "its machine burnt down")
     assert run.ledger.records() == [record]
-    assert (record["outcome"], record["reason"]) == ("failed", "its machine burnt down")
-    assert run.ledger.table(record["key"], "history").empty and run.sets.plan([run.trial], run.ledger)[0].done
+    assert (record.outcome, record.reason) == ("failed", "its machine burnt down")
+    assert run.ledger.table(record.key, "history").empty and run.sets.plan([run.trial], run.ledger)[0].done
 
 
 def test_problems_of_splits_and_crops_come_before_any_trial(images, tmp_path):
@@ -229,9 +229,9 @@ def test_a_stopped_trial_has_a_record_without_scores_and_can_go_on(undisturbed, 
     run = Run(images, tmp_path)
     run(until=2)
     record = record_stopped(run.trial, run.sets, run.ledger, "too low")
-    assert (record["outcome"], record["reason"], record["epochs"], record["steps"]) == ("stopped", "too low", 2, 4)
-    assert record["metrics"] == {} and record["operating_point"] is None
-    assert record["validation_dice"] == undisturbed.rows[1]["val_dice"]
+    assert (record.outcome, record.reason, record.epochs, record.steps) == ("stopped", "too low", 2, 4)
+    assert record.metrics == {} and record.operating_point is None
+    assert record.validation_dice == undisturbed.rows[1]["val_dice"]
     assert len(run.history()) == 2
     (planned,) = run.sets.plan([run.trial], run.ledger)
     assert planned.is_stopped and not planned.done

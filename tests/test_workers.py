@@ -19,6 +19,7 @@ from torch import nn
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
 from cellray.losses import LOSSES, dice_loss
+from cellray.record import TrialRecord
 from cellray.study import LossConfig, TermConfig
 from cellray.sweep import connect
 from cellray.sweep.workers import WorkerError, own_error, run_with_workers
@@ -26,6 +27,8 @@ from cellray.training import ALONE, Team, fit
 from cellray.training.batch_norm import share_batch_norm
 from cellray.training.fit import _Fitter
 from cellray.trial import Sets, run_trial
+
+pytestmark = pytest.mark.slow  # seconds each
 
 CPU = torch.device("cpu")
 
@@ -450,8 +453,8 @@ def test_a_killed_worker_ends_the_attempt_and_the_next_one_ends_in_one_workers_r
     n = len(run.rows)
     run()
     (record,) = run.ledger.records()
-    assert (record["outcome"], record["epochs"], record["steps"]) == ("finished", 15, 30)
-    assert record["provenance"]["device"].endswith("1 thread, 2 workers")
+    assert (record.outcome, record.epochs, record.steps) == ("finished", 15, 30)
+    assert record.provenance.device.endswith("1 thread, 2 workers")
     assert [row["epoch"] for row in run.rows[:n]] == list(range(1, n + 1))
     assert run.rows[n]["epoch"] > 4  # what had been kept was not trained again
     assert run.rows[-1]["epoch"] == 15
@@ -459,9 +462,9 @@ def test_a_killed_worker_ends_the_attempt_and_the_next_one_ends_in_one_workers_r
 
     alone = Ledger(str(tmp_path / "alone"), run.study.name)
     expected = run_trial(run.trial, Sets.open(run.study.data), alone)
-    assert (record["key"], record["evaluation_key"]) == (expected["key"], expected["evaluation_key"])
+    assert (record.key, record.evaluation_key) == (expected.key, expected.evaluation_key)
     for name, tolerance in {"train_loss": 1e-4, "val_loss": 1e-4, "val_dice": 1e-2}.items():
-        ours, theirs = (book.table(record["key"], "history")[name].tolist() for book in (run.ledger, alone))
+        ours, theirs = (book.table(record.key, "history")[name].tolist() for book in (run.ledger, alone))
         assert ours == pytest.approx(theirs, rel=tolerance)
 
 
@@ -471,7 +474,7 @@ class FailingLedger(Ledger):
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return FailingLedger, (self.storage, self.study)
 
-    def record(self, key: str) -> dict[str, Any] | None:
+    def record(self, key: str) -> TrialRecord | None:
         if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
             raise ValueError("out of luck")
         return super().record(key)
@@ -483,8 +486,8 @@ def test_an_error_in_one_worker_ends_all_and_is_the_outcome(ray_here, tmp_path):
     run.ledger = FailingLedger(run.ledger.storage, run.study.name)
     run()
     (record,) = run.ledger.records()
-    assert (record["outcome"], record["reason"]) == ("failed", "ValueError: out of luck")
-    assert b"in record" in run.ledger.read(f"trials/{record['key']}/traceback.txt")
+    assert (record.outcome, record.reason) == ("failed", "ValueError: out of luck")
+    assert b"in record" in run.ledger.read(f"trials/{record.key}/traceback.txt")
     assert run.rows == [] and processes() == []
 
 
@@ -495,4 +498,4 @@ def test_a_trial_with_workers_pauses_and_goes_on(ray_here, tmp_path):
     assert run.ledger.records() == [] and len(run.rows) == 2
     run()
     assert [row["epoch"] for row in run.rows] == [1, 2, 3]
-    assert run.ledger.records()[0]["outcome"] == "finished"
+    assert run.ledger.records()[0].outcome == "finished"

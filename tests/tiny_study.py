@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cellray.record import TrialRecord
 from cellray.study import Study
 
 TIMES = ("seconds", "images_per_s", "peak_memory_mb")
@@ -52,9 +53,13 @@ def tiny_study(path: Path, **changes: Any) -> Study:
     return Study.model_validate(settings | changes)
 
 
-def lasting(record: dict[str, Any]) -> dict[str, Any]:
+def lasting(record: TrialRecord) -> dict[str, Any]:
     """What must be equal of two records of one trial: all but times, places and memory."""
-    kept = {k: v for k, v in record.items() if k not in ("seconds", "peak_memory_mb", "provenance", "study", "label")}
+    kept = {
+        k: v
+        for k, v in record.plain().items()
+        if k not in ("seconds", "peak_memory_mb", "provenance", "study", "label")
+    }
     data = {k: v for k, v in kept["settings"]["data"].items() if k != "train"}
     return kept | {"settings": kept["settings"] | {"data": data}}
 
@@ -68,6 +73,6 @@ def same(a: Any, b: Any) -> bool:
     """Equality in which NaN equals NaN."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))

@@ -12,9 +12,9 @@ from mlflow.entities import Run
 
 from cellray.ledger import Ledger
 from cellray.model import build_model
+from cellray.record import PlannedTrial, TrialRecord
 from cellray.study import Study
 from cellray.tracking import MLflowTracker
-from cellray.trial import Planned
 
 FINGERPRINT = "0123456789abcdef"
 N_EPOCHS = 6
@@ -37,8 +37,9 @@ def small_study(**changes: Any) -> Study:
     return Study.model_validate(settings | changes)
 
 
-def plan_of(study: Study) -> list[Planned]:
-    return [Planned(trial, trial.key(FINGERPRINT), "e" * 16, None) for trial in study.trials()]
+def trials_of(study: Study) -> list[PlannedTrial]:
+    """What a study plans."""
+    return [PlannedTrial(t.label, t.seed, t.key(FINGERPRINT), "e" * 16, t) for t in study.trials()]
 
 
 def rows(n: int = N_EPOCHS) -> list[dict[str, float]]:
@@ -57,12 +58,14 @@ def rows(n: int = N_EPOCHS) -> list[dict[str, float]]:
     ]
 
 
-def store_record(ledger: Ledger, planned: Planned, *, outcome: str = "finished", f1: float = 0.5, model: bool = False):
+def store_record(
+    ledger: Ledger, planned: PlannedTrial, *, outcome: str = "finished", f1: float = 0.5, model: bool = False
+) -> TrialRecord:
     """Write a trial's record as the sweep does, and return it."""
     settings = planned.trial.model_dump(mode="json", exclude={"study", "label", "seed", "protocol"})
     scores = {"test": {"f1_iou": f1, "n_images": 8}, "far": {"f1_iou": f1 / 4, "n_images": 3}}
     shared = {"test": {"f1_iou": f1 / 2}, "far": {"f1_iou": float("nan")}}
-    record = {
+    contents = {
         "schema": 1, "key": planned.key, "evaluation_key": planned.evaluation_key, "study": planned.trial.study,
         "label": planned.label, "seed": planned.seed, "protocol": "strict", "outcome": outcome,
         "reason": None if outcome == "finished" else "why " * 5000, "settings": settings,
@@ -74,6 +77,7 @@ def store_record(ledger: Ledger, planned: Planned, *, outcome: str = "finished",
         "overlays": [{"set": "test", "role": "worst", "image": "a", "file": "overlays/test.worst.png"}],
         "provenance": {"code": "c0de", "started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T03:04:15+00:00"},
     }  # fmt: skip
+    record = TrialRecord.model_validate(contents)
     files = {"overlays/test.worst.png": b"\x89PNG"}
     if model:
         torch.manual_seed(planned.seed)
@@ -88,9 +92,9 @@ def store_record(ledger: Ledger, planned: Planned, *, outcome: str = "finished",
     return record
 
 
-def sweep(tracker: MLflowTracker, ledger: Ledger, study: Study, plan: list[Planned] | None = None, **how: Any):
+def sweep(tracker: MLflowTracker, ledger: Ledger, study: Study, plan: list[PlannedTrial] | None = None, **how: Any):
     """What a sweep tells its observers."""
-    plan = plan if plan is not None else plan_of(study)
+    plan = plan if plan is not None else trials_of(study)
     tracker.on_start(study, plan)
     for planned in plan:
         for row in rows():

@@ -13,7 +13,7 @@ from cellray.ledger import Ledger
 
 def assert_nothing_trained_twice(ledger: Ledger, events: Iterable[Event]) -> None:
     """Each process that went on with a trial began at its last checkpoint, and none did after its record."""
-    trials = {entry["key"]: f"{entry['label']}/{entry['seed']}" for entry in ledger.plan()}
+    trials = {entry.key: f"{entry.label}/{entry.seed}" for entry in ledger.plan()}
     done: dict[str, int] = {}
     saved: dict[str, int] = {}
     owner: dict[str, tuple[str, int]] = {}
@@ -37,7 +37,7 @@ def assert_nothing_trained_twice(ledger: Ledger, events: Iterable[Event]) -> Non
             elif name == "trial.json":
                 assert trials[key] not in ended, f"{trials[key]} has two records"
                 ended.add(trials[key])
-    assert done == {trials[record["key"]]: record["steps"] for record in ledger.records()}
+    assert done == {trials[record.key]: record.steps for record in ledger.records()}
     assert done.keys() == set(trials.values())
 
 
@@ -46,11 +46,11 @@ def assert_shown_once(uri: str, ledger: Ledger) -> None:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(ledger.study)
     assert experiment is not None
-    records = {record["key"]: record for record in ledger.records()}
+    records = {record.key: record for record in ledger.records()}
     runs = client.search_runs([experiment.experiment_id])
     kinds = Counter((run.data.tags["cellray.kind"], run.data.tags["cellray.key"]) for run in runs)
     assert set(kinds.values()) == {1}
-    n_labels = len({record["label"] for record in records.values()})
+    n_labels = len({record.label for record in records.values()})
     assert Counter(kind for kind, _ in kinds) == {"study": 1, "configuration": n_labels, "seed": len(records)}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
@@ -59,7 +59,7 @@ def assert_shown_once(uri: str, ledger: Ledger) -> None:
                 steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
                 assert len(steps) == len(set(steps)), f"{run.info.run_name}: {name} twice"
             n_epochs = len(client.get_metric_history(run.info.run_id, "epoch/train_loss"))
-            assert n_epochs == records[run.data.tags["cellray.key"]]["epochs"]
+            assert n_epochs == records[run.data.tags["cellray.key"]].epochs
     models = client.search_logged_models([experiment.experiment_id])
     assert Counter(model.status for model in models) == {"READY": len(records)}
     assert len({model.source_run_id for model in models}) == len(records)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, compare, data, losses, models, plan, studies, submit, track
+from cellray.cli import audit, compare, data, losses, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -33,16 +33,16 @@ for command in (
     compare.compare,
     studies.ui,
     studies.schema,
-    models.train,
-    models.evaluate,
-    models.predict,
+    one_trial.train,
+    one_trial.evaluate_dataset,
+    one_trial.predict,
     track.register,
 ):
-    app.command()(command)
+    app.command(command.__name__.partition("_")[0])(command)
 track_app.command("sync")(track.track_sync)
-app.add_typer(audit.app, name="audit")
-app.add_typer(data.app, name="data")
-app.add_typer(losses.app, name="losses")
+app.add_typer(audit.audit_app, name="audit")
+app.add_typer(data.data_app, name="data")
+app.add_typer(losses.losses_app, name="losses")
 app.add_typer(track_app, name="track")
 
 

@@ -14,7 +14,7 @@ from cellray.cli.common import Json, Storage, StudyName, find, out
 from cellray.cli.show import print_table
 from cellray.errors import one_of
 
-app = typer.Typer(help="What was published, and why: published, quirks.", no_args_is_help=True)
+audit_app = typer.Typer(help="What was published, and why: published, quirks.", no_args_is_help=True)
 
 NOTES = (
     "slides: mean ± SD of the published table; * where the runs give another mean or SD. survivors only: the same from "
@@ -27,7 +27,7 @@ NOTES = (
 )
 
 
-@app.command("published")
+@audit_app.command("published")
 def audit_published(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this metric, such as f1_iou or mae (repeatable).")
@@ -35,16 +35,16 @@ def audit_published(
     as_json: Json = False,
 ) -> None:
     """The published table of the twelve losses, rebuilt from the runs, and with collapsed runs counted."""
-    from cellray.published import METRICS, compare
+    from cellray.published import PUBLISHED_METRICS, recount
 
-    keys = [one_of("metric", name, METRICS) for name in metric or ["f1_iou", "mae", "medae", "mpe"]]
-    table = compare()
+    keys = [one_of("metric", name, PUBLISHED_METRICS) for name in metric or ["f1_iou", "mae", "medae", "mpe"]]
+    table = recount()
     table = table[table["metric"].isin(keys)]
     if as_json:
         print(json.dumps(json.loads(table.to_json(orient="records")), indent=1))
         return
     for key in keys:
-        _, title, higher_is_better = METRICS[key]
+        _, title, higher_is_better = PUBLISHED_METRICS[key]
         part = table[table["metric"] == key].sort_values(["all_rank", "configuration"])
         rows = [
             [
@@ -65,7 +65,7 @@ def audit_published(
         out.print(note, highlight=False)
 
 
-@app.command("quirks")
+@audit_app.command("quirks")
 def audit_quirks(
     study_name: StudyName,
     storage: Storage = "studies",
@@ -79,13 +79,12 @@ def audit_quirks(
     Example: [bold]cellray audit quirks search_spaces/quirks.yaml[/bold]
     """
     from cellray.metrics import METRICS
-    from cellray.report import stored_plan
-    from cellray.report.quirks import quirk_rankings, quirk_table
+    from cellray.report.quirk_rankings import quirk_rankings, quirk_table
 
     keys = [one_of("metric", name, METRICS) for name in metric or ["f1_iou", "mae"]]
-    ledger, study = find(study_name, storage)
-    plan = stored_plan(ledger, study)
-    found = {key: quirk_rankings(ledger, study, plan, key) for key in keys}
+    asked = find(study_name, storage)
+    results = asked.results()
+    found = {key: quirk_rankings(results, asked.study, key) for key in keys}
     if as_json:
         content = {
             key: [

@@ -8,13 +8,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from cellray.errors import StudyError, one_of
+
+if TYPE_CHECKING:
+    from cellray.ledger import Ledger
+    from cellray.record import SearchLog
+    from cellray.results import Plan, Results
+    from cellray.study import Study
+    from cellray.trial import Sets
 
 FAILED, INTERRUPTED = 3, 130
 
@@ -65,7 +72,7 @@ def interruptible() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:
+def choose(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:
     """The (label, seed) pairs that `--seeds` and `--only` leave, None for all; the study's plan stays whole."""
     if seeds is None and not only:
         return None
@@ -74,7 +81,7 @@ def choose(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[s
     return chosen_trials(study, seeds, only)
 
 
-def chosen_trials(study: Any, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]]:
+def chosen_trials(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]]:
     """The (label, seed) pairs of these seeds and labels; None stands for all."""
     labels = [c.label for c in study.configurations]
     for label in only or []:
@@ -92,7 +99,7 @@ def chosen_trials(study: Any, seeds: str | None, only: list[str] | None) -> set[
     return {(label, seed) for label in (only or labels) for seed in wanted}
 
 
-def check_study_losses(study: Any) -> None:
+def check_study_losses(study: Study) -> None:
     """Stop at a loss that isn't what it says, before any data is opened; say what the study lets through."""
     from cellray.study import check_losses
 
@@ -100,7 +107,7 @@ def check_study_losses(study: Any) -> None:
         err.print(f"[yellow]Note:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
-def open_sets(study: Any, quiet: bool) -> Any:
+def open_sets(study: Study, quiet: bool) -> Sets:
     """Open a study's data, showing progress where something has to be decoded first."""
     from cellray.trial import Sets
 
@@ -122,10 +129,43 @@ def open_sets(study: Any, quiet: bool) -> Any:
     return sets
 
 
-def find(study_name: str, storage: str) -> tuple[Any, Any]:
-    """The ledger and the study of a study file, or of a name in the storage."""
+class StoredStudy(NamedTuple):
+    """A study with its ledger."""
+
+    ledger: Ledger
+    study: Study
+    """With the configurations that its sweeps have suggested so far."""
+    log: SearchLog | None
+    """How they were chosen, of a study that adapts."""
+
+    @classmethod
+    def of(cls, study: Study, ledger: Ledger) -> StoredStudy:
+        """A study as its ledger knows it."""
+        from cellray.results import known_study
+
+        log = ledger.search() if study.adapts else None
+        return cls(ledger, known_study(study, log), log)
+
+    def plan(self) -> Plan:
+        """What its last sweep planned.
+
+        Raises:
+            LedgerError: If no sweep has been there.
+        """
+        from cellray.results import plan_of
+
+        return plan_of(self.study, self.ledger.plan()).with_dropped(self.log)
+
+    def results(self, metric: str | None = None) -> Results:
+        """What the ledger has of it; `metric` as for `Results`."""
+        from cellray.results import Results
+
+        return Results(self.ledger, self.plan(), self.ledger.records(), metric=metric, log=self.log)
+
+
+def find(study_name: str, storage: str) -> StoredStudy:
+    """The study of a study file, or of a name in the storage, with its ledger."""
     from cellray.ledger import Ledger
-    from cellray.search import known_study
     from cellray.study import load_study, read_study
 
     path = Path(study_name)
@@ -137,7 +177,7 @@ def find(study_name: str, storage: str) -> tuple[Any, Any]:
         if not ledger.exists("study.yaml"):
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
         study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
-    return ledger, known_study(study, ledger)
+    return StoredStudy.of(study, ledger)
 
 
 def name_of(path: Path) -> str:

@@ -27,17 +27,15 @@ def compare(
 
     Example: [bold]cellray compare "BCE: low" Dice --study quickstart[/bold]
     """
-    from cellray.report import stored_plan
     from cellray.report.comparing import compare_configurations, compare_studies
 
     if study is not None:
-        ledger, one = find(study, storage)
+        found = find(study, storage)
         for label in (a, b):
-            one_of("configuration", label, [c.label for c in one.configurations])
-        table = compare_configurations(ledger, stored_plan(ledger, one), a, b)
+            one_of("configuration", label, [c.label for c in found.study.configurations])
+        table = compare_configurations(found.results(), a, b)
     else:
-        both = [find(name, storage) for name in (a, b)]
-        table = compare_studies([ledger for ledger, _ in both], [stored_plan(*found) for found in both])
+        table = compare_studies([find(name, storage).results() for name in (a, b)])
     if as_json:
         print(json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows]))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,16 +14,19 @@ from cellray.cli.common import Json, name_of, out
 from cellray.cli.show import print_dataset
 from cellray.errors import StudyError
 
-Dataset = Annotated[
+if TYPE_CHECKING:
+    from cellray.study import DatasetConfig
+
+DataPath = Annotated[
     str, typer.Argument(metavar="PATH", help="Folder, zip pack or manifest CSV, here or s3://…, or a study file.")
 ]
 
-app = typer.Typer(help="Look at datasets: check, preview, synth.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at datasets: check, preview, synth.", no_args_is_help=True)
 
 
-@app.command("check")
+@data_app.command("check")
 def data_check(
-    path: Dataset,
+    path: DataPath,
     as_json: Json = False,
 ) -> None:
     """Is this a usable dataset? Every problem with its file, and what the images are like."""
@@ -39,9 +42,9 @@ def data_check(
         raise typer.Exit(2)
 
 
-@app.command("preview")
+@data_app.command("preview")
 def data_preview(
-    path: Dataset,
+    path: DataPath,
     output: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("preview.png"),
     n: Annotated[int, typer.Option(min=1, max=48, help="Images to show.")] = 12,
 ) -> None:
@@ -55,7 +58,7 @@ def data_preview(
     out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(path)}", highlight=False)
 
 
-@app.command("synth")
+@data_app.command("synth")
 def data_synth(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     n_trainval: Annotated[int, typer.Option(min=1)] = 24,
@@ -83,7 +86,7 @@ def data_synth(
     out.print(f"{output}: {n_trainval} training and {n_test} test images", highlight=False)
 
 
-def _dataset_configs(path: str) -> list[Any]:
+def _dataset_configs(path: str) -> list[DatasetConfig]:
     """The datasets of a study file, or the one that a path names."""
     from cellray.study import DatasetConfig, load_study
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cellray.losses.check import Finding
     from cellray.losses.presets import PresetSum, PresetTerm
 
-app = typer.Typer(help="The losses: list, check.", no_args_is_help=True)
+losses_app = typer.Typer(help="The losses: list, check.", no_args_is_help=True)
 
 UNSOUND = 1
 """Exit code when a loss fails a check."""
@@ -49,7 +49,7 @@ class _Described(NamedTuple):
     about: str
 
 
-@app.command("list")
+@losses_app.command("list")
 def losses_list(as_json: Json = False) -> None:
     """Every registered loss and preset with its settings."""
     from cellray.losses import LOSSES, PRESETS, RELEASED
@@ -75,7 +75,7 @@ def losses_list(as_json: Json = False) -> None:
         out.print(f"{name}: {escape(_formula(preset))}", highlight=False, soft_wrap=True)
 
 
-@app.command("check")
+@losses_app.command("check")
 def losses_check(
     names: Annotated[
         list[str] | None,

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import AllowCode, Json, MaxConcurrent, Only, Seeds, Storage, StudyFile, choose, open_sets, out
 from cellray.cli.show import duration
+
+if TYPE_CHECKING:
+    from cellray.forecast import Forecast
+    from cellray.forecast.effect import Effect
+    from cellray.record import PlannedTrial
+    from cellray.study import Study, Trial
+    from cellray.trial import Sets
 
 
 def plan(
@@ -29,14 +36,14 @@ def plan(
     """
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
-    from cellray.search import known_study
+    from cellray.results import known_study
     from cellray.study import load_study
 
     study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
     ledger = Ledger(storage, study.name)
-    trials = known_study(study, ledger).trials()
+    trials = known_study(study, ledger.search()).trials()
     planned = [p for p in sets.plan(trials, ledger) if chosen is None or (p.label, p.seed) in chosen]
     examples = _examples(study)
     n_more = max(study.search.budget * len(study.seeds) - len(planned), 0) if study.search else 0
@@ -75,7 +82,7 @@ def plan(
         out.print(f"[yellow]Note:[/yellow] {escape(warning)}", highlight=False)
 
 
-def _examples(study: Any) -> list[Any]:
+def _examples(study: Study) -> list[Trial]:
     """Trials of what a search may suggest: each choice of its space once, each range at both ends."""
     from cellray.study import ConfigurationConfig
 
@@ -88,7 +95,7 @@ def _examples(study: Any) -> list[Any]:
     return [study.with_configurations([corner]).trials()[0] for corner in corners]
 
 
-def _print_trials(planned: list[Any], cost: Any) -> None:
+def _print_trials(planned: list[PlannedTrial], cost: Forecast) -> None:
     """One row a configuration: what is done, and what its trials cost."""
     kinds = {label: kind for kind in cost.kinds for label in kind.labels}
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -106,7 +113,7 @@ def _print_trials(planned: list[Any], cost: Any) -> None:
     out.print(table)
 
 
-def _print_study(study: Any, sets: Any, trial: Any) -> None:
+def _print_study(study: Study, sets: Sets, trial: Trial) -> None:
     """What the study compares, and on what."""
     for role in ("compared", "tuned"):
         names = ", ".join(r.parameter for r in study.roles() if r.role == role)
@@ -119,7 +126,7 @@ def _print_study(study: Any, sets: Any, trial: Any) -> None:
     )
 
 
-def _print_costs(study: Any, cost: Any) -> None:
+def _print_costs(study: Study, cost: Forecast) -> None:
     """How long what is to do will take, and what it needs."""
     resources = study.resources
     sources = dict.fromkeys("a probe" if kind.source == "probe" else "its records" for kind in cost.kinds)
@@ -142,7 +149,7 @@ def _print_costs(study: Any, cost: Any) -> None:
         out.print(f"{name + ':':<9}{words}", highlight=False)
 
 
-def _print_effect(effect: Any) -> None:
+def _print_effect(effect: Effect) -> None:
     from cellray.metrics import METRICS
 
     seeds = f"{effect.n_seeds} seed{'s' if effect.n_seeds > 1 else ''}"
@@ -153,10 +160,10 @@ def _print_effect(effect: Any) -> None:
     )
 
 
-def _state(planned: Any) -> str:
-    if planned.done:
-        return planned.stored["outcome"]
-    return "to judge" if planned.stored is not None and not planned.is_stopped else "to do"
+def _state(planned: PlannedTrial) -> str:
+    if planned.done and planned.record:
+        return planned.record.outcome
+    return "to judge" if planned.record is not None and not planned.is_stopped else "to do"
 
 
 def _counted(states: list[str]) -> str:

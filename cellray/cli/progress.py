@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cellray.metrics import METRICS
+from cellray.observers import Observer
+from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.study import Study, Trial
-from cellray.trial import Planned, Row
 
 STYLES = {"finished": "green", "collapsed": "yellow", "failed": "red", "stopped": "cyan"}
 
 
-class ProgressObserver:
+class ProgressObserver(Observer):
     """Shows a sweep on a terminal; elsewhere (a file, CI) only the line of each trial that ended."""
 
     def __init__(self, console: Console) -> None:
@@ -35,7 +34,7 @@ class ProgressObserver:
         self._study: Study | None = None
         self._n_done = self._n_before = self._n_planned = 0
 
-    def on_start(self, study: Study, plan: list[Planned]) -> None:
+    def on_start(self, study: Study, plan: list[PlannedTrial]) -> None:
         self._study, self._n_planned = study, _n_expected(study, plan)
         self._n_done = self._n_before = sum(planned.done or planned.is_stopped for planned in plan)
         todo = self._n_planned - self._n_done
@@ -48,12 +47,12 @@ class ProgressObserver:
             self._bars.start()
             self._whole = self._bars.add_task("study", total=todo, state=f"0/{todo} trials")
 
-    def on_plan(self, study: Study, plan: list[Planned]) -> None:
+    def on_plan(self, study: Study, plan: list[PlannedTrial]) -> None:
         self._study, self._n_planned = study, _n_expected(study, plan)
         if self._whole is not None:
             self._bars.update(self._whole, total=self._n_planned - self._n_before)
 
-    def on_epoch(self, trial: Trial, row: Row) -> None:
+    def on_epoch(self, trial: Trial, row: EpochRow) -> None:
         who = (trial.label, trial.seed)
         settings = trial.training
         total, done = (settings.steps, row["step"]) if settings.steps else (settings.epochs, row["epoch"])
@@ -67,8 +66,8 @@ class ProgressObserver:
         self._share[who] = 0.95 * done / total  # the rest is its evaluation
         self._show_whole()
 
-    def on_end(self, record: dict[str, Any]) -> None:
-        who = (record["label"], record["seed"])
+    def on_end(self, record: TrialRecord) -> None:
+        who = record.pair
         if who in self._running:
             self._bars.remove_task(self._running.pop(who))
         self._share[who] = 1.0
@@ -88,22 +87,21 @@ class ProgressObserver:
             total = self._bars.tasks[0].total or 0
             self._bars.update(self._whole, completed=sum(self._share.values()), state=f"{ended}/{total:.0f} trials")
 
-    def _line(self, record: dict[str, Any]) -> str:
+    def _line(self, record: TrialRecord) -> str:
         assert self._study is not None
         metric = self._study.evaluation.rank_by
-        value = record["metrics"].get("own", {}).get("test", {}).get(metric)
+        value = record.score(metric)
         score = f", {METRICS[metric].title} {value:.3f}" if value is not None else ""
-        reason = f": {record['reason']}" if record["reason"] else ""
-        style = STYLES[record["outcome"]]
-        seconds = sum(record["seconds"].values())
+        reason = f": {record.reason}" if record.reason else ""
+        style = STYLES[record.outcome]
         head = f"[{self._n_done:>{len(str(self._n_planned))}}/{self._n_planned}]".replace("[", r"\[")
         return (
-            f"{head} {record['label']}, seed {record['seed']}: "
-            f"[{style}]{record['outcome']}[/{style}]{reason}{score} ({seconds:.0f} s)"
+            f"{head} {record.label}, seed {record.seed}: "
+            f"[{style}]{record.outcome}[/{style}]{reason}{score} ({record.seconds.total:.0f} s)"
         )
 
 
-def _n_expected(study: Study, plan: list[Planned]) -> int:
+def _n_expected(study: Study, plan: list[PlannedTrial]) -> int:
     """Trials of the whole sweep as far as can be said: a search has its budget, a race may end before its own."""
     n_seeds = len(study.seeds)
     if study.search is not None:

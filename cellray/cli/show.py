@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cellray.data.check import DatasetReport
+    from cellray.record import Number
 
 DROPPABLE = ("shared point", "worst seed", "survivors")
 """Columns that a narrow terminal leaves out, in this order; the report has them all."""
@@ -37,7 +44,7 @@ def print_table(columns: list[str], rows: list[list[str]], notes: list[str]) -> 
         out.print(escape(note), highlight=False)
 
 
-def print_metrics(by_set: dict[str, dict[str, float]]) -> None:
+def print_metrics(by_set: Mapping[str, Mapping[str, Number]]) -> None:
     """Every metric of each set: one row a metric, one column a set."""
     from cellray.metrics import METRICS
 
@@ -53,7 +60,7 @@ def print_metrics(by_set: dict[str, dict[str, float]]) -> None:
     out.print()
 
 
-def print_numbers(frame: Any) -> None:
+def print_numbers(frame: pd.DataFrame) -> None:
     """A small table of words, counts and shares; a dash where there is no number."""
     table = Table(*(name.replace("_", " ") for name in frame.columns), box=None, header_style="bold", pad_edge=False)
     for row in frame.itertuples(index=False):
@@ -62,13 +69,13 @@ def print_numbers(frame: Any) -> None:
     out.print()
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     if not isinstance(value, float):
         return escape(str(value))
     return "–" if value != value else f"{value:.3f}"
 
 
-def print_dataset(found: Any) -> None:
+def print_dataset(found: DatasetReport) -> None:
     verdict = "[green]usable[/green]" if found.is_usable else "[bold red]not usable[/bold red]"
     out.print(f"[bold]{escape(found.path)}[/bold]: {verdict}", highlight=False, soft_wrap=True)
     if found.n_images:

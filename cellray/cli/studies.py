@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,7 @@ from cellray.cli.common import (
     Quiet,
     Seeds,
     Storage,
+    StoredStudy,
     StudyFile,
     StudyName,
     TrackingUri,
@@ -35,6 +36,10 @@ from cellray.cli.common import (
 )
 from cellray.cli.exposed import warn_of_exposed
 from cellray.cli.show import duration, print_table
+
+if TYPE_CHECKING:
+    from cellray.observers import Observer
+    from cellray.results import Results
 
 
 def sweep(
@@ -61,7 +66,6 @@ def sweep(
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
     from cellray.report import ReportObserver
-    from cellray.search import known_study
     from cellray.study import load_study
     from cellray.sweep import connect, run_sweep
     from cellray.tracking import MLflowTracker, check_store, default_store
@@ -76,7 +80,7 @@ def sweep(
     check_store(uri)
     sets = open_sets(study, quiet or as_json)
     tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, highlight=False))
-    observers: list[Any] = [ReportObserver(ledger), tracker]
+    observers: list[Observer] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
         observers.append(ProgressObserver(out))
     try:
@@ -94,9 +98,10 @@ def sweep(
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
             tracker.close()
-    _finish(ledger, known_study(study, ledger), quiet=quiet, as_json=as_json)
-    planned = {(trial["label"], trial["seed"]) for trial in ledger.plan()} if chosen is None else chosen
-    lost = planned - {(record["label"], record["seed"]) for record in records}
+    results = StoredStudy.of(study, ledger).results(study.evaluation.rank_by)
+    _finish(results, quiet=quiet, as_json=as_json)
+    planned = {(trial.label, trial.seed) for trial in results.plan.trials} if chosen is None else chosen
+    lost = planned - {record.pair for record in records}
     if lost:
         err.print(f"{len(lost)} trials ended without a record: Ray could not run them. The same command tries again.")
         raise typer.Exit(FAILED)
@@ -104,20 +109,20 @@ def sweep(
 
 def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = False) -> None:
     """Show how far a sweep is, from any machine that sees the storage."""
-    ledger, study = find(study_name, storage)
+    ledger, study, _ = found = find(study_name, storage)
     if ledger.exists("report/status.json"):
         state = json.loads(ledger.read("report/status.json"))
     else:
-        from cellray.report import ReportActor, facts_of, stored_plan
+        from cellray.report import ReportActor, facts_of
 
-        state = ReportActor(ledger, stored_plan(ledger, study), study_facts=facts_of(study)).status()
-    state["held_by"] = ledger.holder()
+        state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()
+    held = ledger.holder()
+    state["held_by"] = held.model_dump() if held else None
     if as_json:
         print(json.dumps(state))
         return
     done = ", ".join(f"{n} {outcome}" for outcome, n in state["done"].items()) or "none done"
-    held = state["held_by"]
-    who = f"running (process {held['pid']} on {held['host']})" if held else "no sweep is running"
+    who = f"running (process {held.pid} on {held.host})" if held else "no sweep is running"
     out.print(f"[bold]{escape(study.name)}[/bold]: {state['planned']} trials planned, {done}; {who}", highlight=False)
     for row in state["running"] if held else []:
         of = f"/{row['epochs']}" if row["epochs"] else ""
@@ -138,11 +143,12 @@ def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = 
 
 def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
     """Build a study's report anew from its ledger alone, finished or not, without data or training."""
-    from cellray.report import build_report, facts_of, stored_plan
+    from cellray.report import build_report, facts_of
 
-    ledger, study = find(study_name, storage)
-    build_report(ledger, stored_plan(ledger, study), study_facts=facts_of(study))
-    _finish(ledger, study, quiet=quiet, as_json=as_json)
+    found = find(study_name, storage)
+    results = found.results()
+    build_report(results, facts_of(found.study))
+    _finish(results, quiet=quiet, as_json=as_json)
 
 
 def fetch(
@@ -159,7 +165,7 @@ def fetch(
     """
     from cellray.submission import copy_report, tar_report
 
-    ledger, study = find(study_name, storage)
+    ledger, study, _ = find(study_name, storage)
     if to == "-":
         tar_report(ledger, sys.stdout.buffer)
         return
@@ -192,24 +198,22 @@ def schema() -> None:
     print(json.dumps(study_schema(), indent=1))
 
 
-def _finish(ledger: Any, study: Any, *, quiet: bool, as_json: bool) -> None:
+def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
     """Print the ranked table and the report's path; exit 3 if trials failed."""
-    from cellray.report import Findings, format_table, load_tables, read_search, stored_plan, write_answer
+    from cellray.report import Findings, format_table, load_tables, write_answer
 
-    planned = stored_plan(ledger, study)
-    records = ledger.records()
-    tables = load_tables(ledger, records, planned, only_ranking=True)
+    plan = results.plan
+    tables = load_tables(results, only_ranking=True)
     outcomes = {str(k): int(v) for k, v in tables.trials.outcome.value_counts().items()}
-    page = f"{ledger.uri}/report/index.html"
-    table = format_table(tables, metric=study.evaluation.rank_by)
+    page = f"{results.ledger.uri}/report/index.html"
+    table = format_table(tables, metric=plan.rank_by)
     if as_json:
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        print(json.dumps({"study": study.name, "outcomes": outcomes, "table": rows, "report": page}))
+        print(json.dumps({"study": plan.study, "outcomes": outcomes, "table": rows, "report": page}))
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
-        if study.adapts:  # what a search or a race found isn't the first of the table
-            found = Findings(planned, tables, planned.planned(records), search=read_search(ledger))
-            out.print(escape(write_answer(found)[0]), highlight=False)
+        if results.log:  # what a search or a race found isn't the first of the table
+            out.print(escape(write_answer(Findings(results, tables))[0]), highlight=False)
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -14,6 +14,9 @@ from rich.markup import escape
 from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study_losses, err, out
 from cellray.cli.exposed import warn_of_exposed
 from cellray.errors import CellrayError
+
+if TYPE_CHECKING:
+    from cellray.submission import Parcel
 
 
 def submit(
@@ -73,7 +76,7 @@ def submit(
     _submit_to_ray(parcel, address, storage, folder)
 
 
-def _submit_to_ray(parcel: Any, address: str, storage: str | None, folder: Path) -> None:
+def _submit_to_ray(parcel: Parcel, address: str, storage: str | None, folder: Path) -> None:
     from cellray.errors import StudyError
     from cellray.ledger import Ledger
     from cellray.submission import connect_jobs, copy_report, follow_job, running_job, submit_job

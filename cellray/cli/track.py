@@ -19,7 +19,7 @@ def track_sync(
     """Bring the MLflow store up to date from the ledger alone."""
     from cellray.tracking import check_store, default_store, public_uri, sync
 
-    ledger, study = find(study_name, storage)
+    ledger, study, _ = find(study_name, storage)
     uri = tracking_uri or default_store(storage)
     warn_of_exposed(tracking_uri=uri)
     check_store(uri)
@@ -46,7 +46,7 @@ def register(
 
     if not best:
         raise StudyError("say which model to register: --best is the trial with the best score on validation")
-    ledger, study = find(study_name, storage)
+    ledger, study, _ = find(study_name, storage)
     uri = tracking_uri or default_store(storage)
     warn_of_exposed(tracking_uri=uri)
     check_store(uri)

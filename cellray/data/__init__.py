@@ -4,15 +4,15 @@ from cellray.data.cache import default_cache_dir
 from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
 from cellray.data.folder import list_images, read_image
-from cellray.data.listing import DatasetSettings, Item
-from cellray.data.maps import add_maps
+from cellray.data.kept_maps import add_maps
+from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
 from cellray.data.splits import Split, split_dataset
 
 __all__ = [
     "Dataset",
+    "DatasetLike",
     "DatasetReport",
-    "DatasetSettings",
     "Item",
     "Split",
     "add_maps",

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from skimage.segmentation import find_boundaries
 
+from cellray.arrays import Floats
 from cellray.data.cache import default_cache_dir
 from cellray.data.dataset import Dataset
-from cellray.data.listing import DatasetSettings, Item
-from cellray.data.opening import WORKERS, Facts, Progress, load_item, locate, object_diameters
+from cellray.data.listing import DatasetLike, Item
+from cellray.data.opening import WORKERS, Facts, OnImage, load_item, locate, object_diameters
 from cellray.data.readers import list_dataset
 from cellray.data.source import Source
 from cellray.data.splits import split_dataset
 from cellray.errors import DataError
+from cellray.overlay import draw_outlines
 
-CONTOUR_RGB = (86, 180, 233)
 CAPTION_PX = 16
 
 
@@ -63,6 +61,19 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
+class _Examined:
+    """The facts of one image."""
+
+    size: str
+    depth: str
+    dtype: str
+    darkest: int
+    brightest: int
+    foreground_percent: float
+    diameters: Floats
+
+
+@dataclass(frozen=True)
 class _Names:
     name: str
     names: list[str]
@@ -71,13 +82,13 @@ class _Names:
 
 
 def check_dataset(
-    config: DatasetSettings,
+    config: DatasetLike,
     *,
     normalise: str = "none",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnImage | None = None,
 ) -> DatasetReport:
     """Read every file of a dataset and collect every problem; nothing is cached and no bad data raises.
 
@@ -102,7 +113,7 @@ def check_dataset(
                 problems.append(found)
             else:
                 found_facts.append(found)
-                facts.add(found["depth"], found["brightest"], len(found["diameters"]), 0, item.is_labels)
+                facts.add(found.depth, found.brightest, len(found.diameters), 0, item.is_labels)
             if progress is not None:
                 progress(done, len(listing.items))
     if found_facts:
@@ -116,7 +127,7 @@ def check_dataset(
     except DataError as error:
         notes.append(f"only good for judging, not for training: {error}")
     groups = {("group", i.group) if i.group else ("image", i.name) for i in items}
-    return DatasetReport(
+    report = DatasetReport(
         name=config.name,
         path=path,
         problems=problems,
@@ -125,46 +136,43 @@ def check_dataset(
         splits=dict(Counter(i.split for i in items)),
         n_groups=len(groups),
         study_split=study_split,
-        **_statistics(found_facts),
     )
+    return _with_statistics(report, found_facts) if found_facts else report
 
 
-def _examine(source: Source, item: Item) -> dict[str, Any] | str:
+def _examine(source: Source, item: Item) -> _Examined | str:
     """The facts of one item, or the sentence that says why it can't be used."""
     try:
         pixels, labels = load_item(source, item)
     except DataError as error:
         return str(error)
-    return {
-        "size": f"{labels.shape[1]}x{labels.shape[0]}",
-        "depth": pixels.dtype.name,
-        "dtype": f"{pixels.dtype} {'RGB' if pixels.ndim == 3 else 'gray'}",
-        "darkest": int(pixels.min()),
-        "brightest": int(pixels.max()),
-        "foreground": 100 * float(np.count_nonzero(labels)) / labels.size,
-        "diameters": object_diameters(labels),
-    }
+    return _Examined(
+        size=f"{labels.shape[1]}x{labels.shape[0]}",
+        depth=pixels.dtype.name,
+        dtype=f"{pixels.dtype} {'RGB' if pixels.ndim == 3 else 'gray'}",
+        darkest=int(pixels.min()),
+        brightest=int(pixels.max()),
+        foreground_percent=100 * float(np.count_nonzero(labels)) / labels.size,
+        diameters=object_diameters(labels),
+    )
 
 
-def _statistics(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    if not facts:
-        return {}
-    counts = [len(f["diameters"]) for f in facts]
-    diameters = np.concatenate([f["diameters"] for f in facts])
-    foreground = [f["foreground"] for f in facts]
-    return {
-        "sizes": dict(Counter(f["size"] for f in facts).most_common()),
-        "dtypes": dict(Counter(f["dtype"] for f in facts).most_common()),
-        "n_objects": sum(counts),
-        "objects_per_image": (float(min(counts)), float(np.median(counts)), float(max(counts))),
-        "foreground_percent": (float(np.mean(foreground)), float(np.median(foreground))),
-        "diameter_px": _floats(np.percentile(diameters, [5, 50, 95])) if len(diameters) else None,
-        "intensity": _floats([np.median([f["darkest"] for f in facts]), np.median([f["brightest"] for f in facts])]),
-    }
-
-
-def _floats(values: Iterable[Any]) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)
+def _with_statistics(report: DatasetReport, images: list[_Examined]) -> DatasetReport:
+    counts = [len(image.diameters) for image in images]
+    diameters = np.concatenate([image.diameters for image in images])
+    foreground = [image.foreground_percent for image in images]
+    low, middle, high = np.percentile(diameters, [5, 50, 95]).tolist() if len(diameters) else [0.0] * 3
+    dark, bright = (float(np.median([getattr(i, name) for i in images])) for name in ("darkest", "brightest"))
+    return replace(
+        report,
+        sizes=dict(Counter(image.size for image in images).most_common()),
+        dtypes=dict(Counter(image.dtype for image in images).most_common()),
+        n_objects=sum(counts),
+        objects_per_image=(float(min(counts)), float(np.median(counts)), float(max(counts))),
+        foreground_percent=(float(np.mean(foreground)), float(np.median(foreground))),
+        diameter_px=(low, middle, high) if len(diameters) else None,
+        intensity=(dark, bright),
+    )
 
 
 def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px: int = 320) -> NDArray[np.uint8]:
@@ -193,20 +201,10 @@ def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px:
 
 
 def _thumbnail(dataset: Dataset, i: int, side_px: int) -> Image.Image:
-    """One image stretched for the eye, with contours drawn after resizing so that they stay visible, and a caption."""
-    pixels = dataset.image(i).astype(np.float32)
-    low, high = np.percentile(pixels, [1, 99.8])
-    stretched = np.clip((pixels - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
-    height, width = stretched.shape[:2]
-    scale = side_px / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(stretched if stretched.shape[2] == 3 else np.repeat(stretched, 3, axis=2))
-    drawn = np.array(picture.resize(size, Image.Resampling.BILINEAR))
-    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.intp)
-    cols = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.intp)
-    labels = dataset.labels(i)[rows[:, None], cols].astype(np.int32)
-    drawn[find_boundaries(labels, mode="inner")] = CONTOUR_RGB
-    tile = Image.new("RGB", (side_px, size[1] + CAPTION_PX), "white")
+    """One image with the outlines of its cells, and a caption."""
+    labels = dataset.labels(i)
+    drawn = draw_outlines(dataset.image(i), [("hit", labels, np.unique(labels))], max_side_px=side_px, thin=True)
+    tile = Image.new("RGB", (side_px, len(drawn) + CAPTION_PX), "white")
     tile.paste(Image.fromarray(drawn), (0, CAPTION_PX))
     name = dataset.names[i]
     short = name if len(name) <= 36 else f"{name[:33]}..."

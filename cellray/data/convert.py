@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cellray.arrays import Numbers
 from cellray.data.decode import PIXEL_LIMIT, consecutive
 from cellray.errors import DataError
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.8
 
 
-def convert_image(pixels: NDArray[Any], *, channels: int, normalise: str, max_value: float | None) -> NDArray[np.uint8]:
+def convert_image(pixels: Numbers, *, channels: int, normalise: str, max_value: float | None) -> NDArray[np.uint8]:
     """An image as uint8, shape (H, W, channels).
 
     Args:
@@ -32,13 +31,13 @@ def convert_image(pixels: NDArray[Any], *, channels: int, normalise: str, max_va
         low, high = (float(v) for v in np.percentile(pixels, [LOW_PERCENTILE, HIGH_PERCENTILE]))
         high = max(high, low + 1)  # a constant image stays dark instead of dividing by zero
     if low == 0 and high == 255 and pixels.dtype == np.uint8:
-        scaled = pixels
+        scaled = pixels.astype(np.uint8, copy=False)
     else:
         scaled = np.clip((pixels.astype(np.float32) - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
     return np.repeat(scaled, channels, axis=2) if scaled.shape[2] != channels else scaled
 
 
-def resample_image(pixels: NDArray[Any], factor: float) -> NDArray[np.float32]:
+def resample_image(pixels: Numbers, factor: float) -> NDArray[np.float32]:
     """The image at `factor` times its size; shrinking averages over the area that a new pixel covers."""
     height, width = resampled_shape(pixels.shape, factor)
     channels = [pixels] if pixels.ndim == 2 else [pixels[..., c] for c in range(pixels.shape[2])]

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellray.arrays import Numbers
 from cellray.errors import DataError
 from cellray.losses.maps import MAPS_VERSION
 
 CACHE_VERSION = 1
 """Raised when decoding or converting changes what comes out; it is part of every fingerprint."""
+
+
+class CacheIndex(TypedDict):
+    """What `index.json` says of a decoded dataset."""
+
+    fingerprint: str
+    version: int
+    channels: int
+    names: list[str]
+    splits: list[str]
+    groups: list[str]
+    shapes: list[tuple[int, int]]
+    n_objects: list[int]
+    labels: str
+    """Name of the file of labels."""
+    labels_dtype: str
+    measured_diameter_px: float | None
+    sizes: dict[str, int]
+    """Bytes of each file."""
+    notes: list[str]
 
 
 class Dataset:
@@ -35,17 +56,17 @@ class Dataset:
         self.name = name
         self.diameter_px = diameter_px
         self.notes = notes
-        self.fingerprint: str = index["fingerprint"]
-        self.channels: int = index["channels"]
-        self.names: list[str] = index["names"]
-        self.splits: list[str] = index["splits"]
-        self.groups: list[str] = index["groups"]
-        self.n_objects: list[int] = index["n_objects"]
-        self.shapes: list[tuple[int, int]] = [(h, w) for h, w in index["shapes"]]
+        self.fingerprint = index["fingerprint"]
+        self.channels = index["channels"]
+        self.names = index["names"]
+        self.splits = index["splits"]
+        self.groups = index["groups"]
+        self.n_objects = index["n_objects"]
+        self.shapes = [(h, w) for h, w in index["shapes"]]
         self._starts = np.concatenate([[0], np.cumsum([h * w for h, w in self.shapes])]).tolist()
         self._images = np.memmap(folder / "images.u8", np.uint8, "r")
         self._labels = np.memmap(folder / index["labels"], np.dtype(index["labels_dtype"]), "r")
-        self._maps: dict[str, np.memmap[Any, Any]] = {}
+        self._maps: dict[str, np.memmap[tuple[int, ...], np.dtype[np.number]]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +82,7 @@ class Dataset:
         start, stop = self._span(i)
         return np.asarray(self._labels[start:stop]).reshape(self.shapes[i])
 
-    def map(self, name: str, i: int) -> NDArray[Any]:
+    def map(self, name: str, i: int) -> Numbers:
         """A stored map of image i's true cells (`cellray.losses.maps.STORED`), shape (H, W); `add_maps` makes it."""
         if name not in self._maps:
             kind = self._labels.dtype if name == "voronoi" else np.dtype(np.float16)
@@ -78,7 +99,7 @@ class Dataset:
             raise IndexError(f"dataset {self.name!r} has {len(self)} images, got index {i}")
         return self._starts[i], self._starts[i + 1]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.folder, self.name, self.diameter_px, self.notes)
 
     def __repr__(self) -> str:
@@ -89,10 +110,10 @@ def _reopen(folder: Path, name: str, diameter_px: float, notes: list[str]) -> Da
     return Dataset(folder, name=name, diameter_px=diameter_px, notes=notes)
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
+def read_index(folder: Path) -> CacheIndex | None:
     """The index of a cache whose files have the sizes that it states; None for any other."""
     try:
-        index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+        index: CacheIndex = json.loads((folder / "index.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in index["sizes"]}
         return index if sizes == index["sizes"] and index["version"] == CACHE_VERSION else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from cellray.data.source import Source
 from cellray.errors import DataError
@@ -36,7 +36,7 @@ MASK_FOLDERS = (
 """First one found wins: instance labels tell touching cells apart, masks don't."""
 
 
-class DatasetSettings(Protocol):
+class DatasetLike(Protocol):
     """What a reader needs to know; `cellray.study.DatasetConfig` has it."""
 
     @property
@@ -46,7 +46,7 @@ class DatasetSettings(Protocol):
     @property
     def format(self) -> str: ...
     @property
-    def synthetic(self) -> Any: ...
+    def synthetic(self) -> object: ...
     @property
     def where(self) -> Mapping[str, Sequence[str]]: ...
     @property
@@ -92,7 +92,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
 
-def choose(source: Source, rows: Sequence[Mapping[str, str]], config: DatasetSettings) -> list[int]:
+def chosen_rows(source: Source, rows: Sequence[Mapping[str, str]], config: DatasetLike) -> list[int]:
     """Indices of the rows that `where` and `where_not` let through."""
     columns = sorted(set().union(*rows))
     kept = list(range(len(rows)))

@@ -13,10 +13,10 @@ from cellray.data.listing import (
     MASK_FOLDERS,
     SPLIT_COLUMNS,
     SPLIT_WORDS,
-    DatasetSettings,
+    DatasetLike,
     Item,
     Listing,
-    choose,
+    chosen_rows,
     is_image,
     join,
     single_root,
@@ -33,7 +33,7 @@ def find_manifest(source: Source) -> str:
     return ""
 
 
-def read_manifest(listing: Listing, manifest: str, config: DatasetSettings) -> None:
+def read_manifest(listing: Listing, manifest: str, config: DatasetLike) -> None:
     """A CSV with the column file; split, group, collection, labelled are understood, the rest can be filtered."""
     source = listing.source
     if not manifest:
@@ -41,7 +41,7 @@ def read_manifest(listing: Listing, manifest: str, config: DatasetSettings) -> N
     rows = _manifest_rows(source, manifest)
     root = PurePosixPath(manifest).parent.as_posix().removeprefix(".")
     unlabelled = 0
-    for k in choose(source, rows, config):
+    for k in chosen_rows(source, rows, config):
         if rows[k].get("labelled", "1").lower() in ("0", "false", "no"):
             unlabelled += 1
             continue

@@ -10,35 +10,35 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellray.arrays import Floats, Numbers
 from cellray.data.cache import default_cache_dir, filling
 from cellray.data.convert import convert_image, resample_image, resample_labels
-from cellray.data.dataset import CACHE_VERSION, Dataset, read_index
-from cellray.data.decode import decode_image, decode_mask
-from cellray.data.listing import DatasetSettings, Item, Listing
+from cellray.data.dataset import CACHE_VERSION, CacheIndex, Dataset, read_index
+from cellray.data.decode import UInt, decode_image, decode_mask
+from cellray.data.listing import DatasetLike, Item, Listing
 from cellray.data.readers import expand, list_dataset
-from cellray.data.remote import fetch
+from cellray.data.remote import fetch_dataset
 from cellray.data.source import Source
 from cellray.errors import DataError
 from cellray.storage import is_remote
 
 WORKERS = min(8, os.cpu_count() or 1)
-Progress = Callable[[int, int], None]
+OnImage = Callable[[int, int], None]
 
 
 def open_dataset(
-    config: DatasetSettings,
+    config: DatasetLike,
     *,
     channels: int,
     normalise: str,
     target_diameter_px: float | None = None,
     require_diameter: bool = False,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnImage | None = None,
 ) -> Dataset:
     """Open a dataset, decoding it if this machine hasn't yet.
 
@@ -92,7 +92,7 @@ class Conversion:
     max_value: float | None
     factor: float | None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         return {
             "version": CACHE_VERSION,
             "channels": self.channels,
@@ -102,7 +102,7 @@ class Conversion:
         }
 
 
-def given_diameter(config: DatasetSettings) -> float | None:
+def given_diameter(config: DatasetLike) -> float | None:
     """The mean cell diameter in pixels that the facts in the study file say, or None."""
     if config.diameter_px:
         return float(config.diameter_px)
@@ -111,12 +111,12 @@ def given_diameter(config: DatasetSettings) -> float | None:
     return None
 
 
-def locate(config: DatasetSettings, cache_dir: Path) -> Path:
+def locate(config: DatasetLike, cache_dir: Path) -> Path:
     """Path of the dataset; one in a bucket is fetched into the cache first, a synthetic one is drawn there."""
     if config.synthetic is None:
         if not config.path:
             raise DataError(f"dataset {config.name!r}: neither a path nor synthetic, expected one")
-        return fetch(config.path, cache_dir) if is_remote(config.path) else expand(config.path)
+        return fetch_dataset(config.path, cache_dir) if is_remote(config.path) else expand(config.path)
     from cellray.data import synth  # here, since drawing needs filters that reading doesn't
 
     names = ("n_trainval", "n_test", "width_px", "height_px", "scale", "seed")
@@ -132,7 +132,7 @@ def locate(config: DatasetSettings, cache_dir: Path) -> Path:
     return folder
 
 
-def load_item(source: Source, item: Item) -> tuple[NDArray[Any], NDArray[np.int32]]:
+def load_item(source: Source, item: Item) -> tuple[UInt, NDArray[np.int32]]:
     """Image (H, W[, 3]) and labels (H, W) of one item as they are in its files.
 
     Raises:
@@ -149,7 +149,7 @@ def load_item(source: Source, item: Item) -> tuple[NDArray[Any], NDArray[np.int3
     return pixels, labels
 
 
-def object_diameters(labels: NDArray[Any]) -> NDArray[np.float64]:
+def object_diameters(labels: NDArray[np.int32]) -> Floats:
     """Diameter in pixels of the disk with each object's area."""
     return np.sqrt(4 / np.pi * np.bincount(labels.ravel())[1:])
 
@@ -164,19 +164,19 @@ def _fingerprint(items: list[Item], hashes: dict[str, str], conversion: Conversi
 
 
 def _build(
-    folder: Path, fingerprint: str, listing: Listing, conversion: Conversion, progress: Progress | None
-) -> dict[str, Any]:
+    folder: Path, fingerprint: str, listing: Listing, conversion: Conversion, progress: OnImage | None
+) -> CacheIndex:
     with filling(folder, is_good=lambda: read_index(folder) is not None) as aside:
         if aside is not None:
             try:
-                index = _fill(aside, listing, conversion, np.dtype(np.uint16), progress)
+                index = _fill(aside, fingerprint, listing, conversion, np.dtype(np.uint16), progress)
             except _TooManyObjectsError:
-                index = _fill(aside, listing, conversion, np.dtype(np.int32), progress)
-            (aside / "index.json").write_text(json.dumps({"fingerprint": fingerprint, **index}))
-    index = read_index(folder)  # type: ignore[assignment]
-    if index is None:
+                index = _fill(aside, fingerprint, listing, conversion, np.dtype(np.int32), progress)
+            (aside / "index.json").write_text(json.dumps(index))
+    found = read_index(folder)
+    if found is None:
         raise DataError(f"{folder}: the cache just written can't be read back; is the disk full?")
-    return index
+    return found
 
 
 class _TooManyObjectsError(Exception):
@@ -196,8 +196,13 @@ class _Made:
 
 
 def _fill(
-    aside: Path, listing: Listing, conversion: Conversion, dtype: np.dtype[Any], progress: Progress | None
-) -> dict[str, Any]:
+    aside: Path,
+    fingerprint: str,
+    listing: Listing,
+    conversion: Conversion,
+    dtype: np.dtype[np.integer],
+    progress: OnImage | None,
+) -> CacheIndex:
     """Decode and convert every item into flat files, in order; return the index."""
     items = listing.items
     labels_name = f"labels.{'u16' if dtype == np.uint16 else 'i32'}"
@@ -220,6 +225,7 @@ def _fill(
                 progress(done, len(items))
     measured = np.concatenate(diameters)
     return {
+        "fingerprint": fingerprint,
         "version": CACHE_VERSION,
         "channels": conversion.channels,
         "names": [item.name for item in items],
@@ -251,12 +257,13 @@ def _converted(listing: Listing, conversion: Conversion) -> Iterator[_Made]:
 
 
 def _convert_item(source: Source, item: Item, conversion: Conversion) -> _Made:
-    pixels, labels = load_item(source, item)
-    dtype, peak, vanished = pixels.dtype, int(pixels.max(initial=0)), 0
+    decoded, labels = load_item(source, item)
+    dtype, peak, vanished = decoded.dtype, int(decoded.max(initial=0)), 0
     diameters = object_diameters(labels)
+    pixels: Numbers = decoded
     if conversion.factor is not None:
         try:
-            pixels = resample_image(pixels, conversion.factor)
+            pixels = resample_image(decoded, conversion.factor)
         except DataError as error:
             raise DataError(f"{source.where(item.image_file)}: {error}") from error
         labels, vanished = resample_labels(labels, conversion.factor)

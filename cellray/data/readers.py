@@ -13,10 +13,10 @@ from cellray.data.listing import (
     IMAGE_SUFFIXES,
     MASK_FOLDERS,
     SPLIT_WORDS,
-    DatasetSettings,
+    DatasetLike,
     Item,
     Listing,
-    choose,
+    chosen_rows,
     is_image,
     join,
     single_root,
@@ -26,7 +26,7 @@ from cellray.data.source import Source, open_source
 from cellray.errors import DataError
 
 
-def list_dataset(config: DatasetSettings, path: Path) -> Listing:
+def list_dataset(config: DatasetLike, path: Path) -> Listing:
     """Find the images of a dataset and filter them; nothing is decoded.
 
     Args:
@@ -47,7 +47,7 @@ def list_dataset(config: DatasetSettings, path: Path) -> Listing:
         read_manifest(listing, manifest or find_manifest(listing.source), config)
     else:
         READERS[kind](listing)
-        kept = choose(listing.source, [item.attributes for item in listing.items], config)
+        kept = chosen_rows(listing.source, [item.attributes for item in listing.items], config)
         listing.items = [listing.items[k] for k in kept]
     _tell_names_apart(listing)
     listing.items.sort(key=lambda item: item.name)

@@ -21,7 +21,7 @@ MAX_PACK_BYTES = 2**40
 """A single file that is the whole dataset, such as a zip pack, is refused above this."""
 
 
-def fetch(address: str, cache_dir: Path) -> Path:
+def fetch_dataset(address: str, cache_dir: Path) -> Path:
     """A dataset's own copy on this machine.
 
     Args:

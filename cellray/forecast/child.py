@@ -35,8 +35,8 @@ Times = dict[str, float]
 Clock = Callable[[], float]
 
 
-def main() -> None:
-    """Read a task (`probe.Task`) from the standard input, answer with one line of JSON for each of its jobs."""
+def answer_jobs() -> None:
+    """Read a task (`probe.ProbeTask`) from the standard input, answer with one line of JSON for each of its jobs."""
     import ray.tune  # noqa: F401  # so that this process is as large as a sweep's worker
 
     task = pickle.loads(sys.stdin.buffer.read())

@@ -6,20 +6,20 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from statistics import mean
-from typing import Any
 
 from cellray.device import describe, pick_device
 from cellray.errors import StudyError
 from cellray.forecast.child import megapixels
 from cellray.forecast.effect import Effect, n_units, smallest_effect
-from cellray.forecast.probe import Job, Progress, run_probes, work_of
+from cellray.forecast.probe import Job, ProbesDone, run_probes, work_of
 from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memory, this_machine
 from cellray.ledger import Ledger
+from cellray.record import PlannedTrial, TrialRecord
+from cellray.scores import as_float
 from cellray.statistics import LEAST_SEEDS
 from cellray.study import Study, Trial
-from cellray.trial import Planned, Sets, new_network
+from cellray.trial import Sets, new_network
 
 START_S = 15.0
 """Until the first trial trains: imports, Ray, the first workers, about."""
@@ -36,13 +36,9 @@ BYTES = 4
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Trials that cost the same: one loss, network and training. Seconds of one trial alone in its worker."""
+class Costs:
+    """What one trial takes, alone in its worker."""
 
-    labels: tuple[str, ...]
-    loss: str
-    """Names of its terms."""
-    n_todo: int
     step_s: float
     epoch_s: float
     """With its share of the validations."""
@@ -58,6 +54,16 @@ class Kind:
     @property
     def trial_s(self) -> float:
         return self.training_s + self.judging_s
+
+
+@dataclass(frozen=True)
+class Kind(Costs):
+    """Trials that cost the same: one loss, network and training."""
+
+    labels: tuple[str, ...]
+    loss: str
+    """Names of its terms."""
+    n_todo: int
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,14 @@ class Forecast:
 def forecast(
     study: Study,
     sets: Sets,
-    plan: Sequence[Planned],
+    plan: Sequence[PlannedTrial],
     ledger: Ledger,
     *,
     machine: Machine | None = None,
     limit: int | None = None,
     n_more: int = 0,
     examples: Sequence[Trial] = (),
-    progress: Progress = lambda done, of: None,
+    progress: ProbesDone = lambda done, of: None,
 ) -> Forecast:
     """The cost of a study's missing trials on this machine.
 
@@ -172,8 +178,8 @@ def forecast(
         quota_mb=quota_mb,
         effect=smallest_effect(
             ledger,
+            study,
             plan,
-            study.evaluation.rank_by,
             n_seeds=len({planned.seed for planned in plan} or study.seeds),
             n_units=n_units(sets.train, sets.split(likely[0]).test),
         ),
@@ -189,9 +195,9 @@ def makespan(times: Sequence[float], n_at_once: int) -> float:
     return max(ends)
 
 
-def _time(kind: Kind, planned: Planned) -> float:
+def _time(kind: Kind, planned: PlannedTrial) -> float:
     """Seconds of a trial to do; one that has its weights is only judged."""
-    return kind.judging_s if planned.stored is not None and not planned.is_stopped else kind.trial_s
+    return kind.judging_s if planned.record is not None and not planned.is_stopped else kind.trial_s
 
 
 def _with_all_terms(trial: Trial) -> Trial:
@@ -201,7 +207,12 @@ def _with_all_terms(trial: Trial) -> Trial:
 
 
 def _kinds(
-    study: Study, sets: Sets, trials: Sequence[Trial], plan: Sequence[Planned], n_at_once: int, progress: Progress
+    study: Study,
+    sets: Sets,
+    trials: Sequence[Trial],
+    plan: Sequence[PlannedTrial],
+    n_at_once: int,
+    progress: ProbesDone,
 ) -> dict[str, Kind]:
     """By signature, one entry for each loss, network and training among the trials, in their order."""
     groups: dict[str, Trial] = {}
@@ -227,7 +238,8 @@ def _kinds(
         terms = " + ".join(str(term.name) for term in trial.loss.terms if term.weight)
         mine = [p for p in plan if _signature(p.trial) == signature]
         labels = tuple(dict.fromkeys(p.label for p in mine))
-        kinds[signature] = Kind(labels, terms or str(trial.loss.name), sum(not p.done for p in mine), **costs)
+        n_todo = sum(not p.done for p in mine)
+        kinds[signature] = Kind(**vars(costs), labels=labels, loss=terms or str(trial.loss.name), n_todo=n_todo)
     return kinds
 
 
@@ -241,43 +253,39 @@ def _network(trial: Trial) -> str:
     return f"{trial.model.model_dump_json()} {trial.training.precision}"
 
 
-def _comparable(plan: Sequence[Planned], signature: str, device: str) -> list[dict[str, Any]]:
+def _comparable(plan: Sequence[PlannedTrial], signature: str, device: str) -> list[TrialRecord]:
     """Records of trials of one kind that were trained to their end on such a device."""
     return [
-        p.stored
+        p.record
         for p in plan
-        if p.stored is not None
-        and p.stored["outcome"] == "finished"
-        and p.stored["provenance"]["device"] == device
+        if p.record is not None
+        and p.record.outcome == "finished"
+        and p.record.provenance.device == device
         and _signature(p.trial) == signature
     ]
 
 
-def _recorded(trial: Trial, sets: Sets, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _recorded(trial: Trial, sets: Sets, records: Sequence[TrialRecord]) -> Costs:
     """The costs of a kind from its records."""
-    judging_s = mean(record["seconds"]["evaluation"] for record in records)
+    judging_s = mean(as_float(record.seconds.evaluation) for record in records)
+    trained_s = [as_float(record.seconds.training) for record in records]
     # The clock knows of the range test and of preparations, the record's own times of earlier attempts.
     training_s = mean(
-        max(_elapsed_s(record) - record["seconds"]["evaluation"], record["seconds"]["training"]) for record in records
+        max(record.provenance.elapsed_s - as_float(record.seconds.evaluation), seconds)
+        for record, seconds in zip(records, trained_s, strict=True)
     )
-    epochs = mean(record["epochs"] for record in records)
-    epoch_s = mean(record["seconds"]["training"] for record in records) / epochs
-    return {
-        "step_s": epoch_s / _steps_per_epoch(trial, sets),
-        "epoch_s": epoch_s,
-        "training_s": training_s,
-        "judging_s": judging_s,
-        "peak_mb": max(record["peak_memory_mb"] for record in records),
-        "source": f"{len(records)} record{'s' if len(records) > 1 else ''}",
-    }
+    epoch_s = mean(trained_s) / mean(as_float(record.epochs) for record in records)
+    return Costs(
+        step_s=epoch_s / _steps_per_epoch(trial, sets),
+        epoch_s=epoch_s,
+        training_s=training_s,
+        judging_s=judging_s,
+        peak_mb=max(as_float(record.peak_memory_mb) for record in records),
+        source=f"{len(records)} record{'s' if len(records) > 1 else ''}",
+    )
 
 
-def _elapsed_s(record: dict[str, Any]) -> float:
-    ended, started = (datetime.fromisoformat(record["provenance"][name]) for name in ("ended", "started"))
-    return (ended - started).total_seconds()
-
-
-def _probed(trial: Trial, sets: Sets, training: dict[str, float], judging: dict[str, float]) -> dict[str, Any]:
+def _probed(trial: Trial, sets: Sets, training: dict[str, float], judging: dict[str, float]) -> Costs:
     """The costs of a kind from its probes: what they timed, times how often a trial does it."""
     settings, split, step_s = trial.training, sets.split(trial), training["step_s"]
     val_mpx = megapixels(sets.train, split.val)
@@ -287,16 +295,16 @@ def _probed(trial: Trial, sets: Sets, training: dict[str, float], judging: dict[
     validations = math.ceil(steps / steps_per_epoch / settings.validate_every)
     validation_s = settings.batch_norm_batches * training["forward_s"] + val_mpx * training["validation_s"]
     tested = RANGE_TEST_SHARE * settings.range_test.steps if settings.lr == "range_test" else 0.0
-    return {
-        "step_s": step_s,
-        "epoch_s": steps_per_epoch * step_s + validation_s / settings.validate_every,
-        "training_s": (steps + tested) * step_s + validations * validation_s,
-        "judging_s": (val_mpx + judged_mpx) * judging["predict_s"]
+    return Costs(
+        step_s=step_s,
+        epoch_s=steps_per_epoch * step_s + validation_s / settings.validate_every,
+        training_s=(steps + tested) * step_s + validations * validation_s,
+        judging_s=(val_mpx + judged_mpx) * judging["predict_s"]
         + val_mpx * judging["search_s"]
         + judged_mpx * judging["judge_s"],
-        "peak_mb": max(training["peak_mb"], judging["peak_mb"]),
-        "source": "probe",
-    }
+        peak_mb=max(training["peak_mb"], judging["peak_mb"]),
+        source="probe",
+    )
 
 
 def _steps_per_epoch(trial: Trial, sets: Sets) -> int:

@@ -26,7 +26,7 @@ PROBE_VERSION = 1
 MOST_PROCESSES = 16
 """Probes run at once, at most."""
 
-Progress = Callable[[int, int], None]
+ProbesDone = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTask:
     """What one probing process is told."""
 
     data: DataConfig
@@ -56,7 +56,7 @@ def run_probes(
     resources: ResourcesConfig,
     *,
     n_at_once: int,
-    progress: Progress = lambda done, of: None,
+    progress: ProbesDone = lambda done, of: None,
 ) -> list[dict[str, float]]:
     """Times and peak memory of each job, measured now or remembered from an earlier plan on this machine.
 
@@ -84,7 +84,7 @@ def run_probes(
     progress(len(jobs) - len(todo), len(jobs))
     if todo:
         alone_on_cpu = device.type == "cpu" and threads == 1 and resources.cpus >= 1
-        task = Task(jobs[0].trial.data, [jobs[k] for k in todo], resources.gpus, threads, alone_on_cpu)
+        task = ProbeTask(jobs[0].trial.data, [jobs[k] for k in todo], resources.gpus, threads, alone_on_cpu)
         answers = _measure(task, n_processes, lambda n: progress(len(jobs) - len(todo) + n, len(jobs)))
         for k, answer in zip(todo, answers, strict=True):
             known[k] = answer
@@ -132,7 +132,7 @@ def _name(job: Job, sets: Sets, where: dict[str, Any]) -> str:
     return short_hash(facts)
 
 
-def _measure(task: Task, n_processes: int, progress: Callable[[int], None]) -> list[dict[str, float]]:
+def _measure(task: ProbeTask, n_processes: int, progress: Callable[[int], None]) -> list[dict[str, float]]:
     """The answers to a task's jobs, from so many processes at once."""
     content, n_gpus = pickle.dumps(task), torch.cuda.device_count() if task.gpus else 0
     sharing = int(1 / task.gpus + 1e-9) if 0 < task.gpus < 1 else 1  # processes on one GPU
@@ -144,7 +144,7 @@ def _measure(task: Task, n_processes: int, progress: Callable[[int], None]) -> l
             if n_gpus:
                 env["CUDA_VISIBLE_DEVICES"] = _gpu(place // sharing % n_gpus)
             process = subprocess.Popen(
-                [sys.executable, "-c", "from cellray.forecast.child import main; main()"],
+                [sys.executable, "-c", "from cellray.forecast.child import answer_jobs; answer_jobs()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

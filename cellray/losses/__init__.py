@@ -8,11 +8,11 @@ whatever its neighbours in the batch are; where a loss has a setting `reduction`
 
 from __future__ import annotations
 
-from cellray.losses.common import LossFunction, Positive, Reduction
 from cellray.losses.compound import dice_ce_loss, dice_topk_loss, unified_focal_loss
+from cellray.losses.contract import LossFunction, Positive, Reduction
 from cellray.losses.lovasz import lovasz_hinge_loss
-from cellray.losses.objects import blob_loss, cc_dice_ce_loss, soft_panoptic_loss
 from cellray.losses.overlap import dice_loss, focal_tversky_loss, mcc_loss, tversky_loss
+from cellray.losses.per_cell import blob_loss, cc_dice_ce_loss, soft_panoptic_loss
 from cellray.losses.pixel import bce_loss, border_ce_loss, boundary_loss, focal_loss
 from cellray.losses.presets import PRESETS
 from cellray.losses.released import (

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cellray.losses.common import Positive, Reduction, Share, check_shapes
+from cellray.losses.contract import Positive, Reduction, Share, check_shapes
 from cellray.losses.order import hardest_pixels
 from cellray.losses.overlap import background_pixels, dice, power, tversky
 from cellray.losses.sums import pixel_sums, soft_counts, wrong_logit

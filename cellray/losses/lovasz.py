@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cellray.losses.common import check_shapes
+from cellray.losses.contract import check_shapes
 from cellray.losses.order import descending
 from cellray.losses.sums import wrong_logit
 

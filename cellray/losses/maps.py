@@ -6,7 +6,6 @@ A loss asks for them by the names of its parameters after ``target``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from cellray.arrays import Labels, Numbers
+
 LIMIT_PX = 64.0
 """Distances are clipped to this: no loss looks further, and two bytes can then hold them."""
 
 MAPS_VERSION = 1
 """Raised when a change of code changes a map, so that cached ones are computed again."""
-
-Labels = NDArray[np.integer]
 
 
 def voronoi_map(labels: Labels) -> Labels:
@@ -60,7 +59,7 @@ def two_nearest_map(labels: Labels) -> NDArray[np.float16]:
     return (first + second).astype(np.float16)
 
 
-STORED: dict[str, Callable[[Labels], NDArray[Any]]] = {
+STORED: dict[str, Callable[[Labels], Numbers]] = {
     "voronoi": voronoi_map,
     "distance": distance_map,
     "two_nearest": two_nearest_map,
@@ -93,7 +92,7 @@ def maps_of(names: Iterable[str], labels: NDArray[np.integer]) -> dict[str, Tens
     return complete_maps(names, stored, torch.from_numpy(labels > 0)[:, None])
 
 
-def as_tensor(values: NDArray[Any]) -> Tensor:
+def as_tensor(values: Numbers) -> Tensor:
     """A stored map (N, H, W) as a loss takes it: (N, 1, H, W), int64 or float32."""
     kind = np.float32 if values.dtype == np.float16 else np.int64
     return torch.from_numpy(values.astype(kind))[:, None]

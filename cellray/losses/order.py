@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellray.losses.common import on_cpu
+from cellray.losses.contract import on_cpu
 
 SAMPLE_EVERY = 128
 """Of so many pixels one is looked at first, to know roughly where the others lie."""

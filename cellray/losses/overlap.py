@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cellray.losses.common import Positive, Reduction
+from cellray.losses.contract import Positive, Reduction
 from cellray.losses.sums import soft_counts
 
 

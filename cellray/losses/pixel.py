@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from cellray.losses.common import Positive, check_shapes
+from cellray.losses.contract import Positive, check_shapes
 from cellray.losses.sums import pixel_costs, wrong_logit
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from cellray.losses.common import Positive
+from cellray.losses.contract import Positive
 from cellray.losses.overlap import dice_loss, tversky
 from cellray.losses.pixel import bce_loss, focal_loss
 from cellray.losses.sums import soft_counts

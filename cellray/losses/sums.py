@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from cellray.losses.common import Reduction, check_shapes, on_cpu
+from cellray.losses.contract import Reduction, check_shapes, on_cpu
 
 
 class PixelSums(NamedTuple):
@@ -97,11 +97,11 @@ def pixel_sums(
 
 def _sums(logits: Tensor, target: Tensor, reduction: Reduction, asked: Asked) -> PixelSums:
     check_shapes(logits, target)
-    sums = Sums.apply(logits.float().flatten(1), target.float().flatten(1), asked)
+    sums = SumsOverPixels.apply(logits.float().flatten(1), target.float().flatten(1), asked)
     return PixelSums(*(value.sum(0, keepdim=True) if reduction == "batch" else value for value in sums))
 
 
-class Sums(torch.autograd.Function):
+class SumsOverPixels(torch.autograd.Function):
     """(z, y) of shape (N, pixels) -> the fields of `PixelSums`, each of shape (N,); those not asked for are 0.
 
     The way forward already leaves the derivative of each pixel in an array, which the way back turns into the gradient

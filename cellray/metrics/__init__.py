@@ -8,7 +8,7 @@ probabilities.
 from cellray.metrics.catalogue import METRICS, Metric
 from cellray.metrics.matching import MATCHINGS, Matches, length_px, match_by_distance, match_by_iou
 from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
-from cellray.metrics.released import quirk_rows
+from cellray.metrics.released_rules import quirk_rows
 from cellray.metrics.rows import PARTS, columns_of, image_row, table_row
 from cellray.metrics.strata import stratify
 from cellray.metrics.summary import MEDIANS, image_terms, iou_curve, metrics_of, summarise

@@ -10,8 +10,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from cellray.arrays import Floats, Ints, Labels
 from cellray.errors import DataError, one_of
-from cellray.metrics.table import Contingency, Floats, Ints, Labels, contingency, lengths
+from cellray.metrics.table import Contingency, contingency, lengths
 
 Matching = Literal["one_to_one", "greedy", "many_to_one"]
 

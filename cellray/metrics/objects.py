@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from cellray.arrays import Floats, Labels
 from cellray.metrics.matching import Matches, table_by_iou
-from cellray.metrics.table import Contingency, Floats, Labels, contingency
+from cellray.metrics.table import Contingency, contingency
 
 OBJECT_COLUMNS = ("true_id", "pred_id", "iou", "distance_px", "area_true", "area_pred", "cy", "cx", "kind")
 """The columns of `object_rows`, for a table that stays empty."""
@@ -18,7 +17,7 @@ ERRORS = ("merged", "split", "missed", "spurious")
 Names = NDArray[np.str_]
 
 
-def object_rows(true: Labels, pred: Labels, *, iou_threshold: float = 0.4) -> list[dict[str, Any]]:
+def object_rows(true: Labels, pred: Labels, *, iou_threshold: float = 0.4) -> list[dict[str, object]]:
     """One row a cell: the true ones in order of their id, then the predictions that are no one's partner.
 
     Columns: ``true_id pred_id`` (0 = none); ``iou`` and ``distance_px`` of the pair or, without a partner, the
@@ -40,7 +39,7 @@ def object_rows(true: Labels, pred: Labels, *, iou_threshold: float = 0.4) -> li
     rows_hit, cols_hit = _places(table, matches)
     partner = dict(zip(rows_hit.tolist(), cols_hit.tolist(), strict=True))
     true_kinds, pred_kinds = (kinds.tolist() for kinds in _kinds(table))
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for i in range(len(table.true_ids)):
         j = partner.get(i)
         pair = (float(iou[i, j]), float(distance[i, j])) if j is not None else _best(iou[i], distance[i])
@@ -81,7 +80,7 @@ def _best(iou: Floats, distance: Floats) -> tuple[float, float]:
 
 def _object_row(
     table: Contingency, i: int | None, j: int | None, pair: tuple[float, float], kind: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     centre = table.true_centres[i] if i is not None else table.pred_centres[j]
     return {
         "true_id": int(table.true_ids[i]) if i is not None else 0,

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from cellray.arrays import Labels, Probs
 from cellray.errors import DataError, ShapeError, one_of
 from cellray.metrics.catalogue import METRICS
 from cellray.metrics.matching import Matches, close_pairs, n_one_to_one, table_by_distance, table_by_iou
 from cellray.metrics.objects import count_errors
-from cellray.metrics.table import Contingency, Labels, contingency
+from cellray.metrics.table import Contingency, contingency
 
 PARTS = ("iou", "distance", "grid", "jaccard", "errors", "released", "crowding", "calibration")
 """What `only` can choose from. Counts of cells and pixels are always there."""
@@ -34,7 +35,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 CROWDED_WITHIN = 1.5
 """In mean cell diameters."""
 
-Probs = NDArray[np.floating]
 Row = dict[str, float]
 
 

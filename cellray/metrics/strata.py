@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -54,7 +52,7 @@ def _need(what: str, table: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise DataError(f"{what}: strata need the columns {', '.join(missing)}, which aren't there")
 
 
-def _by_crowding(images: pd.DataFrame) -> list[dict[str, Any]]:
+def _by_crowding(images: pd.DataFrame) -> list[dict[str, object]]:
     is_empty = images["n_true"] == 0
     is_crowded = ~is_empty & (images["crowded"] >= CROWDED_SHARE * images["n_true"])
     levels = {"empty": is_empty, "sparse": ~is_empty & ~is_crowded, "crowded": is_crowded}
@@ -68,7 +66,7 @@ def _by_crowding(images: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_size(objects: pd.DataFrame) -> list[dict[str, Any]]:
+def _by_size(objects: pd.DataFrame) -> list[dict[str, object]]:
     true, pred = objects[objects["true_id"] > 0], objects[objects["pred_id"] > 0]
     if true.empty:
         return []

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from cellray.arrays import Floats
 from cellray.errors import DataError
 from cellray.metrics.catalogue import METRICS
 from cellray.metrics.objects import ERRORS
-from cellray.metrics.released import released_counts
+from cellray.metrics.released_rules import released_counts
 from cellray.metrics.rows import N_BINS, TENTHS
-from cellray.metrics.table import Floats
 
 Sums = Mapping[str, Floats]
 """By name, arrays of one common shape."""

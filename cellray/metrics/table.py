@@ -8,11 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from cellray.arrays import Floats, Ints, Labels
 from cellray.errors import DataError, ShapeError
-
-Labels = NDArray[np.integer]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _LARGEST_LOOKUP = 1 << 22
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cellray.arrays import Labels
 from cellray.postprocess.components import Components, find_components
 from cellray.postprocess.morphology import close_mask, fill_holes, open_mask
 from cellray.postprocess.points import PUBLISHED_POINT, OperatingPoint, PixelSizes
-from cellray.postprocess.sheet import Labels
 from cellray.postprocess.splitting import Pieces, split
 
 __all__ = [

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cellray.arrays import Ints, Labels, Mask
 from cellray.errors import ShapeError
-from cellray.postprocess.morphology import Mask, close_mask, count_holes, fill_holes, open_mask
+from cellray.postprocess.morphology import close_mask, count_holes, fill_holes, open_mask
 from cellray.postprocess.points import PixelSizes
-from cellray.postprocess.sheet import Ints, Labels, Sheet, lay_out
+from cellray.postprocess.sheet import Sheet, lay_out
 
 TOUCHING = np.ones((3, 3), dtype=bool)
 """Pixels touch at a side or a corner."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-Mask = NDArray[np.bool_]
+from cellray.arrays import Mask
 
 
 def open_mask(mask: Mask, radius: int, inside: Mask | None = None) -> Mask:

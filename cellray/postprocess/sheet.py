@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from cellray.postprocess.morphology import Mask
-
-Labels = NDArray[np.int32]
-Ints = NDArray[np.int64]
+from cellray.arrays import Ints, Labels, Mask
 
 _LEAST_BLOCK_PX = 8
 _MOST_SIGNAL = 0.06  # share of pixels; with more the boxes would hardly save anything

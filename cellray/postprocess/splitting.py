@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from cellray.arrays import Ints, Labels, Mask
 from cellray.postprocess.components import TOUCHING, Components
-from cellray.postprocess.morphology import Mask
-from cellray.postprocess.sheet import Ints, Labels
 
 Box = tuple[slice, slice]
 Distance = NDArray[np.float64]

@@ -5,16 +5,15 @@ from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
 from cellray.report.findings import Findings
 from cellray.report.observer import ReportObserver
-from cellray.report.plans import facts_of, plan_of, stored_plan
-from cellray.report.searched import read_search
-from cellray.report.tables import Plan, PlannedTrial, Tables, TextTable, format_table, make_tables
+from cellray.report.ranking import Tables, make_tables
+from cellray.report.study_facts import StudyFacts, facts_of
+from cellray.report.text import TextTable, format_table
 
 __all__ = [
     "Findings",
-    "Plan",
-    "PlannedTrial",
     "ReportActor",
     "ReportObserver",
+    "StudyFacts",
     "Tables",
     "TextTable",
     "actor_name",
@@ -23,9 +22,6 @@ __all__ = [
     "format_table",
     "load_tables",
     "make_tables",
-    "plan_of",
-    "read_search",
     "start_report_actor",
-    "stored_plan",
     "write_answer",
 ]

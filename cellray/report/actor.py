@@ -17,18 +17,21 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
+from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
-from cellray.report.build import Known, build_report, live_metrics, load_tables, table_files
+from cellray.report.build import build_report, live_metrics, load_tables, table_files
 from cellray.report.findings import Findings
-from cellray.report.plans import stored_trials, with_dropped
 from cellray.report.progress import Progress, slim
-from cellray.report.tables import Plan, Tables, TextTable, format_table
+from cellray.report.ranking import Tables
+from cellray.report.study_facts import StudyFacts
+from cellray.report.text import TextTable, format_table
+from cellray.results import Plan, Results
 
 _log = logging.getLogger(__name__)
 
@@ -60,15 +63,15 @@ class ReportActor:
         ledger: Ledger,
         plan: Plan,
         *,
-        study_facts: Mapping[str, Any] | None = None,
+        study_facts: StudyFacts | None = None,
         flush_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         background: bool = False,
     ) -> None:
-        self._ledger, self._facts = ledger, dict(study_facts or {})
+        self._ledger, self._facts = ledger, study_facts or StudyFacts()
         self._flush_s, self._clock, self._background = flush_s, clock, background
         self._metrics = live_metrics(plan)
-        self._known = Known()
+        self._results = Results(ledger, plan, metric=plan.rank_by)
         self._progress = Progress(plan, clock)
         self._table: TextTable | None = None
         self._table_of = 0  # results
@@ -96,28 +99,28 @@ class ReportActor:
             self._progress.started(label, seed, key)
             self._has_news = True
 
-    def epoch(self, label: str, seed: int, row: Mapping[str, Any]) -> None:
+    def epoch(self, label: str, seed: int, row: EpochRow) -> None:
         """A trial ended an epoch."""
         with self._state:
             self._progress.epoch(label, seed, row)
             self._has_news = True
         self._flush_when_due()
 
-    def trial_ended(self, record: Mapping[str, Any]) -> None:
+    def trial_ended(self, record: TrialRecord) -> None:
         """A trial's record is in the ledger; nothing else is read again."""
         with self._state:
             self._progress.ended(slim(record, self._metrics))
-            self._told.add(str(record["key"]))
+            self._told.add(record.key)
             self._version += 1
             self._has_news = True
         self._flush_when_due()
 
-    def replan(self, plan: Plan, study_facts: Mapping[str, Any] | None = None) -> None:
+    def replan(self, plan: Plan, study_facts: StudyFacts | None = None) -> None:
         """The plan has grown. What is known stays; the facts too, unless there are new ones."""
         with self._state:
             self._is_replanned = True
             self._progress.replan(plan)
-            self._facts = self._facts if study_facts is None else dict(study_facts)
+            self._facts = study_facts or self._facts
             self._version += 1
             self._has_news = True
 
@@ -153,7 +156,7 @@ class ReportActor:
             self._read_records()
             self._make()
             self._write_status()
-            return build_report(self._ledger, with_dropped(self._ledger, self._progress.plan), study_facts=self._facts)
+            return build_report(Results.now(self._ledger, self._progress.plan), self._facts)
 
     def _status(self, limit: int) -> dict[str, Any]:
         with self._state:
@@ -182,7 +185,7 @@ class ReportActor:
     def _read_plan(self) -> None:
         """Take the ledger's plan: a restarted actor was made with that of the sweep's start."""
         try:
-            trials = stored_trials(self._ledger)
+            trials = tuple(self._ledger.plan())
         except LedgerError:  # it has none
             return
         with self._state:
@@ -194,7 +197,7 @@ class ReportActor:
         records = [slim(record, self._metrics) for record in self._ledger.records()]
         with self._state:
             for record in records:
-                if record["key"] not in self._told:
+                if record.key not in self._told:
                     self._progress.learn(record)
             self._version += 1
 
@@ -206,14 +209,8 @@ class ReportActor:
         if version == self._table_version:
             return
         begun = self._clock()
-        tables = load_tables(
-            self._ledger,
-            records,
-            with_dropped(self._ledger, plan),
-            external_order=self._facts.get("sets", ()),
-            known=self._known,
-            only_ranking=True,
-        )
+        self._results.update(plan.with_dropped(self._ledger.search()), records)
+        tables = load_tables(self._results, external_order=self._facts.sets, only_ranking=True)
         table = format_table(tables, metric=plan.rank_by)
         with self._state:
             self._made = self._clock()
@@ -229,7 +226,7 @@ class ReportActor:
         self._write_status()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
-            for name, data in table_files(tables, plan, write_answer(Findings(plan, tables))).items():
+            for name, data in table_files(tables, plan, write_answer(Findings(self._results, tables))).items():
                 self._ledger.write(f"report/{name}", data)
             self._unwritten = None
         self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)
@@ -278,7 +275,7 @@ class ReportActor:
 class LedgerReportActor(ReportActor):
     """Opens its ledger where it runs, so that a restart needs nothing but names."""
 
-    def __init__(self, ledger_args: tuple[str, str], plan: Plan, study_facts: Mapping[str, Any]) -> None:
+    def __init__(self, ledger_args: tuple[str, str], plan: Plan, study_facts: StudyFacts) -> None:
         # A question takes a few turns of the interpreter, and each waits so long for the thread that makes tables.
         sys.setswitchinterval(0.0005)
         # Looking through all of ten thousand records for garbage stops every thread, for a second each time.
@@ -301,7 +298,7 @@ def start_report_actor(
     ledger_args: tuple[str, str],
     plan: Plan,
     *,
-    study_facts: Mapping[str, Any] | None = None,
+    study_facts: StudyFacts | None = None,
 ) -> Any:
     """A `ReportActor` as a Ray actor named ``cellray-report-<study>``, restarted by Ray if its process dies.
 
@@ -323,8 +320,8 @@ def start_report_actor(
     how: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "concurrency_groups": {"questions": 1}}
     remote = ray.remote(num_cpus=0, **how)(LiveReportActor)
     # Ray keeps what an actor is made with for its restarts, but only while it is small.
-    head, facts = replace(plan, trials=(), dropped={}), dict(study_facts or {})
-    actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, {"sets": facts.get("sets", [])})
+    head, facts = replace(plan, trials=(), dropped={}), study_facts or StudyFacts()
+    actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, StudyFacts(sets=facts.sets))
     actor.replan.remote(plan, facts)
     return actor
 

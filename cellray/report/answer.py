@@ -11,8 +11,9 @@ import math
 import pandas as pd
 
 from cellray.report.findings import Findings
+from cellray.report.ranking import rows_of
 from cellray.report.search_answer import found_sentence, race_sentence, stopped_clause
-from cellray.report.tables import format_interval, format_value, metric_title, rows_of
+from cellray.report.text import format_interval, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 from cellray.statistics import LEAST_SEEDS
 

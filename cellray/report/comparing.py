@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from cellray.errors import StudyError
-from cellray.ledger import Ledger
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
-from cellray.report.tables import (
-    Plan,
-    Tables,
+from cellray.report.ranking import Tables, make_tables, rows_of, select, stopped_labels
+from cellray.report.text import (
     TextTable,
     format_difference,
     format_interval,
     format_p,
     format_value,
-    make_tables,
     metric_title,
-    rows_of,
-    select,
-    stopped_labels,
 )
-from cellray.samples import Sample, read_samples
-from cellray.scores import nothing_by_set
+from cellray.results import Results
 
 
-def compare_configurations(ledger: Ledger, plan: Plan, a: str, b: str) -> TextTable:
+def compare_configurations(results: Results, a: str, b: str) -> TextTable:
     """Two configurations of a study: the metric that ranks on every set, and a few more on the test set.
 
     Args:
-        ledger: The study's.
-        plan: Its planned trials.
+        results: The study's.
         a: A label.
         b: Another one.
 
@@ -44,20 +35,17 @@ def compare_configurations(ledger: Ledger, plan: Plan, a: str, b: str) -> TextTa
     """
     if a == b:
         raise StudyError(f"{a!r} is named twice: nothing to compare")
-    records = ledger.records()
-    used = list(plan.planned(records).values())
-    samples = read_samples(ledger, used)
-    tables = make_tables(records, plan, nothing=nothing_by_set(ledger, used))
+    plan, tables = results.plan, make_tables(results)
     asked = [(name, plan.rank_by) for name in tables.sets if name != "val"]
     asked += [("test", key) for key in EXTRA if key != plan.rank_by and key in tables.metrics]
     rows = []
     for name, metric in asked:
-        found = versus(tables, samples, plan, [(a, b)], set_name=name, metric=metric)
+        found = versus(tables, results.samples, [(a, b)], set_name=name, metric=metric)
         rows.append([name, metric_title(metric), *_cells(tables, found, a, b, name, metric)])
     return TextTable(["set", "metric", *_columns(a, b)], rows, list(_notes()))
 
 
-def compare_studies(ledgers: Sequence[Ledger], plans: Sequence[Plan]) -> TextTable:
+def compare_studies(studies: Sequence[Results]) -> TextTable:
     """Two studies, configuration by configuration where they have the same label, on the test set.
 
     They are paired by seed, and by image where both were judged on the same images.
@@ -65,32 +53,17 @@ def compare_studies(ledgers: Sequence[Ledger], plans: Sequence[Plan]) -> TextTab
     Raises:
         StudyError: If no label is in both, or they are ranked by different metrics.
     """
-    first, second = plans
+    first, second = (results.plan for results in studies)
     metric = first.rank_by
     if second.rank_by != metric:
         raise StudyError(f"{first.study} is ranked by {metric}, {second.study} by {second.rank_by}: nothing to compare")
     common = [label for label in first.labels if label in second.labels]
     if not common:
         raise StudyError(f"no configuration of {first.study} has a namesake in {second.study}")
-    records, trials = [], []
-    samples: dict[str, dict[tuple[str, str], Sample]] = {}
-    nothing: dict[str, dict[str, float]] = {}
-    for i, (ledger, plan) in enumerate(zip(ledgers, plans, strict=True)):
-        used = plan.planned(ledger.records())
-        # the same trial may be in both, judged differently
-        records += [{**record, "key": f"{i}/{key}"} for key, record in used.items()]
-        samples |= {f"{i}/{key}": s for key, s in read_samples(ledger, used.values()).items()}
-        trials += [
-            replace(t, label=f"{i}/{t.label}", key=f"{i}/{t.key}", evaluation_key="")
-            for t in plan.trials
-            if t.label in common
-        ]
-        for name, errors in nothing_by_set(ledger, list(used.values())).items():
-            nothing[name] = {key: max(value, nothing.get(name, {}).get(key, value)) for key, value in errors.items()}
-    plan = replace(first, trials=tuple(trials))
-    tables = make_tables(records, plan, nothing=nothing)
+    both = Results.together(studies, common)
+    tables = make_tables(both)
     couples = [(f"0/{label}", f"1/{label}") for label in common]
-    found = versus(tables, samples, plan, couples, set_name="test", metric=metric)
+    found = versus(tables, both.samples, couples, set_name="test", metric=metric)
     rows = []
     for label, (a, b) in zip(common, couples, strict=True):
         pair = found[(found.a.isin((a, b))) & (found.b.isin((a, b)))]

@@ -11,8 +11,10 @@ import io
 
 import pandas as pd
 
-from cellray.report.tables import Plan, Tables, format_table, metric_title
+from cellray.report.ranking import Tables
+from cellray.report.text import format_table, metric_title
 from cellray.report.words import set_title_plain
+from cellray.results import Plan
 
 EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
 """Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""

@@ -5,34 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
-from cellray.report.details import NO_DETAILS, Details
+from cellray.record import LossSettings, TrialRecord
 from cellray.report.mixtures import WeightFamily, find_families
-from cellray.report.searched import Search, StoredLoss, names_of_parameters
-from cellray.report.tables import Plan, Record, Tables, metric_title, select, stopped_labels
-
-StudyFacts = Mapping[str, Any]
-"""What records don't say of a study; its keys as for `build_report`."""
+from cellray.report.ranking import Tables, select, stopped_labels
+from cellray.report.searched import Search, names_of_parameters, read_search
+from cellray.report.text import metric_title
+from cellray.results import Plan, Results
+from cellray.results.details import NO_DETAILS, Details
 
 
 @dataclass(frozen=True)
 class Findings:
     """A study's results, and what follows from them: each property is worked out when first asked for, and kept."""
 
-    plan: Plan
+    results: Results
     tables: Tables
     """With what `infer` found, where it has looked at the images."""
-    records: Mapping[str, Record] = field(default_factory=dict)
-    """Of the planned trials, by key."""
     details: Details = NO_DETAILS
     """Of the same trials."""
-    search: Search | None = None
-    """What a search tried, where there was one."""
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Set -> metric -> how well human experts agree on its images, a ceiling."""
+
+    @property
+    def plan(self) -> Plan:
+        """The planned trials, and the question."""
+        return self.results.plan
+
+    @property
+    def records(self) -> Mapping[str, TrialRecord]:
+        """Of the planned trials, by key."""
+        return self.results.records
+
+    @cached_property
+    def search(self) -> Search | None:
+        """What a search tried, where there was one."""
+        return read_search(self.results.log)
 
     @property
     def metric(self) -> str:
@@ -73,28 +83,28 @@ class Findings:
         return replace(self.tables, **{name: table[~table.label.isin(stopped)] for name, table in kept.items()})
 
     @cached_property
-    def trials(self) -> dict[tuple[str, int], Record]:
+    def trials(self) -> dict[tuple[str, int], TrialRecord]:
         """The records by label and seed, in the order of the plan."""
         return {(t.label, t.seed): self.records[t.key] for t in self.plan.trials if t.key in self.records}
 
     @cached_property
-    def by_label(self) -> dict[str, list[Record]]:
+    def by_label(self) -> dict[str, list[TrialRecord]]:
         """The records of each configuration; of one without any, an empty list."""
-        found: dict[str, list[Record]] = {label: [] for label in self.plan.labels}
+        found: dict[str, list[TrialRecord]] = {label: [] for label in self.plan.labels}
         for (label, _), record in self.trials.items():
             found[label].append(record)
         return found
 
     @cached_property
-    def losses(self) -> dict[str, StoredLoss]:
+    def losses(self) -> dict[str, LossSettings]:
         """The loss of each configuration that has a record, by label."""
-        found = {label: (record.get("settings") or {}).get("loss") for (label, _), record in self.trials.items()}
-        return {label: loss for label, loss in found.items() if loss}
+        found = {label: record.settings.loss for (label, _), record in self.trials.items()}
+        return {label: loss for label, loss in found.items() if loss.terms}
 
     @cached_property
     def families(self) -> list[WeightFamily]:
         """The families of losses that mix the same three terms in enough ways."""
-        settings = {label: record.get("settings") or {} for (label, _), record in self.trials.items()}
+        settings = {label: record.settings for (label, _), record in self.trials.items()}
         return find_families(self.ranked, settings, self.metric, self.search)
 
     @cached_property

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from cellray.ledger import Ledger
 from cellray.metrics import METRICS
+from cellray.record import OverlayFile, TrialRecord
 from cellray.report.findings import Findings
-from cellray.report.tables import Record, select
+from cellray.report.ranking import select
 
 ROLES = ("worst", "median", "best")
 BUDGET_BYTES = 4_500_000
@@ -61,13 +60,13 @@ class Gallery:
         return not (self.by_configuration or self.crowded or self.leader_abroad or self.missing)
 
 
-def make_gallery(ledger: Ledger, found: Findings) -> Gallery:
+def make_gallery(found: Findings) -> Gallery:
     """Choose and shrink the overlays of each configuration's median trial.
 
     Worst, median and best image come from the test set and, for the leader, from external sets too; the most crowded
     image, the same for all, comes from every set but `val`.
     """
-    chosen = median_trials(found)
+    ledger, chosen = found.results.ledger, median_trials(found)
     with_overlays = {label: chosen[label] for label in found.everyone if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
@@ -75,8 +74,8 @@ def make_gallery(ledger: Ledger, found: Findings) -> Gallery:
     wanted = [
         (label, record, overlay)
         for label, record in shown.items()
-        for overlay in record["overlays"]
-        if overlay["set"] in judged and (overlay["role"] == "crowded" or overlay["set"] == "test" or label == leader)
+        for overlay in record.overlays
+        if overlay.set in judged and (overlay.role == "crowded" or overlay.set == "test" or label == leader)
     ]
     limit = BUDGET_BYTES // max(len(wanted), 1)
     mine: dict[str, dict[str, Picture]] = {}
@@ -84,9 +83,9 @@ def make_gallery(ledger: Ledger, found: Findings) -> Gallery:
     abroad: dict[str, dict[str, Picture]] = {name: {} for name in judged if name != "test"}
     missing = []
     for label, record, overlay in wanted:
-        path = f"trials/{record['key']}/{overlay['file']}"
+        path = f"trials/{record.key}/{overlay.file}"
         if not ledger.exists(path):
-            missing.append(f"{label}: {overlay['file']} is not in the ledger")
+            missing.append(f"{label}: {overlay.file} is not in the ledger")
             continue
         seed = next(seed for (name, seed), mine in found.trials.items() if name == label and mine is record)
         picture = make_picture(label, seed, overlay, ledger.read(path), limit)
@@ -110,31 +109,31 @@ def make_gallery(ledger: Ledger, found: Findings) -> Gallery:
     )
 
 
-def median_trials(found: Findings) -> dict[str, Record]:
+def median_trials(found: Findings) -> dict[str, TrialRecord]:
     """By label, the trial with overlays whose score is the (lower) median of its configuration; ties go by seed."""
     rows = select(found.tables.scores, set_name="test", metric=found.metric)
-    rows = rows[rows.key.map(lambda key: bool((found.records.get(key) or {}).get("overlays")))]
+    rows = rows[rows.key.map(lambda key: key in found.records and bool(found.records[key].overlays))]
     better = METRICS[found.metric].higher_is_better
     rows = rows.sort_values(["counted", "seed"], ascending=[better, True], kind="stable")
     by_label = rows.groupby("label", sort=False).key
     return {str(label): found.records[keys.iloc[(len(keys) - 1) // 2]] for label, keys in by_label}
 
 
-def make_picture(label: str, seed: int, overlay: Mapping[str, object], png: bytes, limit: int) -> Picture:
+def make_picture(label: str, seed: int, overlay: OverlayFile, png: bytes, limit: int) -> Picture:
     """Shrink one overlay below `limit` bytes as WebP and describe it."""
     data, width, height = shrink(png, limit)
-    f1 = overlay.get("f1_iou")
+    f1 = overlay.f1_iou
     score = f"F1 {f1:.2f}, " if isinstance(f1, float) and f1 == f1 else ""
-    counts = f"{score}{overlay.get('n_true', '?')} cells, {overlay.get('n_pred', '?')} predicted"
-    role, name = str(overlay["role"]), str(overlay["set"])
+    counts = f"{score}{overlay.n_true} cells, {overlay.n_pred} predicted"
+    role, name = overlay.role, overlay.set
     return Picture(
         label=label,
         seed=seed,
         set=name,
         role=role,
-        image=str(overlay.get("image", "")),
+        image=overlay.image,
         caption=counts,
-        alt=f"{label}, seed {seed}: {role} image of {name} ({overlay.get('image', '')}), {counts}",
+        alt=f"{label}, seed {seed}: {role} image of {name} ({overlay.image}), {counts}",
         src="data:image/webp;base64," + base64.b64encode(data).decode(),
         width=width,
         height=height,

@@ -8,19 +8,18 @@ both have, and ranks within images over the seeds that all have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from cellray.metrics import MEDIANS, METRICS
-from cellray.report.tables import INTERVALS, Plan, Tables, select, stopped_labels
-from cellray.samples import Samples, has_groups
+from cellray.metrics import METRICS
+from cellray.report.ranking import INTERVALS, Inference, Tables, select, stopped_labels
+from cellray.results import Block, Results, Samples, make_block
 from cellray.statistics import (
     ALPHA,
     LEAST_SEEDS,
-    compare,
     contenders,
     crossed_mean,
     detectable,
@@ -28,6 +27,7 @@ from cellray.statistics import (
     holm,
     mean_median,
     median_pairs,
+    paired_tests,
     rank_shares,
     rank_table,
     resampled_means,
@@ -37,61 +37,25 @@ MOST_COMPARED = 60
 """Configurations up to which every pair is compared; among more, the leader with each other one."""
 
 
-@dataclass(frozen=True)
-class Inference:
-    """Tables at the own operating point; sets and metrics in the order of `Tables`."""
-
-    pairs: pd.DataFrame
-    """One row a set, metric and pair: set, metric, and `statistics.PAIR_COLUMNS`. Differences are turned so that above
-    0 means that a is better. All columns for the metric that ranks, the tests alone for the others."""
-    ranks: pd.DataFrame
-    """One row a set and configuration, for the metric that ranks: set, the columns of `statistics.rank_table`, and
-    may_be_best (`statistics.contenders`)."""
-    stability: pd.DataFrame
-    """set, label, rank, share: of 2,000 resamples of seeds and images, those in which it had that rank."""
-    friedman: pd.DataFrame
-    """set, n_images, statistic, p, critical_difference: for the metric that ranks, over the seeds that all have."""
-    detectable: pd.DataFrame
-    """set, metric, difference: the smallest true difference of one pair that is found with 80 % power. Where a race
-    dropped configurations, of a pair that it left."""
-    unit: str = "image"
-    """What seeds are crossed with on the test set: `image`, or `group of images`."""
-
-    def pairs_of(self, set_name: str, metric: str) -> pd.DataFrame:
-        """The pairs of one set and metric, best first."""
-        return self.pairs[(self.pairs["set"] == set_name) & (self.pairs.metric == metric)]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One set, point and metric: every configuration's trials, higher is better."""
-
-    values: np.ndarray
-    """Shape (n_configurations, n_seeds, n_units); NaN throughout where a trial is missing. The units are images, or one
-    only, the trial's score, where trials can't be compared image by image."""
-    is_median: bool
-
-
-def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = False) -> Tables:
+def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Tables:
     """The same tables with intervals in the ranking (columns low, high, rank_low, rank_high) and an `Inference`.
 
     Args:
         tables: Of `make_tables`.
-        samples: Of its trials.
-        plan: The planned trials.
+        results: Of the same trials.
         only_ranking: Only the metric that ranks on the test set, for a table that is made anew every few seconds.
     """
+    plan, samples = results.plan, results.samples
     stopped = stopped_labels(tables)
     labels = [label for label in plan.labels if label not in stopped]
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
-    scores = _turned(tables.scores, stopped)
     ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
-    for by, rows in scores.groupby(["set", "point", "metric"], sort=False):
+    for by, rows in tables.scores.groupby(["set", "point", "metric"], sort=False):
         name, point, metric = map(str, by)
         if only_ranking and (name, point, metric) != ("test", "own", plan.rank_by):
             continue
-        block = _block(rows, samples, labels, seeds, tables)
+        block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
         ends += [
             (name, point, metric, label, *_interval(v, block, metric))
             for label, v in zip(labels, block.values, strict=True)
@@ -100,14 +64,16 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
             continue
         ranks_it = metric == plan.rank_by
         compared = _within_range(_compare(block, labels, detail=ranks_it), metric)
-        places = rank_table(*_means(block), compared, labels)
+        means, by_image = _means(block)
+        # only the metric that ranks is ranked within images too, which takes longest
+        places = rank_table(means, by_image if ranks_it else by_image[:, :0], compared, labels)
         may_be_best = places.label.isin(contenders(compared, labels)) & places["rank"].notna()
         ranks.append(places.assign(set=name, metric=metric, may_be_best=may_be_best))
         pairs.append(compared.assign(set=name, metric=metric))
         effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
         if ranks_it and 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
-            test = friedman(_means(block)[1])
+            test = friedman(by_image)
             if test is not None:
                 tests.append({"set": name, **vars(test)})
     found = pd.DataFrame(ends, columns=["set", "point", "metric", "label", "low", "high"])
@@ -127,20 +93,19 @@ def infer(tables: Tables, samples: Samples, plan: Plan, *, only_ranking: bool = 
         else pd.DataFrame(columns=["set", "label", "rank", "share"]),
         friedman=pd.DataFrame(tests, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
         detectable=pd.DataFrame(effects, columns=["set", "metric", "difference"]),
-        unit="group of images" if has_groups(samples) else "image",
+        unit=results.unit,
     )
     return replace(tables, ranking=ranking, inference=inference)
 
 
 def versus(
-    tables: Tables, samples: Samples, plan: Plan, couples: Sequence[tuple[str, str]], *, set_name: str, metric: str
+    tables: Tables, samples: Samples, couples: Sequence[tuple[str, str]], *, set_name: str, metric: str
 ) -> pd.DataFrame:
     """Chosen couples of configurations, each compared alone; Holm's adjustment is over the couples.
 
     Args:
-        tables: Of `make_tables`.
+        tables: Of `make_tables`, of one study or of several put together.
         samples: Of its trials.
-        plan: Of the study, or of several put together.
         couples: Labels; those without a common seed are left out, and so is a configuration that was stopped early.
         set_name: One of ``tables.sets``.
         metric: A key of ``METRICS``.
@@ -148,11 +113,12 @@ def versus(
     Returns:
         One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one.
     """
-    seeds = sorted({trial.seed for trial in plan.trials})
-    rows = _turned(select(tables.scores, set_name=set_name, metric=metric), stopped_labels(tables))
+    rows = select(tables.scores, set_name=set_name, metric=metric)
+    seeds = sorted(set(rows.seed))
     found = []
     for couple in couples:
-        block = _block(rows[rows.label.isin(couple)], samples, couple, seeds, tables)
+        mine = rows[rows.label.isin(couple)]
+        block = make_block(mine, samples, couple, seeds, skip_collapsed=tables.skip_collapsed)
         found.append(_compare(block, couple, detail=True))
     table = _within_range(pd.concat(found, ignore_index=True), metric)
     table["p_holm"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
@@ -162,45 +128,7 @@ def versus(
     return table
 
 
-def _sign(metric: str) -> float:
-    return 1.0 if METRICS[metric].higher_is_better else -1.0
-
-
-def _turned(scores: pd.DataFrame, stopped: Collection[str]) -> pd.DataFrame:
-    """The scores with a column `turned`: what counts, higher is better; NaN where nothing is to be compared."""
-    turned = scores.metric.map(_sign) * scores.counted
-    return scores.assign(turned=turned.mask(scores.label.isin(stopped)))
-
-
-def _block(rows: pd.DataFrame, samples: Samples, labels: Sequence[str], seeds: Sequence[int], tables: Tables) -> _Block:
-    """The trials of one set, point and metric as an array."""
-    name, point, metric = (str(rows[column].iloc[0]) for column in ("set", "point", "metric"))
-    if tables.skip_collapsed:
-        rows = rows[rows.note == ""]
-    rows = rows[rows.turned.notna()]
-    is_median = metric in MEDIANS
-    place, order = {label: i for i, label in enumerate(labels)}, {seed: i for i, seed in enumerate(seeds)}
-    at = [(place[label], order[seed]) for label, seed in zip(rows.label, rows.seed, strict=True)]
-    lost = (rows.note != "").tolist()
-    found = [samples.get(key, {}).get((name, point)) for key in rows.key]
-    per_image = [None if s is None else (s.images if is_median else s.values).get(metric) for s in found]
-    units = {
-        None if s is None or v is None else s.units
-        for s, v, gone in zip(found, per_image, lost, strict=True)
-        if not gone
-    }
-    alike = units.pop() if len(units) == 1 else None
-    size = next(len(v) for v, gone in zip(per_image, lost, strict=True) if v is not None and not gone) if alike else 1
-    block = np.full((len(labels), len(seeds), size), np.nan)
-    # a signed error is ranked by its size
-    flips = np.where((rows.value < 0) & (rows.counted > 0), -1.0, 1.0) * _sign(metric)
-    for where, score, values, flip, gone in zip(at, rows.turned, per_image, flips, lost, strict=True):
-        # a lost trial counts as worst on every image
-        block[where] = score if alike is None or gone else flip * values
-    return _Block(block, is_median and alike is not None)
-
-
-def _interval(trials: np.ndarray, block: _Block, metric: str) -> tuple[float, float]:
+def _interval(trials: np.ndarray, block: Block, metric: str) -> tuple[float, float]:
     """95 % interval of one configuration's mean, in the metric's own direction and range."""
     known = trials[~np.isnan(trials).any(1)]
     if len(known) == 0:
@@ -223,17 +151,17 @@ def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))
 
 
-def _compare(block: _Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:
+def _compare(block: Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:
     many = len(labels) > MOST_COMPARED
     if block.is_median:
         known = {label: v[~np.isnan(v).any(1)] for label, v in zip(labels, block.values, strict=True)}
         known = {label: -v for label, v in known.items() if len(v)}
         n_seeds = min((len(v) for v in known.values()), default=0)
         return median_pairs([mean_median(v) for v in known.values()], list(known), n_seeds, leader_only=many)
-    return compare(block.values, labels, detail=detail, leader_only=many)
+    return paired_tests(block.values, labels, detail=detail, leader_only=many)
 
 
-def _means(block: _Block) -> tuple[np.ndarray, np.ndarray]:
+def _means(block: Block) -> tuple[np.ndarray, np.ndarray]:
     """Mean of each configuration over its seeds, and image by image over the seeds that all have; NaN without a trial.
 
     A configuration with other seeds than the rest would be better or worse on each image by the luck of its seeds.
@@ -251,7 +179,7 @@ def _means(block: _Block) -> tuple[np.ndarray, np.ndarray]:
     return means, by_image
 
 
-def _stability(block: _Block, labels: Sequence[str]) -> pd.DataFrame:
+def _stability(block: Block, labels: Sequence[str]) -> pd.DataFrame:
     shares = rank_shares(resampled_means(block.values, is_median=block.is_median))
     rows = [
         (label, place + 1, share) for label, row in zip(labels, shares, strict=True) for place, share in enumerate(row)
@@ -259,11 +187,6 @@ def _stability(block: _Block, labels: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "rank", "share"])
 
 
-def _detectable(block: _Block, chosen: Sequence[int]) -> float:
-    """For the leader's pairs among the chosen configurations, over the seeds that all of these have."""
-    values = block.values[list(chosen)]
-    values = values[:, ~np.isnan(values).any((0, 2))]
-    if block.is_median or len(values) < 2 or values.shape[1] == 0 or values.shape[1] * values.shape[2] < 2:
-        return float("nan")
-    leader = int(values.mean((1, 2)).argmax())
-    return detectable(crossed_mean(values[leader] - np.delete(values, leader, axis=0)))
+def _detectable(block: Block, chosen: Sequence[int]) -> float:
+    differences = block.leader_differences(chosen)
+    return float("nan") if differences is None else detectable(differences)

@@ -11,8 +11,10 @@ import pandas as pd
 
 from cellray.errors import DataError
 from cellray.metrics import METRICS
-from cellray.report.searched import Search, StoredSettings, judged_value
-from cellray.report.tables import metric_title, rows_of
+from cellray.record import TrialSettings
+from cellray.report.ranking import rows_of
+from cellray.report.searched import Search, judged_value
+from cellray.report.text import metric_title
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
 ENOUGH_MIXTURES = 6
@@ -84,7 +86,7 @@ def weights_text(names: tuple[str, str, str], fit: SimplexFit) -> str:
 
 
 def find_families(
-    ranked: pd.DataFrame, settings: Mapping[str, StoredSettings], metric: str, search: Search | None = None
+    ranked: pd.DataFrame, settings: Mapping[str, TrialSettings], metric: str, search: Search | None = None
 ) -> list[WeightFamily]:
     """Families of configurations that mix the same three loss terms in enough ways, by test scores.
 
@@ -101,12 +103,12 @@ def find_families(
     members: dict[tuple[str, str, str], list[dict[str, object]]] = {}
     others: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in rows_of(ranked):
-        stored = settings.get(row.label) or {}
-        terms = (stored.get("loss") or {}).get("terms") or []
+        stored = settings.get(row.label, TrialSettings())
+        terms = stored.loss.terms
         if len(terms) != 3 or not np.isfinite(row.mean):
             continue
-        first, second, third = (str(term["name"] or term.get("code")) for term in terms)
-        a, b, c = (float(term["weight"]) for term in terms)
+        first, second, third = (term.title for term in terms)
+        a, b, c = (term.weight for term in terms)
         if a + b + c <= 0:
             continue
         point = {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
@@ -128,16 +130,16 @@ def find_families(
     return found
 
 
-def other_settings(stored: StoredSettings) -> dict[str, str]:
+def other_settings(stored: TrialSettings) -> dict[str, str]:
     """Everything that a trial was set to but the weights, by name; what follows from the configuration's label or seed
     isn't a setting."""
-    loss = stored.get("loss") or {}
+    loss = stored.loss.plain()
     flat: dict[str, str] = {}
-    for term in loss.get("terms") or []:
-        flat |= {f"{term['name']} {key}": str(value) for key, value in (term.get("settings") or {}).items()}
+    for term in stored.loss.terms:
+        flat |= {f"{term.name} {key}": str(value) for key, value in term.settings.items()}
     flat |= {key: str(value) for key, value in loss.items() if key not in ("terms", "name", "settings", "code")}
-    for part in ("training", "model"):
-        flat |= {key: str(value) for key, value in (stored.get(part) or {}).items()}
+    for part in (stored.training, stored.model):
+        flat |= {key: str(value) for key, value in part.plain().items()}
     return flat
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from cellray.ledger import Ledger
+from cellray.observers import Observer
+from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.report.actor import ReportActor, start_report_actor
 from cellray.report.build import build_report
-from cellray.report.plans import facts_of, plan_of, with_dropped
-from cellray.report.tables import Plan
+from cellray.report.study_facts import StudyFacts, facts_of
+from cellray.results import Plan, Results, plan_of
+from cellray.study import Study, Trial
 
 LONGEST_S = 1800.0
 """For a report. Ray starts an actor that it killed for memory again and again: it is given up then."""
@@ -19,7 +22,7 @@ LONGEST_S = 1800.0
 _log = logging.getLogger(__name__)
 
 
-class ReportObserver:
+class ReportObserver(Observer):
     """Passes a sweep's news to a `ReportActor`: in Ray where Ray runs, else in this process.
 
     Args:
@@ -32,12 +35,12 @@ class ReportObserver:
         self._owns_actor = actor is None
         self._plan: Plan | None = None
         self._keys: dict[tuple[str, int], str] = {}
-        self._facts: dict[str, Any] = {}
-        self._grown: Any = None  # the study, once it has more configurations than the facts know
+        self._facts = StudyFacts()
+        self._grown: Study | None = None  # the study, once it has more configurations than the facts know
         self.paths: list[str] = []
         """What was written, once the sweep has finished."""
 
-    def on_start(self, study: Any, plan: Iterable[Any]) -> None:
+    def on_start(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """The sweep begins with a `Study` and its planned trials."""
         self._facts = facts_of(study)
         known = self._take(plan_of(study, plan))
@@ -49,7 +52,7 @@ class ReportObserver:
                 else ReportActor(self._ledger, known, study_facts=self._facts)
             )
 
-    def on_plan(self, study: Any, plan: Iterable[Any]) -> None:
+    def on_plan(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """The plan has grown, and is in the ledger; told on without waiting."""
         self._grown = study  # its facts are wanted at the end only, and take long to put together
         self._tell("replan", self._take(plan_of(study, plan)))
@@ -59,17 +62,17 @@ class ReportObserver:
         self._keys = {(trial.label, trial.seed): trial.key for trial in plan.trials}
         return plan
 
-    def on_trial_start(self, trial: Any) -> None:
+    def on_trial_start(self, trial: Trial) -> None:
         """Told on without waiting."""
         self._tell("trial_started", trial.label, trial.seed, self._keys[trial.label, trial.seed])
 
-    def on_epoch(self, trial: Any, row: Mapping[str, Any]) -> None:
+    def on_epoch(self, trial: Trial, row: EpochRow) -> None:
         """Told on without waiting."""
-        self._tell("epoch", trial.label, trial.seed, dict(row))
+        self._tell("epoch", trial.label, trial.seed, row)
 
-    def on_end(self, record: Mapping[str, Any]) -> None:
+    def on_end(self, record: TrialRecord) -> None:
         """Told on without waiting."""
-        self._tell("trial_ended", dict(record))
+        self._tell("trial_ended", record)
 
     def on_finish(self) -> None:
         """Wait for the report; where the actor is lost, build it here, since the ledger has everything."""
@@ -84,7 +87,7 @@ class ReportObserver:
             if self._plan is None:
                 raise
             _log.warning("the reporting actor is lost (%s); the report is built here", error)
-            self.paths = build_report(self._ledger, with_dropped(self._ledger, self._plan), study_facts=self._facts)
+            self.paths = build_report(Results.now(self._ledger, self._plan), self._facts)
 
     def _stop(self) -> None:
         """End an actor started here, so that its name is free for the next sweep of the same Ray job."""

@@ -8,37 +8,31 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from cellray.report.tables import Plan, PlannedTrial, Record, number
+from cellray.record import EpochRow, PlannedTrial, TrialRecord, TrialSettings
+from cellray.results import Plan
+from cellray.scores import as_float
 
 
-def slim(record: Record, metrics: Collection[str]) -> dict[str, Any]:
+def slim(record: TrialRecord, metrics: Collection[str]) -> TrialRecord:
     """What a live table reads of a record: a tenth of it. All settings, and the curve of a range test, stay behind.
 
     Args:
-        record: The contents of a trial.json.
+        record: Of any trial.
         metrics: Of the table.
     """
-    kept = {name: record[name] for name in KEPT if name in record}
-    data, tried = record.get("data") or {}, (record.get("range_test") or {}).get("lr")
-    return kept | {
-        "metrics": {
-            point: {name: {key: values[key] for key in metrics if key in values} for name, values in sets.items()}
-            for point, sets in (record.get("metrics") or {}).items()
-        },
-        "range_test": {"lr": [min(tried)]} if tried else None,
-        "settings": {"training": {k: v for k, v in _training(record).items() if k == "epochs"}},
-        "data": {"split_hash": data.get("split_hash", ""), "sets": dict.fromkeys(data.get("sets") or {})},
-    }
-
-
-KEPT = (
-    "key", "evaluation_key", "label", "seed", "outcome", "reason", "epochs", "steps", "best_epoch", "lr",
-    "n_parameters", "seconds", "peak_memory_mb", "operating_point", "operating_point_score", "validation_dice",
-)  # fmt: skip
-
-
-def _training(record: Record) -> Mapping[str, Any]:
-    return (record.get("settings") or {}).get("training") or {}
+    tried = record.range_test
+    return record.model_copy(
+        update={
+            "metrics": {
+                point: {name: {key: values[key] for key in metrics if key in values} for name, values in sets.items()}
+                for point, sets in record.metrics.items()
+            },
+            "range_test": tried.model_copy(update={"lr": (min(tried.lr),), "loss": ()}) if tried and tried.lr else None,
+            "settings": TrialSettings(training=record.settings.training.only_budget),
+            "data": record.data.model_copy(update={"fingerprint": ""}),
+            "overlays": (),
+        }
+    )
 
 
 class Progress:
@@ -52,7 +46,7 @@ class Progress:
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.running: dict[tuple[str, int], dict[str, Any]] = {}
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, TrialRecord] = {}
         """By key; also those that the plan doesn't name, since a plan may grow."""
         self.replan(plan)
 
@@ -77,45 +71,43 @@ class Progress:
         """A trial begins; a resumed one may begin again."""
         self.running[label, seed] = {"key": key, "epoch": 0, "since": self._clock()}
 
-    def epoch(self, label: str, seed: int, row: Mapping[str, Any]) -> None:
+    def epoch(self, label: str, seed: int, row: EpochRow) -> None:
         """A trial ended an epoch. One that nobody announced (after a restart) counts as running from here."""
         at = self._order.get((label, seed))
         key = "" if at is None else self.plan.trials[at].key
         state = self.running.setdefault((label, seed), {"key": key, "since": self._clock()})
         state["epoch"] = int(row.get("epoch", 0))
-        state["val_dice"] = number(row.get("val_dice", state.get("val_dice")))
-        state["epoch_s"] = number(row.get("seconds"))
+        state["val_dice"] = as_float(row.get("val_dice", state.get("val_dice")))
+        state["epoch_s"] = as_float(row.get("seconds"))
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: TrialRecord) -> None:
         """A trial that ran has its record."""
-        for who in [who for who, state in self.running.items() if state["key"] == record["key"]]:
+        for who in [who for who, state in self.running.items() if state["key"] == record.key]:
             del self.running[who]
         self.learn(record)
 
-    def learn(self, record: Record) -> None:
+    def learn(self, record: TrialRecord) -> None:
         """A trial has a record, perhaps another one than before."""
-        key = str(record["key"])
-        if key in self.records:
-            self._count(self.records[key], -1)
-        self.records[key] = record
+        if record.key in self.records:
+            self._count(self.records[record.key], -1)
+        self.records[record.key] = record
         self._count(record, 1)
 
-    def _count(self, record: Record, sign: int) -> None:
-        key, outcome = str(record["key"]), str(record["outcome"])
+    def _count(self, record: TrialRecord, sign: int) -> None:
+        key, outcome = record.key, record.outcome
         trials = self._planned.get(key, [])
         if not trials or trials[0].find({key: record}) is None:
             return
         self.done[outcome] += sign * len(trials)
         (self._keys_done.add if sign > 0 else self._keys_done.discard)(key)
-        (self._lost.add if sign > 0 and outcome in ("failed", "collapsed") else self._lost.discard)(key)
-        seconds = record.get("seconds") or {}
-        took, judged = sum(number(v) for v in seconds.values()), number(seconds.get("evaluation"))
+        (self._lost.add if sign > 0 and record.is_lost else self._lost.discard)(key)
+        took, judged = record.seconds.total, as_float(record.seconds.evaluation)
         if math.isfinite(took) and took > 0:
             self._took = [self._took[0] + sign * took, self._took[1] + sign]
         if math.isfinite(judged):
             self._judged = [self._judged[0] + sign * judged, self._judged[1] + sign]
         if outcome == "finished":
-            self._epochs[record.get("epochs") or 0] += sign
+            self._epochs[record.epochs or 0] += sign
 
     @property
     def n_done(self) -> int:
@@ -130,8 +122,8 @@ class Progress:
             {
                 "label": trial.label,
                 "seed": trial.seed,
-                "outcome": self.records[trial.key]["outcome"],
-                "reason": self.records[trial.key].get("reason") or "",
+                "outcome": self.records[trial.key].outcome,
+                "reason": self.records[trial.key].reason or "",
                 "key": trial.key,
             }
             for trial in first

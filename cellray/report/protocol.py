@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cellray.metrics import METRICS
-from cellray.report.findings import Findings, StudyFacts
-from cellray.report.searched import METHODS, STOPPING, Search, StoredSettings
-from cellray.report.tables import Plan, Record, Tables, format_value, is_finite, metric_title, rows_of
+from cellray.record import TrialRecord
+from cellray.report.findings import Findings
+from cellray.report.ranking import Tables, rows_of
+from cellray.report.searched import METHODS, STOPPING, Search
+from cellray.report.study_facts import StudyFacts
+from cellray.report.text import format_value, metric_title
+from cellray.results import Plan
+from cellray.scores import is_finite
+from cellray.study import EvaluationConfig, Role
 
 COUNTING_WORST = (
     "An unbounded counting error (MAE, MedAE, |MPE|) has no worst value of its own. A failed or collapsed trial counts "
@@ -37,33 +43,30 @@ class Protocol:
     study_yaml: str = ""
 
 
-def state_protocol(found: Findings, study_facts: StudyFacts) -> Protocol:
+def state_protocol(found: Findings, facts: StudyFacts) -> Protocol:
     """Gather what SCIENCE asks a report to state from the records of the planned trials.
 
     Args:
         found: The study's results.
-        study_facts: As for `build_report`.
+        facts: What the records don't say.
     """
     stored = [found.records[key] for key in sorted(found.records)]
-    evaluation: StoredSettings = study_facts.get("evaluation") or next(
-        (r["settings"]["evaluation"] for r in stored if (r.get("settings") or {}).get("evaluation")), {}
-    )
-    notes = [str(note) for note in study_facts.get("notes") or ()]
+    evaluation = facts.evaluation or next((r.settings.rules for r in stored if r.settings.evaluation), None)
     return Protocol(
         facts=list(one_liners(stored, found.plan, found.tables)),
         budget=budget_table(found),
         metrics=metric_definitions(found.tables),
         points=point_table(found),
-        roles=[read_role(role) for role in study_facts.get("roles") or ()],
-        rules=rules(evaluation, found.plan) + search_rules(found.search) + notes,
-        study_yaml=str(study_facts.get("study_yaml") or ""),
+        roles=[read_role(role) for role in facts.roles],
+        rules=rules(evaluation, found.plan) + search_rules(found.search) + list(facts.notes),
+        study_yaml=facts.study_yaml,
     )
 
 
-def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable[tuple[str, str]]:
+def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Iterable[tuple[str, str]]:
     """Protocol, data, splits, versions, hardware."""
     yield "Study", plan.study
-    yield "Protocol", distinct(r.get("protocol") for r in stored)
+    yield "Protocol", distinct(r.protocol for r in stored)
     yield (
         "Records",
         f"built from {tables.n_records} records of {len(plan.trials)} planned trials"
@@ -73,23 +76,23 @@ def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable
             else ""
         ),
     )
-    data = [r.get("data") or {} for r in stored]
-    yield "Training data", f"fingerprint {distinct(d.get('fingerprint') for d in data)}"
-    sizes = {(d.get("n_train"), d.get("n_val"), d.get("n_test")) for d in data if d.get("n_train") is not None}
+    data = [r.data for r in stored]
+    yield "Training data", f"fingerprint {distinct(d.fingerprint for d in data)}"
+    sizes = {(d.n_train, d.n_val, d.n_test) for d in data if d.n_train is not None}
     if sizes:
         yield "Images", "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes))
     sets: dict[str, set[str]] = {}
     for d in data:
-        for name, facts in (d.get("sets") or {}).items():
-            size = f"{facts.get('n_images', '?')} images, cells {show(facts.get('diameter_px'))} px across"
-            sets.setdefault(name, set()).add(f"{size}, fingerprint {facts.get('fingerprint', '?')}")
+        for name, of_set in d.sets.items():
+            size = f"{of_set.n_images} images, cells {show(of_set.diameter_px)} px across"
+            sets.setdefault(name, set()).add(f"{size}, fingerprint {of_set.fingerprint}")
     for name in tables.sets:
         if name in sets:
             yield f"External set {name}", "; ".join(sorted(sets[name]))
     splits: dict[str, set[int]] = {}
     for r, d in zip(stored, data, strict=True):
-        if d.get("split_hash"):
-            splits.setdefault(d["split_hash"], set()).add(r["seed"])
+        if d.split_hash:
+            splits.setdefault(d.split_hash, set()).add(r.seed)
     yield (
         "Splits",
         "; ".join(
@@ -98,10 +101,9 @@ def one_liners(stored: Sequence[Record], plan: Plan, tables: Tables) -> Iterable
         )
         or "none recorded",
     )
-    source = [r.get("provenance") or {} for r in stored]
     for title, key in (("cellray", "cellray"), ("Code version", "code"), ("PyTorch", "torch"), ("Python", "python"),
                        ("Hardware", "device")):  # fmt: skip
-        yield title, distinct(p.get(key) for p in source)
+        yield title, distinct(getattr(r.provenance, key) for r in stored)
 
 
 def distinct(values: Iterable[object]) -> str:
@@ -125,10 +127,10 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
                 *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
                 str(row.n_stopped),
                 str(row.n_missing),
-                span(r.get("epochs") for r in mine),
-                span(r.get("steps") for r in mine),
-                span(r.get("n_parameters") for r in mine),
-                span(r.get("lr") for r in mine),
+                span(r.epochs for r in mine),
+                span(r.steps for r in mine),
+                span(r.n_parameters for r in mine),
+                span(r.lr for r in mine),
             ]
         )
     return columns, rows
@@ -140,11 +142,15 @@ def point_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in rows_of(found.ranked):
         mine = found.by_label[row.label]
-        points = [r["operating_point"] for r in mine if r.get("operating_point")]
+        points = [r.operating_point for r in mine if r.operating_point]
         if points:
-            gain = span(r.get("operating_point_gain") for r in mine)
-            rows.append([str(row.label), *(span(p.get(name) for p in points) for name in names), gain])
-    return ["configuration", *(name.replace("_", " ") for name in names), "gain (validation)"], rows
+            gain = span(r.operating_point_gain for r in mine)
+            rows.append([str(row.label), *(span(getattr(p, name) for p in points) for name in names), gain])
+    return [
+        "configuration",
+        *(name.replace("_", " ") for name in names),
+        "gain (validation)",
+    ], rows
 
 
 def span(values: Iterable[object]) -> str:
@@ -152,7 +158,7 @@ def span(values: Iterable[object]) -> str:
     known = [value for value in values if value is not None]
     if known and all(isinstance(value, bool) for value in known):
         return "/".join(sorted({"yes" if value else "no" for value in known}, reverse=True))
-    numbers = sorted(float(value) for value in known if is_finite(value))  # type: ignore[arg-type]
+    numbers = sorted(float(value) for value in known if is_finite(value))
     if not numbers:
         return "–"
     low, high = show(numbers[0]), show(numbers[-1])
@@ -163,7 +169,7 @@ def show(value: object) -> str:
     """A number for people: whole numbers grouped, others with three digits."""
     if not is_finite(value):
         return "–"
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     if number == round(number) or abs(number) >= 100:
         return f"{round(number):,}".replace(",", " ")  # a thin space
     return f"{number:.3g}"
@@ -184,24 +190,27 @@ def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
     return rows
 
 
-def rules(evaluation: StoredSettings, plan: Plan) -> list[str]:
+def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
     """How the numbers are made, in sentences."""
-    iou = evaluation.get("iou_threshold")
-    distance = evaluation.get("max_distance")
+    by_iou, by_distance = "by IoU", "by distance"
+    if evaluation:
+        by_iou = f"by IoU above {evaluation.iou_threshold:g}"
+        by_distance = f"by centre distance up to {evaluation.max_distance:g} mean cell diameters"
     lost = "A failed or collapsed trial counts as the worst value, and so does a metric that is not a number. "
     if plan.skip_collapsed:
         lost = "Failed and collapsed trials are left out of means and ranks, as the quirk skip_collapsed has it. "
     cells = (
         "one-to-one"
-        + (f": by IoU above {iou:g}" if is_finite(iou) else " by IoU")
+        + (": " if evaluation else " ")
+        + by_iou
         + ", most pairs first and then the highest total IoU"
-        + (f"; by centre distance up to {distance:g} mean cell diameters" if is_finite(distance) else "; by distance")
+        + f"; {by_distance}"
         + ", most pairs first and then the lowest total distance"
     )
-    if evaluation.get("matching") == "many_to_one":
+    if evaluation and evaluation.matching == "many_to_one":
         cells = "many-to-one: each true cell takes its best partner alone, so that one blob can be a hit for several"
     own = "threshold and post-processing chosen for each trial on its validation images alone, then frozen"
-    if evaluation.get("operating_point", "validation") != "validation":
+    if evaluation and evaluation.operating_point != "validation":
         own = "given by the study, the same for every trial; nothing was chosen"
     lines = [
         f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
@@ -216,18 +225,17 @@ def rules(evaluation: StoredSettings, plan: Plan) -> list[str]:
         "ratios are 1.",
         f"Own operating point: {own} for test and external sets. Shared point: the same one for every trial.",
     ]
-    if evaluation.get("counts") == "released":
+    if evaluation and evaluation.counts == "released":
         lines.append(
             "MAE, MedAE and MPE follow the formula of the reference study's code, |TP by distance - TP by IoU|, in "
             "which no spurious cell counts and predicting nothing is no error."
         )
-    shared = evaluation.get("shared_point")
-    if isinstance(shared, Mapping):
+    if evaluation:
         lines.append(
             "Shared point: "
             + ", ".join(
                 f"{key.replace('_', ' ')} {span([value]) if isinstance(value, bool) else value}"
-                for key, value in shared.items()
+                for key, value in evaluation.shared_point
             )
             + "."
         )
@@ -260,8 +268,8 @@ def search_rules(search: Search | None) -> list[str]:
     return lines
 
 
-def read_role(role: Mapping[str, object]) -> tuple[str, str, str]:
+def read_role(role: Role) -> tuple[str, str, str]:
     """Role, parameter and value as text."""
-    value = role["value"]
+    value = role.value
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return str(role["role"]), str(role["parameter"]), text if len(text) <= 300 else text[:299] + "…"
+    return role.role, role.parameter, text if len(text) <= 300 else text[:299] + "…"

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
-from cellray.report.tables import format_interval, format_rank, format_value, metric_title
+from cellray.record import LossSettings, Tried
+from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
+from cellray.report.text import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 
 
-def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]) -> str:
+def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, LossSettings]) -> str:
     """The configuration that the search chose on validation images, and what it scores on the test images.
 
     Args:

@@ -6,22 +6,17 @@ trial counts as the worst value. Test images have no say in it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from cellray.ledger import Ledger
 from cellray.metrics import METRICS
-from cellray.report.importance import Importance, importance_of
-from cellray.report.tables import number
+from cellray.record import LossSettings, SearchLog, Tried
 from cellray.scores import is_finite, magnitude
-
-PATH = "search.json"
+from cellray.statistics.importance import Importance, importance_of
 
 METHODS = {
     "tpe": "TPE",
@@ -35,38 +30,8 @@ METHODS = {
 STOPPING = {"asha": "ASHA", "median": "the median rule"}
 
 
-StoredSettings = Mapping[str, Any]
-"""The settings of a trial, as its record holds them."""
-StoredLoss = Mapping[str, Any]
-"""The loss among them: a name and settings, or terms with weights."""
 Parameters = Mapping[str, object]
 """Dotted path -> number, flag or word."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One configuration that was tried, or is being tried."""
-
-    label: str
-    number: int
-    """Its place in the order of trying, from 0 or 1."""
-    source: str
-    """`given`: listed in the study; `suggested`: by the search."""
-    parameters: Parameters
-    """What was searched: dotted path -> value; empty for a configuration outside of the space."""
-    values: tuple[float, ...] | None
-    """One a metric of the search, as the metric reads; None while it runs or where it was ended early."""
-    seeds: int
-    """Trials given to it."""
-    state: str
-    """`running`, `finished`, `stopped` or `dropped`."""
-    reason: str = ""
-    epoch: int | None = None
-    """Where it was ended early."""
-    epochs: int | None = None
-    """Planned."""
-    acceptable: bool = True
-    """Whether it keeps within the search's constraints."""
 
 
 @dataclass(frozen=True)
@@ -162,36 +127,15 @@ def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
     return magnitude(METRICS[metric], float(tried.values[at]))
 
 
-def read_search(ledger: Ledger) -> Search | None:
+def read_search(log: SearchLog | None) -> Search | None:
     """What a study's ledger says of its search; None for a study that listed its configurations and ran them all."""
-    if not ledger.exists(PATH):
+    if log is None:
         return None
-    stored = json.loads(ledger.read(PATH))
-    tried = [
-        Tried(
-            label=str(entry["label"]),
-            number=int(entry["number"]),
-            source=str(entry["source"]),
-            parameters=dict(entry.get("parameters") or {}),
-            values=None if entry.get("values") is None else tuple(map(number, entry["values"])),
-            seeds=int(entry["seeds"]),
-            state=str(entry["state"]),
-            reason=str(entry.get("reason") or ""),
-            epoch=entry.get("epoch"),
-            epochs=entry.get("epochs"),
-            acceptable=bool(entry.get("acceptable", True)),
-        )
-        for entry in stored["configurations"]
-    ]
-    return Search(
-        method=str(stored["method"]),
-        metrics=tuple(stored["metrics"]),
-        stopping=stored.get("stopping"),
-        configurations=tuple(sorted(tried, key=lambda c: c.number)),
-    )
+    ordered = sorted(log.configurations, key=lambda c: c.number)
+    return Search(log.method, log.metrics, log.stopping, tuple(ordered))
 
 
-def parameters_text(parameters: Parameters, loss: StoredLoss | None = None) -> str:
+def parameters_text(parameters: Parameters, loss: LossSettings | None = None) -> str:
     """Parameters as people write them: `bce weight 0.54, focal gamma 2, lr 0.001`.
 
     Args:
@@ -201,7 +145,7 @@ def parameters_text(parameters: Parameters, loss: StoredLoss | None = None) -> s
     return ", ".join(f"{parameter_name(path, loss)} {parameter_text(value)}" for path, value in parameters.items())
 
 
-def parameter_name(path: str, loss: StoredLoss | None = None) -> str:
+def parameter_name(path: str, loss: LossSettings | None = None) -> str:
     """A path without what every path has: `loss[mix].terms.0.weight` -> `bce weight`, `training.lr` -> `lr`.
 
     What stands in brackets is the choice under which a parameter is there at all; see `option_of`.
@@ -210,9 +154,9 @@ def parameter_name(path: str, loss: StoredLoss | None = None) -> str:
     if steps[0] in ("loss", "training", "model") and len(steps) > 1 and steps != ["loss", "name"]:
         steps = steps[1:]
     if steps[0] == "terms" and len(steps) > 1 and steps[1].isdigit():
-        terms, at = (loss or {}).get("terms") or [], int(steps[1])
+        terms, at = loss.terms if loss else (), int(steps[1])
         # a choice of the term itself has the term's name as its value
-        named = terms[at].get("name") if at < len(terms) and len(steps) > 2 else None
+        named = terms[at].name if at < len(terms) and len(steps) > 2 else None
         steps = [str(named) if named else f"term {at + 1}", *steps[2:]]
     return " ".join(steps)
 
@@ -228,7 +172,7 @@ def option_of(path: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def names_of_parameters(search: Search, losses: Mapping[str, StoredLoss]) -> dict[str, str]:
+def names_of_parameters(search: Search, losses: Mapping[str, LossSettings]) -> dict[str, str]:
     """A name for each parameter of a search, as `Search.merged` has them.
 
     Args:

@@ -1,5 +1,6 @@
 """Which configuration comes next, which is ended early, and which gets more seeds."""
 
-from cellray.search.agenda import Agenda, Task, known_study
+from cellray.search.agenda import Agenda
+from cellray.search.entries import Task
 
-__all__ = ["Agenda", "Task", "known_study"]
+__all__ = ["Agenda", "Task"]

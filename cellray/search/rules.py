@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellray.statistics import ALPHA, compare
+from cellray.statistics import ALPHA, paired_tests
 from cellray.study import StoppingConfig
 
 
@@ -50,7 +50,7 @@ def outclassed(values: np.ndarray, labels: Sequence[str], n_rivals: int) -> dict
     """Configurations whose paired interval against the leader lies below 0, also when all rivals are counted.
 
     Args:
-        values: Higher is better, as for `statistics.compare`: shape (n_configurations, n_seeds, n_units), with the same
+        values: Higher is better, as for `paired_tests`: shape (n_configurations, n_seeds, n_units), with the same
             seeds for all.
         labels: Of the configurations.
         n_rivals: Of each configuration at the race's start, also of those that are dropped by now: as in
@@ -60,6 +60,6 @@ def outclassed(values: np.ndarray, labels: Sequence[str], n_rivals: int) -> dict
     Returns:
         Label -> the leader, and the 95 % interval of the leader's lead.
     """
-    pairs = compare(values, labels, detail=False, leader_only=True)
+    pairs = paired_tests(values, labels, detail=False, leader_only=True)
     rows = zip(pairs.a, pairs.b, pairs.low.astype(float), pairs.high.astype(float), pairs.p, strict=True)
     return {b: (a, low, high) for a, b, low, high, p in rows if low > 0 and p / 2 * n_rivals < ALPHA}

@@ -11,13 +11,13 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
+from cellray.record import Plain
 from cellray.search.journal import LedgerJournal
 from cellray.study import ConfigurationConfig, Study, short_hash
 from cellray.study.space import Fixed
@@ -49,7 +49,7 @@ class Suggester:
                 load_if_exists=True,
             )
 
-    def given(self, number: int, configuration: ConfigurationConfig) -> dict[str, Any]:
+    def given(self, number: int, configuration: ConfigurationConfig) -> dict[str, Plain]:
         """Make a configuration that the study lists known to the sampler, if it lies in the space.
 
         Returns:
@@ -66,7 +66,7 @@ class Suggester:
                 return shown
         return {}
 
-    def suggestion(self, number: int) -> tuple[ConfigurationConfig, dict[str, Any]]:
+    def suggestion(self, number: int) -> tuple[ConfigurationConfig, dict[str, Plain]]:
         """Configuration `number`, as it was suggested before, or new.
 
         Args:
@@ -170,7 +170,7 @@ def _identity(study: Study, fingerprint: str) -> str:
     )
 
 
-def _configuration(label: str, settings: Mapping[str, Any]) -> ConfigurationConfig:
+def _configuration(label: str, settings: Mapping[str, object]) -> ConfigurationConfig:
     return ConfigurationConfig.model_validate({"label": label, **settings})
 
 

@@ -3,7 +3,7 @@
 from cellray.statistics.contributions import contributions
 from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
 from cellray.statistics.medians import mean_median
-from cellray.statistics.pairs import LEAST_SEEDS, PAIR_COLUMNS, compare, contenders, holm, median_pairs
+from cellray.statistics.pairs import LEAST_SEEDS, PAIR_COLUMNS, contenders, holm, median_pairs, paired_tests
 from cellray.statistics.planning import detectable, more_needed, unseen_rate
 from cellray.statistics.ranks import (
     N_RESAMPLES,
@@ -23,7 +23,6 @@ __all__ = [
     "PAIR_COLUMNS",
     "CrossedMean",
     "Friedman",
-    "compare",
     "contenders",
     "contributions",
     "crossed_mean",
@@ -35,6 +34,7 @@ __all__ = [
     "median_pairs",
     "more_needed",
     "nemenyi",
+    "paired_tests",
     "rank_shares",
     "rank_table",
     "resampled_means",

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cellray.statistics.crossed import Floats
-
-Sums = Mapping[str, Floats]
+from cellray.arrays import Floats
 
 
 def contributions(
-    terms: Sums, units: np.ndarray, metrics_of: Callable[[Sums], Mapping[str, Floats]]
+    terms: Mapping[str, Floats], units: np.ndarray, metrics_of: Callable[[Mapping[str, Floats]], Mapping[str, Floats]]
 ) -> dict[str, Floats]:
     """Jackknife pseudo-values of every metric, one for each image or cluster of images.
 

@@ -19,10 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-Floats = NDArray[np.float64]
+from cellray.arrays import Floats
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
@@ -86,6 +85,14 @@ class CrossedMean:
         """Of the mean that one new seed would have on as many new images."""
         seed = np.maximum(self.n_seeds * self.by_seed - self.rest / self.n_images, 0.0)
         return seed + self.by_image + self.rest / self.n_images
+
+    def resized(self, n_seeds: int, n_images: int) -> CrossedMean:
+        """The same differences with other numbers of seeds and images, and the same variances of one of each."""
+        if (n_seeds, n_images) == (self.n_seeds, self.n_images):
+            return self
+        seed = np.maximum(self.by_seed * self.n_seeds - self.rest / self.n_images, 0)
+        by_seed, by_image = (seed + self.rest / n_images) / n_seeds, self.by_image * self.n_images / n_images
+        return CrossedMean(self.mean, by_seed, by_image, self.rest, n_seeds, n_images)
 
 
 def crossed_mean(values: Floats) -> CrossedMean:

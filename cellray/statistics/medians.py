@@ -7,7 +7,8 @@ import math
 import numpy as np
 from scipy import stats
 
-from cellray.statistics.crossed import LEVEL, Floats
+from cellray.arrays import Floats
+from cellray.statistics.crossed import LEVEL
 
 MeanMedian = tuple[float, float, float]
 """Mean over seeds of the medians over images, and the ends of its interval."""

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cellray.statistics.crossed import ALPHA, CrossedMean, Floats, crossed_mean
+from cellray.arrays import Floats
+from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
 from cellray.statistics.medians import MeanMedian, median_difference
 from cellray.statistics.planning import more_needed
 
@@ -24,7 +25,9 @@ LEAST_SEEDS = 3
 """With fewer, nothing is decided: two seeds that happen to agree would look like certainty."""
 
 
-def compare(values: Floats, labels: Sequence[str], *, detail: bool = True, leader_only: bool = False) -> pd.DataFrame:
+def paired_tests(
+    values: Floats, labels: Sequence[str], *, detail: bool = True, leader_only: bool = False
+) -> pd.DataFrame:
     """Paired differences of all configurations, with the test that decides and the ones that don't.
 
     - ``difference low high``: mean(a) - mean(b) over the seeds that both have, with its 95 % interval over new seeds
@@ -120,7 +123,7 @@ def contenders(pairs: pd.DataFrame, labels: Sequence[str]) -> list[str]:
     Gupta 1965; multiple comparisons with the best, Hsu 1984). Fewer than three common seeds rule nothing out.
 
     Args:
-        pairs: Of `compare`.
+        pairs: Of `paired_tests`.
         labels: Of the configurations.
     """
     beaten = (pairs.p / 2 * (len(labels) - 1) < ALPHA) & (pairs.n_seeds >= LEAST_SEEDS)
@@ -137,7 +140,7 @@ def median_pairs(
         medians: Of `mean_median`, one a configuration.
         labels: Of the configurations.
         n_seeds: Of the configuration that has fewest.
-        leader_only: As for `compare`.
+        leader_only: As for `paired_tests`.
     """
     if len(medians) < 2:
         return NO_PAIRS.copy()

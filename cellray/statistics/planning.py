@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from cellray.statistics.crossed import ALPHA, CrossedMean, Floats, weighted_t
+from cellray.arrays import Floats
+from cellray.statistics.crossed import ALPHA, CrossedMean, weighted_t
 
 POWER = 0.8
 MOST_SEEDS, MOST_IMAGES = 1000, 100_000

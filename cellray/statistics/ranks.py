@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cellray.statistics.crossed import ALPHA, Floats
+from cellray.arrays import Floats
+from cellray.statistics.crossed import ALPHA
 
 N_RESAMPLES = 2000
 
@@ -29,7 +30,7 @@ def rank_table(means: Floats, by_image: Floats, pairs: pd.DataFrame, labels: Seq
     Args:
         means: Higher is better, NaN without a result; shape (n_configurations,).
         by_image: The same, image by image, averaged over seeds; shape (n_configurations, n_images).
-        pairs: Of `compare`; empty: the intervals and ``by_tests`` are NaN.
+        pairs: Of `paired_tests`; empty: the intervals and ``by_tests`` are NaN.
         labels: Of the configurations.
     """
     table = pd.DataFrame({"label": list(labels), "rank": _rank(means)})
@@ -50,11 +51,12 @@ def mean_ranks(by_image: Floats) -> Floats:
     """Mean over images of the ranks within an image, 1 is best; ties share the mean of their ranks.
 
     Args:
-        by_image: Higher is better, shape (n_configurations, n_images); NaN in a whole row: not ranked.
+        by_image: Higher is better, shape (n_configurations, n_images); NaN in a whole row: not ranked; without images
+            nobody is.
     """
     known = ~np.isnan(by_image).any(1)
     ranks = np.full(len(by_image), np.nan)
-    if known.any():
+    if known.any() and by_image.size:
         # rounded, so that the order of a sum's terms can't break a tie
         ranks[known] = stats.rankdata(-by_image[known].round(9), axis=0).mean(1)
     return ranks

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial import Delaunay
 
+from cellray.arrays import Floats
 from cellray.errors import DataError
 
 N_TERMS = 6
 N_DRAWS = 2000
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from cellray.errors import one_of
 from cellray.metrics import METRICS
 from cellray.study.group import Settings
 from cellray.study.problems import Problem, SettingsError
+from cellray.study.settings import Fraction
 from cellray.study.space import Space
-
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class BoundConfig(Settings):
@@ -91,7 +90,7 @@ class StoppingConfig(Settings):
     rule: Literal["asha", "median"]
     """`asha`: goes on if among the best 1/eta of those that came that far before it, itself among them (successive
     halving); `median`: if not below their median."""
-    at: tuple[Share, ...] = ()
+    at: tuple[Fraction, ...] = ()
     """Shares of a training at which it decides, rising; none: 1/9 and 1/3 for asha, 1/4, 1/2 and 3/4 for median."""
     eta: float = Field(default=3.0, gt=1)
     """Of asha."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-Positive = Annotated[float, Field(gt=0)]
+from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):

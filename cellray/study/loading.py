@@ -20,7 +20,7 @@ from cellray.study.problems import Problem, problems_in, shown, shown_path
 from cellray.study.whole import Study
 from cellray.study.yaml_tree import line_of, read_tree
 
-MAX_BYTES = 1_000_000
+MAX_STUDY_BYTES = 1_000_000
 
 Code = Literal["allowed", "forbidden", "stored"]
 
@@ -98,8 +98,8 @@ def read_study(
 
 def _read(file: Path) -> str:
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise StudyError(f"1: not a study: larger than {MAX_BYTES} bytes")
+        if file.stat().st_size > MAX_STUDY_BYTES:
+            raise StudyError(f"1: not a study: larger than {MAX_STUDY_BYTES} bytes")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise StudyError("1: not a text file in UTF-8") from None

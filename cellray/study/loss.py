@@ -16,7 +16,7 @@ from cellray.losses.bound import Loss, Term, find_function, is_dotted
 from cellray.study.group import Settings
 from cellray.study.problems import Problem, SettingsError, problems_in
 
-LossSettings = dict[str, object]
+LossKeywords = dict[str, object]
 
 FLATTENED = {"tversky": "flattened_tversky", "focal_tversky": "flattened_focal_tversky"}
 """What the quirk `flattened_tversky` puts in the place of a loss."""
@@ -33,7 +33,7 @@ class NamedLoss(Settings):
     name: str | None = None
     """A key of ``cellray.losses.LOSSES``, a preset such as ``combined_balanced@slides``, or
     ``package.module:function``."""
-    settings: LossSettings = Field(default={}, validate_default=True)
+    settings: LossKeywords = Field(default={}, validate_default=True)
     """Keyword arguments of that loss; those left out are filled in from its signature."""
     code: str | None = Field(default=None, validate_default=True)
     """Hash of a user's own module, filled in when the study is loaded: changed code is another trial."""
@@ -45,7 +45,7 @@ class NamedLoss(Settings):
 
     @field_validator("settings")
     @classmethod
-    def are_complete(cls, settings: LossSettings, info: ValidationInfo) -> LossSettings:
+    def are_complete(cls, settings: LossKeywords, info: ValidationInfo) -> LossKeywords:
         name = info.data.get("name")
         if not name or (is_dotted(name) and not _runs_code(info)):
             return settings
@@ -167,7 +167,7 @@ def loss_named(name: str) -> Loss:
         raise StudyError("; ".join(problem.message for problem in problems_in(error, LossConfig))) from None
 
 
-def check_loss_settings(name: str, settings: Mapping[str, object]) -> LossSettings:
+def check_loss_settings(name: str, settings: Mapping[str, object]) -> LossKeywords:
     """Complete settings of a loss: those given, and the defaults of its signature.
 
     The annotation of a keyword decides what it takes. A plain ``float`` means a number >= 0, since nearly all
@@ -261,7 +261,7 @@ def _code(code: str | None) -> dict[str, str]:
     return {} if code is None else {"code": code}
 
 
-def _decisive_settings(settings: LossSettings) -> LossSettings:
+def _decisive_settings(settings: LossKeywords) -> LossKeywords:
     return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
 
 

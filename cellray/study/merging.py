@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from cellray.study.group import Settings
 from cellray.study.problems import Problem, problems_in
 
-T = TypeVar("T", bound=Settings)
+_T = TypeVar("_T", bound=Settings)
 
 
-def changed(base: T, name: str, changes: Mapping[str, object], problems: list[Problem]) -> T:
+def changed(base: _T, name: str, changes: Mapping[str, object], problems: list[Problem]) -> _T:
     """`base` with some settings changed. What is wrong joins `problems`, with paths that begin with `name`."""
     if not changes:
         return base

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cellray.errors import one_of
+from cellray.losses import Positive
 from cellray.metrics import METRICS
 from cellray.model import MODELS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
-from cellray.study.group import Positive, Settings
+from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.quirks import QUIRKS, known_quirks
@@ -19,7 +20,7 @@ from cellray.study.quirks import QUIRKS, known_quirks
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 Label = Annotated[str, Field(min_length=1, max_length=60)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+SeedNumber = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class SyntheticConfig(Settings):
@@ -31,7 +32,7 @@ class SyntheticConfig(Settings):
     height_px: int = Field(default=240, ge=64)
     scale: Positive = 0.5
     """Size of a cell relative to FNC's, so that small images still hold several (1 = 37 px across)."""
-    seed: Seed = 0
+    seed: SeedNumber = 0
 
 
 class DatasetConfig(Settings):
@@ -91,7 +92,7 @@ class DataConfig(Settings):
     val_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2
     """Used where the data bring no official test split."""
-    split_seed: Seed | None = None
+    split_seed: SeedNumber | None = None
     """Seed of the train/validation split; None: each trial's own seed, so that the split varies too."""
 
     @model_validator(mode="after")

@@ -20,16 +20,16 @@ from scipy.special import betainc, betaincinv
 from cellray.errors import unknown
 from cellray.study.problems import Path, Problem, SettingsError, shown
 
-SECTIONS = ("loss", "model", "training")
+GROUPS = ("loss", "model", "training")
 """Of a configuration: what a space may describe."""
 RANGES = ("uniform", "log_uniform", "int", "log_int")
 DIGITS = 4
 """Significant digits of drawn numbers: enough to tell trainings apart, and the same on every machine."""
 
-Plain: TypeAlias = "str | int | float | bool | None"
-Node: TypeAlias = "Range | Choice | Simplex | dict[str, Node] | list[Node] | Plain"
+Scalar: TypeAlias = "str | int | float | bool | None"
+Node: TypeAlias = "Range | Choice | Simplex | dict[str, Node] | list[Node] | Scalar"
 """A part of a space: as in the study file, with a range in the place of its mapping."""
-Values = dict[str, Plain]
+Values = dict[str, Scalar]
 """What a sampler draws: by parameter, a number or the name of a choice; of a simplex, how the stick is broken."""
 
 
@@ -49,7 +49,7 @@ class Choice:
     """One of several parts, by name."""
 
     name: str
-    options: dict[Plain, Node]
+    options: dict[Scalar, Node]
     """Name, or the value itself where it is a plain one -> what stands there then."""
 
 
@@ -91,13 +91,13 @@ class Draws(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = ...) -> int: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Plain]) -> Plain: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar: ...
 
 
 class Fixed:
     """Draws given values; the first choice and the lowest, or highest, number where none is given."""
 
-    def __init__(self, values: Mapping[str, Plain], *, highest: bool = False) -> None:
+    def __init__(self, values: Mapping[str, Scalar], *, highest: bool = False) -> None:
         self._values, self._highest = values, highest
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
@@ -107,7 +107,7 @@ class Fixed:
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         return int(self.suggest_float(name, low, high))
 
-    def suggest_categorical(self, name: str, choices: Sequence[Plain]) -> Plain:
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         return self._values.get(name, choices[0])
 
 
@@ -123,9 +123,9 @@ class Space:
 
     def __init__(self, tree: Mapping[str, object]) -> None:
         self._problems: list[Problem] = [
-            Problem((key,), unknown("part of a configuration", key, SECTIONS)) for key in tree if key not in SECTIONS
+            Problem((key,), unknown("part of a configuration", key, GROUPS)) for key in tree if key not in GROUPS
         ]
-        self._root = {key: self._parse(value, (key,), key) for key, value in tree.items() if key in SECTIONS}
+        self._root = {key: self._parse(value, (key,), key) for key, value in tree.items() if key in GROUPS}
         if not self._problems and not any(True for _ in _ranges(self._root)):
             self._problems.append(Problem((), "there is no range in it, so there is nothing to search"))
         if self._problems:
@@ -214,7 +214,7 @@ class Space:
 
     def _choice(self, given: object, path: Path, name: str) -> Node:
         if isinstance(given, Mapping):
-            parts: dict[Plain, tuple[object, Path]] = {str(key): (part, (*path, key)) for key, part in given.items()}
+            parts: dict[Scalar, tuple[object, Path]] = {str(key): (part, (*path, key)) for key, part in given.items()}
         elif isinstance(given, list):
             keys = [_option(value, i) for i, value in enumerate(given)]
             if len(set(map(str, keys))) < len(keys):
@@ -250,13 +250,13 @@ class Space:
                 return self._wrong((*path, "terms", i), f"must be a mapping, got {shown(terms[i])}")
         return {**parsed, "terms": Simplex(f"{name}.weights", tuple(nodes), tuple(map(float, each)))}
 
-    def _wrong(self, path: Path, message: str) -> Plain:
+    def _wrong(self, path: Path, message: str) -> Scalar:
         """Note a problem; returns what stands in the place of a range that isn't one."""
         self._problems.append(Problem(path, message))
         return None
 
 
-def _option(value: Plain | Mapping[str, object] | list[object], i: int) -> Plain:
+def _option(value: Scalar | Mapping[str, object] | list[object], i: int) -> Scalar:
     """The name of one option of a list: the value itself, or that of the loss it stands for, or its place."""
     if isinstance(value, Mapping):
         return str(value.get("name", i))

@@ -26,7 +26,7 @@ from cellray.study.settings import (
     ModelConfig,
     Name,
     ResourcesConfig,
-    Seed,
+    SeedNumber,
     TrainingConfig,
 )
 from cellray.study.yaml_tree import write_tree
@@ -53,7 +53,7 @@ class Study(Settings):
     """The loss of configurations that don't name one."""
     configurations: tuple[ConfigurationConfig, ...] = ()
     """The contenders; with a search those that are tried first."""
-    seeds: tuple[Seed, ...] = Field(min_length=1)
+    seeds: tuple[SeedNumber, ...] = Field(min_length=1)
     """Paired repeats: every configuration is trained once with each."""
     search: SearchConfig | None = None
     """Suggests further configurations."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STUDY_KEY = "cellray_study"
 """Names the study among a job's metadata."""
 MISSING = "submitting needs Ray's Jobs API: pip install 'cellray[cluster]'"
-AWAY_S = 120.0
+JOB_AWAY_S = 120.0
 """A cluster that doesn't answer for so long isn't followed any more."""
 
 
@@ -105,7 +105,7 @@ def follow_job(client: JobSubmissionClient, job: str, write: Callable[[str], Non
             info = client.get_job_info(job)
             last_answer = time.monotonic()
         except (ConnectionError, RuntimeError, OSError) as error:
-            if time.monotonic() - last_answer > AWAY_S:
+            if time.monotonic() - last_answer > JOB_AWAY_S:
                 raise StudyError(f"the cluster went away ({_first_line(error)}); the job may go on") from error
         else:
             if info.status.is_terminal():

@@ -29,8 +29,12 @@ MAX_NAME = 47
 FAILED_TRIALS = 3
 """Exit code of a sweep that ended with failed trials."""
 POLL_S = 3.0
-AWAY_S = 300.0
+RAYJOB_AWAY_S = 300.0
 """A Kubernetes API that doesn't answer for so long isn't asked any more."""
+
+
+Manifest = dict[str, Any]
+"""An object of Kubernetes, as its JSON says it."""
 
 
 class Namespace:
@@ -69,11 +73,11 @@ class Namespace:
             raise StudyError(f"kubectl {words[0]}: {said[-1]}")
         return done.stdout
 
-    def read(self, *words: str) -> Any:
+    def read(self, *words: str) -> Manifest:
         """The object, or list of objects, that `kubectl get` prints."""
         return json.loads(self.kubectl("get", *words, "--output=json"))
 
-    def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def create(self, manifest: Manifest) -> Manifest:
         """Make an object; returns it as the cluster stored it."""
         text = self.kubectl("create", "--filename=-", "--output=json", given=json.dumps(manifest).encode())
         return json.loads(text)
@@ -125,7 +129,7 @@ class Namespace:
                 status = self.read("rayjobs.ray.io", job).get("status") or {}
                 last_answer = time.monotonic()
             except StudyError:
-                if time.monotonic() - last_answer > AWAY_S:
+                if time.monotonic() - last_answer > RAYJOB_AWAY_S:
                     raise
                 time.sleep(POLL_S)
                 continue
@@ -160,7 +164,7 @@ class Namespace:
         return untar_report(io.BytesIO(done.stdout), folder)
 
 
-def rayjob(template: dict[str, Any], parcel: Parcel, suffix: str) -> dict[str, Any]:
+def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
     """The RayJob of a study: the installation's own with another name, study and command.
 
     Args:

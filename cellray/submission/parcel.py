@@ -10,7 +10,7 @@ from cellray.errors import StudyError
 from cellray.storage import is_remote
 from cellray.study import Study, load_study, read_study
 
-MAX_BYTES = 900_000
+MAX_PARCEL_BYTES = 900_000
 """A ConfigMap of Kubernetes holds a mebibyte."""
 STUDY_FILE = "study.yaml"
 
@@ -51,6 +51,6 @@ def pack(study_file: Path, *, words: tuple[str, ...] = (), allow_code: bool = Fa
         files |= {path.name: path.read_text() for path in sorted(study_file.resolve().parent.glob("*.py"))}
         words = (*words, "--allow-code")
     size = sum(len(text.encode()) for text in files.values())
-    if size > MAX_BYTES:
-        raise StudyError(f"{study_file}: the study and its code are {size} bytes, expected at most {MAX_BYTES}")
+    if size > MAX_PARCEL_BYTES:
+        raise StudyError(f"{study_file}: the study and its code are {size} bytes, expected at most {MAX_PARCEL_BYTES}")
     return Parcel(study, files, words)

@@ -11,7 +11,7 @@ from typing import IO
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 
-FOLDER = "report/"
+REPORT_FOLDER = "report/"
 
 
 def copy_report(ledger: Ledger, folder: Path) -> int:
@@ -64,8 +64,8 @@ def untar_report(stream: IO[bytes], folder: Path) -> int:
 
 
 def _files(ledger: Ledger) -> Iterator[tuple[str, bytes]]:
-    found = ledger.files(FOLDER.rstrip("/"))
-    if not any(file.path == f"{FOLDER}index.html" for file in found):
+    found = ledger.files(REPORT_FOLDER.rstrip("/"))
+    if not any(file.path == f"{REPORT_FOLDER}index.html" for file in found):
         raise LedgerError(f"{ledger.uri} has no report yet; `cellray report` makes one")
     for file in found:
-        yield file.path.removeprefix(FOLDER), ledger.read(file.path)
+        yield file.path.removeprefix(REPORT_FOLDER), ledger.read(file.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import cellray
 from cellray.errors import CellrayError, StudyError
@@ -54,7 +53,7 @@ def fingerprints(sets: Sets) -> dict[str, str]:
     return {dataset.name: dataset.fingerprint for dataset in (sets.train, *sets.external.values())}
 
 
-def _look(data: str, ledger: Ledger, version: str) -> tuple[str, Mapping[str, Any]]:
+def _look(data: str, ledger: Ledger, version: str) -> tuple[str, Mapping[str, str]]:
     """On a node: what keeps it from running a trial, else '' and the fingerprints of what it sees."""
     if cellray.__version__ != version:
         return f"it has cellray {cellray.__version__}, this is {version}", {}

@@ -12,10 +12,11 @@ from typing import Any
 
 from cellray.device import pick_device, reason_of
 from cellray.ledger import Ledger
+from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
 from cellray.study import Trial
 from cellray.training import Team
-from cellray.trial import Row, Sets, record_failure, run_trial
+from cellray.trial import Sets, record_failure, run_trial
 
 RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of its own; Tune starts the trial again anyway
@@ -48,7 +49,7 @@ def run_with_workers(
     cpus: float,
     gpus: float,
     until: int | None = None,
-    report: Callable[[Row], None] = lambda row: None,
+    report: Callable[[EpochRow], None] = lambda row: None,
 ) -> None:
     """Train one trial with several workers, and return when its record is there or it has paused.
 
@@ -132,7 +133,7 @@ def _work(
     gpus: float,
     threads: int,
     until: int | None,
-    on_epoch: Callable[[Row], None],
+    on_epoch: Callable[[EpochRow], None],
 ) -> None:
     """One worker's part."""
     from torch import distributed

@@ -1,8 +1,9 @@
 """A sweep shown in MLflow, live or repaired from the ledger; MLflow itself is imported on first use."""
 
 from cellray.tracking.registry import Registered, register_best
+from cellray.tracking.repair import Synced, sync
 from cellray.tracking.stores import artifact_root, check_store, default_store, public_uri
-from cellray.tracking.tracker import MLflowTracker, Synced, sync
+from cellray.tracking.tracker import MLflowTracker
 
 __all__ = [
     "MLflowTracker",

@@ -6,11 +6,15 @@ import io
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cellray.record import TrialRecord, TrialSettings
 from cellray.scratch import scratch_folder
+from cellray.tracking.values import digest
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
     from torch import Tensor
     from torch.export import ExportedProgram
 
@@ -26,7 +30,7 @@ class ModelSaver:
         self._folder = scratch_folder("models")
         self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
 
-    def save(self, settings: Mapping[str, Any], checkpoint: bytes, *, run_id: str, model_id: str) -> Path:
+    def save(self, settings: TrialSettings, checkpoint: bytes, *, run_id: str, model_id: str) -> Path:
         """Write a model folder.
 
         Args:
@@ -42,8 +46,8 @@ class ModelSaver:
         from mlflow.models import Model
 
         weights = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")["model"]
-        name, features = settings["model"]["name"], settings["model"]["base_features"]
-        template, program = self._trace(name, features, settings["data"]["channels"], weights)
+        network, channels = settings.model, settings.data.channels
+        template, program = self._trace(network.name, network.base_features, channels, weights)
         with torch.no_grad():
             for key, tensor in program.state_dict.items():
                 tensor.copy_(weights[key])
@@ -98,3 +102,40 @@ class ModelSaver:
             )
             self._traced[architecture] = folder, torch.export.load(folder / "data" / "model.pt2")
         return self._traced[architecture]
+
+
+def log_model(
+    client: MlflowClient, experiment: Experiment, run_id: str, record: TrialRecord, checkpoint: bytes, saver: ModelSaver
+) -> tuple[str | None, Exception | None]:
+    """Log a trial's best checkpoint as a model of its run, in place of any other.
+
+    Args:
+        client: Of the store.
+        experiment: The study's.
+        run_id: Of the trial's run.
+        record: Of the trial.
+        checkpoint: As for `ModelSaver.save`.
+        saver: Writes the model's folder.
+
+    Returns:
+        The model's id if it is new, and why it can't be one if its network can't be exported.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    tags = {"cellray.study": experiment.name, "cellray.key": record.key, "cellray.checkpoint": digest(checkpoint)}
+    for model in client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run_id}'"):
+        if model.tags.get("cellray.checkpoint") == tags["cellray.checkpoint"] and model.status == "READY":
+            return None, None
+        client.delete_logged_model(model.model_id)
+    model = client.create_logged_model(
+        experiment.experiment_id, "best", source_run_id=run_id, tags=tags, model_type="segmentation"
+    )
+    try:
+        folder = saver.save(record.settings, checkpoint, run_id=run_id, model_id=model.model_id)
+    except Exception as error:
+        client.delete_logged_model(model.model_id)
+        return None, error
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.best_epoch or 0)])
+    return model.model_id, None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cellray.errors import LedgerError
+from cellray.ledger import Ledger
 from cellray.scores import best_record
-from cellray.tracking.stores import connect, public_uri, scrub
+from cellray.study import Study
+from cellray.tracking.stores import open_client, public_uri, scrub
 from cellray.tracking.values import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-
-    from cellray.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Registered:
     """On validation, in the study's metric."""
 
 
-def register_best(ledger: Ledger, study: Any, tracking_uri: str, *, name: str | None = None) -> Registered:
+def register_best(ledger: Ledger, study: Study, tracking_uri: str, *, name: str | None = None) -> Registered:
     """Give the logged model of a study's best trial a version in the registry.
 
     A model that has a version under that name gets no second one.
@@ -48,34 +48,34 @@ def register_best(ledger: Ledger, study: Any, tracking_uri: str, *, name: str | 
         LedgerError: If no trial has finished, the store lacks the model, or it can't be asked.
     """
     record = best_record(ledger.records(), study.evaluation.rank_by)
-    if record is None:
+    if record is None or record.operating_point_score is None:
         raise LedgerError(f"{ledger.uri} has no finished trial, so there is no model to register")
-    checkpoint = ledger.load_checkpoint(record["key"], "best")
+    checkpoint = ledger.load_checkpoint(record.key, "best")
     if checkpoint is None:
-        raise LedgerError(f"{ledger.uri}/trials/{record['key']} has no checkpoint `best`")
+        raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
     tags = {
         "cellray.study": study.name,
-        "cellray.key": record["key"],
-        "cellray.label": record["label"],
-        "cellray.seed": str(record["seed"]),
-        "cellray.diameter_px": str(record.get("data", {}).get("diameter_px")),
-        f"cellray.val.{study.evaluation.rank_by}": str(record["operating_point_score"]),
+        "cellray.key": record.key,
+        "cellray.label": record.label,
+        "cellray.seed": str(record.seed),
+        "cellray.diameter_px": str(record.data.diameter_px),
+        f"cellray.val.{study.evaluation.rank_by}": str(record.operating_point_score),
         "cellray.checkpoint": digest(checkpoint),
     }
     name = name or study.name
     try:
-        version, is_new = _version(connect(tracking_uri), study.name, name, tags)
+        version, is_new = _version(open_client(tracking_uri), study.name, name, tags)
     except LedgerError:
         raise
     except Exception as error:
         raise LedgerError(f"MLflow at {public_uri(tracking_uri)}: {scrub(error, tracking_uri)}") from error
     if version is None:
         raise LedgerError(
-            f"MLflow at {public_uri(tracking_uri)} lacks the model of {record['label']!r}, seed {record['seed']}; "
+            f"MLflow at {public_uri(tracking_uri)} lacks the model of {record.label!r}, seed {record.seed}; "
             f"bring it with: cellray track sync {study.name}"
         )
-    score = float(record["operating_point_score"])
-    return Registered(name, version, is_new, record["key"], record["label"], int(record["seed"]), score)
+    score = float(record.operating_point_score)
+    return Registered(name, version, is_new, record.key, record.label, record.seed, score)
 
 
 def _version(client: MlflowClient, study: str, name: str, tags: Mapping[str, str]) -> tuple[str | None, bool]:

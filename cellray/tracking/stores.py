@@ -62,7 +62,7 @@ def scrub(text: object, uri: str) -> str:
     return line if len(line) <= 200 else f"{line[:200]}…"
 
 
-def connect(tracking_uri: str) -> MlflowClient:
+def open_client(tracking_uri: str) -> MlflowClient:
     """A client of that store alone; bounds the time of its requests and quiets MLflow's log."""
     _bound()
     path = _sqlite_path(tracking_uri)
@@ -89,7 +89,7 @@ def check_store(tracking_uri: str, *, timeout_s: float = 5.0) -> None:
             if path is not None:
                 _check_sqlite(path.absolute())
             else:
-                connect(tracking_uri).search_experiments(max_results=1)
+                open_client(tracking_uri).search_experiments(max_results=1)
         except Exception as error:
             failures.append(scrub(error, tracking_uri) or type(error).__name__)
 

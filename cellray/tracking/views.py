@@ -6,12 +6,12 @@ The page keeps the views that people save as JSON in tags of the experiment; cel
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from cellray.metrics import METRICS
-from cellray.tracking.values import HEADLINE, group_of
+from cellray.tracking.seed_means import HEADLINE
+from cellray.tracking.values import group_of
 
 VIEW = "cellray"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -65,7 +65,7 @@ def is_note(text: str) -> bool:
     return not text or text.startswith(BEGINNING)
 
 
-def _state(rank_by: str, sets: Sequence[str]) -> Mapping[str, Any]:
+def _state(rank_by: str, sets: Sequence[str]) -> dict[str, object]:
     first, *others = [f"{group_of(name)}/{rank_by}" for name in sets]
     spread = [f"test/{kind}/{rank_by}" for kind in ("worst", "sd", "survivors_mean")]
     counts = [f"outcome/{name}" for name in ("n_finished", "n_collapsed", "n_failed")]

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
 from cellray.model import build_model
+from cellray.record import EpochRow, Validated
 from cellray.study import Trial
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.crops import CropSampler
-from cellray.training.run import Row, TrainingRun, from_bytes, to_bytes
 from cellray.training.schedule import choose_rate, rate_at
+from cellray.training.state import TrainingRun, from_bytes, to_bytes
 from cellray.training.team import ALONE, Team
 from cellray.training.validation import validate
 
@@ -54,7 +54,7 @@ def fit(
     device: torch.device,
     load: Callable[[str], bytes | None],
     save: Callable[[str, bytes], None],
-    on_epoch: Callable[[Row], None] = lambda row: None,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
     until: int | None = None,
     team: Team = ALONE,
 ) -> Fit:
@@ -88,7 +88,7 @@ class _Fitter:
         device: torch.device,
         load: Callable[[str], bytes | None],
         save: Callable[[str, bytes], None],
-        on_epoch: Callable[[Row], None],
+        on_epoch: Callable[[EpochRow], None],
         team: Team,
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
@@ -213,7 +213,7 @@ class _Fitter:
             total += loss
         trained_s = time.monotonic() - started
         n = run.step - first
-        row: Row = {
+        row: EpochRow = {
             "epoch": epoch,
             "step": run.step,
             "train_loss": total / n if run.diverged is None else math.nan,
@@ -227,7 +227,7 @@ class _Fitter:
         }
         due = epoch % self.settings.validate_every == 0 or run.step >= self.steps
         if due and run.diverged is None:
-            row |= self._validate()
+            row["val_loss"], row["val_dice"], row["val_threshold"] = self._validate()
             if math.isnan(row["val_dice"]):
                 # The loss is taken before the step: the epoch's last step can ruin the weights unseen.
                 run.diverged = f"the logits were no numbers after step {run.step} of {self.steps} (epoch {epoch})"
@@ -261,7 +261,7 @@ class _Fitter:
         return self.team.gather(logits.float(), n), self.team.gather(batch.target, n), maps
 
     @torch.inference_mode()
-    def _validate(self) -> Row:
+    def _validate(self) -> Validated:
         n, step = self.settings.batch_norm_batches, self.run.step
         if n:
             # Batches not yet trained on at this step, and the same ones after a resume.
@@ -280,7 +280,7 @@ class _Fitter:
     def _checkpoint(self) -> None:
         if not self.team.leads:
             return
-        state: dict[str, Any] = {"run": vars(self.run)}
+        state: dict[str, object] = {"run": vars(self.run)}
         if not self.is_complete:  # after that only the best weights are of use
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.save("last", to_bytes(state))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cellray.errors import StudyError
 from cellray.training.batch_norm import share_batch_norm
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Team:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def merge(self, own: Sequence[T]) -> list[T]:
+    def merge(self, own: Sequence[_T]) -> list[_T]:
         """All members' items, in the order of their ranks."""
         if self.size == 1:
             return list(own)
-        parts: list[Any] = [None] * self.size
+        parts: list[Sequence[_T]] = [[]] * self.size
         distributed.all_gather_object(parts, own)
         return [item for part in parts for item in part]
 
-    def first(self, own: T) -> T:
+    def first(self, own: _T) -> _T:
         """What the first member has, whatever the others have: so all decide alike."""
         if self.size == 1:
             return own

@@ -11,7 +11,7 @@ from cellray.data import Dataset
 from cellray.evaluation import PixelHistogram, predict_logits, same_shapes
 from cellray.losses.bound import Loss
 from cellray.losses.maps import as_tensor, complete_maps, stored_maps
-from cellray.training.run import Row
+from cellray.record import Validated
 from cellray.training.team import Team
 
 
@@ -25,7 +25,7 @@ def validate(
     device: torch.device,
     precision: str,
     team: Team,
-) -> Row:
+) -> Validated:
     """Validation loss (mean over images), and Dice at the threshold where it is highest; NaN if a logit is.
 
     A team's members share the images out; their losses are added in the order in which one process would have come
@@ -34,13 +34,12 @@ def validate(
     order = [index for members in same_shapes(dataset, indices) for index in members]
     parts = team.merge([_share(model, loss, dataset, order[team.share(len(order))], device, precision)])
     if any(part is None for part in parts):
-        return {"val_loss": math.nan, "val_dice": math.nan, "val_threshold": math.nan}
+        return Validated(math.nan, math.nan, math.nan)
     histogram, losses = PixelHistogram(), []
     for part in filter(None, parts):
         losses += part[0]
         histogram.counts += part[1].counts
-    dice, threshold = histogram.best_dice()
-    return {"val_loss": sum(losses) / len(losses), "val_dice": dice, "val_threshold": threshold}
+    return Validated(sum(losses) / len(losses), *histogram.best_dice())
 
 
 def _share(

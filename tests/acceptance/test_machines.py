@@ -221,7 +221,7 @@ def assert_as_undisturbed(cluster: Cluster, calm: Ledger, cut: tuple[str, float]
         cut: Name of a machine and from when on it was cut off: what it did then, unseen by the others, is left out.
     """
     records, expected = cluster.ledger.records(), calm.records()
-    assert [record["key"] for record in records] == [record["key"] for record in expected]
+    assert [record.key for record in records] == [record.key for record in expected]
     for one, other in zip(records, expected, strict=True):
         assert same(lasting(one), lasting(other)), (one["label"], one["seed"])
     for table in ("ranking.csv", "pairs.csv"):

@@ -11,19 +11,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.segmentation import expand_labels
 
+from cellray.arrays import Labels
 from cellray.data.synth.fields import expose
 from cellray.data.synth.layout import Layout, draw_layout
 from cellray.data.synth.paint import paint
 from cellray.errors import DataError
-
-Labels = NDArray[np.int32]
 
 SPLITS = ("trainval", "test")
 
@@ -71,7 +69,7 @@ def draw_image(
     layout, brush, camera = _draw_layout(rng, width_px, height_px, scale)
     light, hue = paint(brush, layout, scale)
     image = expose(camera, light, hue)
-    labels = layout.labels
+    labels: Labels = layout.labels
     if unmarked_share and layout.cells:
         labels = _unmark_dim(labels, light, unmarked_share)
     if label_dilation_px:
@@ -133,7 +131,7 @@ def synthesise(
                     rng, width_px=width_px, height_px=height_px, scale=scale, **(noise if number == 0 else {})
                 )
                 mask = np.where(labels > 0, 255, 0).astype(np.uint8)
-                arrays: tuple[NDArray[Any], ...] = (image, mask, labels.astype(np.uint16))
+                arrays: tuple[NDArray[np.integer], ...] = (image, mask, labels.astype(np.uint16))
                 for folder, array in zip(folders, arrays, strict=True):
                     Image.fromarray(array).save(folder / f"{split}_{index:04d}.png", compress_level=4)
                 written += 1

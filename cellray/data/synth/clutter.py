@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from cellray.data.synth.fields import Dots, Floats, add_patch, smooth_noise
+from cellray.data.synth.fields import Dots, Reals, add_patch, smooth_noise
 from cellray.data.synth.layout import NATIVE_AREA, Layout, draw_place, in_void
 
 BLOBS_PER_IMAGE = 42  # of which about 34 stand out from the background
 
 
-def add_blobs(rng: np.random.Generator, light: Floats, dots: Dots, layout: Layout, scale: float) -> None:
+def add_blobs(rng: np.random.Generator, light: Reals, dots: Dots, layout: Layout, scale: float) -> None:
     """Unmarked look-alikes: dim or out-of-focus cells, and scraps of granules."""
     share = layout.labels.size / scale**2 / NATIVE_AREA
     for _ in range(rng.poisson(BLOBS_PER_IMAGE * share * rng.gamma(4, 0.25))):
@@ -30,7 +30,7 @@ def add_blobs(rng: np.random.Generator, light: Floats, dots: Dots, layout: Layou
 
 
 def _soft_ellipse(
-    rng: np.random.Generator, light: Floats, centre: tuple[float, float], sigma: float, peak: float
+    rng: np.random.Generator, light: Reals, centre: tuple[float, float], sigma: float, peak: float
 ) -> None:
     stretch, angle = np.exp(rng.normal(0.15, 0.2)), rng.uniform(0, np.pi)
     half = int(3.4 * sigma * max(stretch, 1 / stretch)) + 2

@@ -6,19 +6,17 @@ differently with another number of threads, and the same seed has to give the sa
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Floats = NDArray[np.floating[Any]]
+Reals = NDArray[np.floating]
 
 SPLINE_SD = 0.48  # s.d. of white noise of s.d. 1 after cubic B-spline interpolation
 FIXED_HOT_PIXELS = 11  # in the native frame
 
 
-def upsample(grid: Floats, shape: tuple[int, int], ratio: float) -> Floats:
+def upsample(grid: Reals, shape: tuple[int, int], ratio: float) -> Reals:
     """Cubic B-spline through a coarse grid, `ratio` output pixels to one step of the grid."""
     for axis, size in enumerate(shape):
         at = np.arange(size) / ratio
@@ -35,9 +33,9 @@ def upsample(grid: Floats, shape: tuple[int, int], ratio: float) -> Floats:
     return grid
 
 
-def octave_texture(rng: np.random.Generator, shape: tuple[int, int], octaves: list[tuple[float, float]]) -> Floats:
+def octave_texture(rng: np.random.Generator, shape: tuple[int, int], octaves: list[tuple[float, float]]) -> Reals:
     """Sum of smooth noises, each (grid step in pixels, s.d.), coarse ones first."""
-    field: Floats | None = None
+    field: Reals | None = None
     before = 0.0
     for step, sd in octaves:
         n_y, n_x = (int(np.ceil(size / step)) + 4 for size in shape)
@@ -48,7 +46,7 @@ def octave_texture(rng: np.random.Generator, shape: tuple[int, int], octaves: li
     return upsample(field, shape, before)
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Floats:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Reals:
     """Gaussian noise of s.d. 1 blurred with this sigma (pixels)."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, truncate=3)
     # the s.d. that a blur leaves over, from the discrete kernel's own sum of squares
@@ -67,10 +65,10 @@ class Dots:
 
     def add(
         self,
-        y: Floats | float,
-        x: Floats | float,
-        peak: Floats | float,
-        sigma: Floats | float,
+        y: Reals | float,
+        x: Reals | float,
+        peak: Reals | float,
+        sigma: Reals | float,
         *,
         step: float = 0,
     ) -> None:
@@ -81,7 +79,7 @@ class Dots:
         weight = peak * width * (np.sqrt(2 * np.pi) * step if step else 2 * np.pi * width)
         self.found.append(np.stack([layer, y, x, weight]))
 
-    def render(self) -> Floats:
+    def render(self) -> Reals:
         """All dots as one image."""
         image = np.zeros(self.shape, np.float32)
         if not self.found:
@@ -101,7 +99,7 @@ class Dots:
         return image
 
 
-def expose(rng: np.random.Generator, light: Floats, hue: tuple[float, float, float]) -> NDArray[np.uint8]:
+def expose(rng: np.random.Generator, light: Reals, hue: tuple[float, float, float]) -> NDArray[np.uint8]:
     """Photograph a field of red light: colour of this image, correlated noise that grows with light, 8 bits.
 
     `hue` is (share of green, its growth with brightness, green lost in the dark).
@@ -129,7 +127,7 @@ def _add_hot_pixels(rng: np.random.Generator, image: NDArray[np.uint8]) -> None:
         image[y, x, sensor.choice(3, p=[0.2, 0.2, 0.6])] = sensor.integers(60, 200) + rng.integers(0, 30)
 
 
-def add_patch(light: Floats, patch: Floats, top: int, left: int) -> None:
+def add_patch(light: Reals, patch: Reals, top: int, left: int) -> None:
     """Add a patch to the image where it lies inside."""
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + patch.shape[0], light.shape[0]), min(left + patch.shape[1], light.shape[1])

@@ -8,20 +8,19 @@ larger ones. Lengths are in pixels of the native 1600 x 1200 field unless a name
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Floats = NDArray[np.floating[Any]]
+from cellray.data.synth.fields import Reals
 
 NATIVE_AREA = 1600 * 1200
 MIN_FIELD = 0.5  # a field smaller than half the native one still gets the cells of half of it,
 MIN_AREA_PER_CELL = 12_000  # but never more than one cell in this area, so that small fields don't fill up
 MARGIN = 2.2  # the published areas include a rim of about 2 px outside the outline drawn here
 
-TOUCHING = 0.10  # share of cells drawn against another; the published counts take both for one component
+TOUCHING_SHARE = 0.10  # share of cells drawn against another; the published counts take both for one component
 
 COUNT_SHARES = (
     0,
@@ -43,7 +42,7 @@ COUNT_SHARES = (
     0.97,
     1.0,
 )
-COUNTS = (0, 0.5, 1, 2, 3, 4, 5, 6, 7.5, 10, 13, 15, 20, 24, 33, 41, 53, 69)
+FNC_COUNTS = (0, 0.5, 1, 2, 3, 4, 5, 6, 7.5, 10, 13, 15, 20, 24, 33, 41, 53, 69)
 """Share of images with at most so many components (52 of 283 have none, hence 0.5 there)."""
 
 AREA_AT_COUNT = ((1, 5, 8, 14, 22, 50, 69), (2050, 1950, 1700, 1220, 920, 710, 680))
@@ -62,7 +61,7 @@ class Cell:
     centre: tuple[float, float]  # y, x in the image
     radius: float  # of the disk of equal area, drawn pixels
     dotted: bool  # granules on a soft base, rather than a smooth plateau
-    processes: list[Floats]  # each (points, 3): y, x, width in drawn pixels
+    processes: list[Reals]  # each (points, 3): y, x, width in drawn pixels
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Layout:
 
     labels: NDArray[np.int32]
     cells: list[Cell]
-    hotspots: Floats  # (n, 2) y, x: cells and look-alikes gather here
+    hotspots: Reals  # (n, 2) y, x: cells and look-alikes gather here
     void: tuple[float, float, float] | None  # direction y, x and offset of the half plane without tissue
 
 
@@ -95,12 +94,12 @@ def draw_layout(rng: np.random.Generator, *, width_px: int, height_px: int, scal
 
 def draw_count(rng: np.random.Generator, *, field_area: float) -> int:
     """Number of cells in a field of this many native pixels; 18 % of fields are empty whatever their size."""
-    native = float(np.interp(rng.random(), COUNT_SHARES, COUNTS))
+    native = float(np.interp(rng.random(), COUNT_SHARES, FNC_COUNTS))
     share = max(field_area / NATIVE_AREA, MIN_FIELD)
     if native < 0.5:
         return 0
     most = max(int(field_area / MIN_AREA_PER_CELL), 1)
-    return int(np.clip(np.floor(native * share * (1 + TOUCHING) + rng.random()), 1, most))
+    return int(np.clip(np.floor(native * share * (1 + TOUCHING_SHARE) + rng.random()), 1, most))
 
 
 def in_void(void: tuple[float, float, float] | None, y: float, x: float) -> bool:
@@ -109,7 +108,7 @@ def in_void(void: tuple[float, float, float] | None, y: float, x: float) -> bool
 
 
 def draw_place(
-    rng: np.random.Generator, hotspots: Floats, shape: tuple[int, int], *, clustered: float
+    rng: np.random.Generator, hotspots: Reals, shape: tuple[int, int], *, clustered: float
 ) -> tuple[float, float]:
     """A place in the field: with probability `clustered` near a hotspot, else denser in the middle."""
     height, width = shape
@@ -131,7 +130,7 @@ def _draw_void(rng: np.random.Generator, width: int, height: int) -> tuple[float
     return dy, dx, dy * height / 2 + dx * width / 2 + reach * rng.uniform(0.35, 0.75)
 
 
-def _draw_hotspots(rng: np.random.Generator, count: int, width: int, height: int) -> Floats:
+def _draw_hotspots(rng: np.random.Generator, count: int, width: int, height: int) -> Reals:
     n = 1 + int(rng.poisson(count / 9))
     return ((0.5 + rng.normal(0, 0.19, (n, 2))).clip(0.08, 0.92) * (height, width)).astype(np.float32)
 
@@ -140,7 +139,7 @@ def _place(
     rng: np.random.Generator,
     labels: NDArray[np.int32],
     cells: list[Cell],
-    hotspots: Floats,
+    hotspots: Reals,
     void: tuple[float, float, float] | None,
     area: float,
     scale: float,
@@ -149,7 +148,7 @@ def _place(
     radius = max(np.sqrt(area / np.pi) - MARGIN, 3.5) * scale
     dotted = bool(rng.random() < 0.5)
     mask, processes = _draw_outline(rng, radius, scale, roughness=0.25 if dotted else 0.11)
-    touching = bool(cells) and rng.random() < TOUCHING
+    touching = bool(cells) and rng.random() < TOUCHING_SHARE
     for _ in range(40):
         if touching:
             other = cells[rng.integers(len(cells))]
@@ -204,7 +203,7 @@ def _write(
 
 def _draw_outline(
     rng: np.random.Generator, radius: float, scale: float, *, roughness: float
-) -> tuple[NDArray[np.bool_], list[Floats]]:
+) -> tuple[NDArray[np.bool_], list[Reals]]:
     """Mask of one cell in a square patch, and its processes relative to the centre.
 
     The contour is an ellipse times a smooth random Fourier series, with the thick root of each process.
@@ -238,8 +237,8 @@ def _draw_outline(
 
 
 def _draw_process(
-    rng: np.random.Generator, angle: float, theta: Floats, rim: Floats, radius: float, scale: float
-) -> Floats:
+    rng: np.random.Generator, angle: float, theta: Reals, rim: Reals, radius: float, scale: float
+) -> Reals:
     """A tapering, gently bent line that starts inside the rim and runs 20-80 px outwards."""
     length = rng.uniform(20, 80) * scale
     n = max(int(length / 1.5), 6)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage, special
 
-from cellray.data.synth.cells import add_cell
+from cellray.data.synth.cell_light import add_cell
 from cellray.data.synth.clutter import add_blobs, add_filaments, add_neuropil, add_specks
-from cellray.data.synth.fields import Dots, Floats, octave_texture, smooth_noise, upsample
+from cellray.data.synth.fields import Dots, Reals, octave_texture, smooth_noise, upsample
 from cellray.data.synth.layout import Layout
 
 DOT_SIGMAS = (0.75, 1.15, 1.7, 2.8, 4.5)  # native pixels
 COARSE = 8  # masks of void and vessels are drawn on a grid this many native pixels wide
 
 
-def paint(rng: np.random.Generator, layout: Layout, scale: float) -> tuple[Floats, tuple[float, float, float]]:
+def paint(rng: np.random.Generator, layout: Layout, scale: float) -> tuple[Reals, tuple[float, float, float]]:
     """The light of one image (before the camera) and its hue."""
     shape = layout.labels.shape
     brown = rng.random() < 0.31
@@ -39,7 +39,7 @@ def paint(rng: np.random.Generator, layout: Layout, scale: float) -> tuple[Float
     return light, hue
 
 
-def _tissue(rng: np.random.Generator, layout: Layout, level: float, scale: float) -> Floats:
+def _tissue(rng: np.random.Generator, layout: Layout, level: float, scale: float) -> Reals:
     """Background: a level, shading that fades to one side, texture in all octaves, vessels and void."""
     shape = layout.labels.shape
     strength = (level / 7) ** 0.5
@@ -59,7 +59,7 @@ def _tissue(rng: np.random.Generator, layout: Layout, level: float, scale: float
     return light
 
 
-def _haze(layout: Layout, grid: tuple[int, ...], scale: float) -> Floats:
+def _haze(layout: Layout, grid: tuple[int, ...], scale: float) -> Reals:
     """Light scattered around cells: tissue between them is brighter than tissue without any."""
     haze = np.zeros((grid[0], grid[1]), np.float32)
     for cell in layout.cells:
@@ -71,7 +71,7 @@ def _haze(layout: Layout, grid: tuple[int, ...], scale: float) -> Floats:
     return haze * np.float32(min(1.0, 2.0 / max(float(haze.mean()), 1e-6)))
 
 
-def _shadows(rng: np.random.Generator, layout: Layout, grid: tuple[int, ...], scale: float) -> Floats:
+def _shadows(rng: np.random.Generator, layout: Layout, grid: tuple[int, ...], scale: float) -> Reals:
     """Factor in [0, 1] on the coarse grid: 0 in the void, less than 1 over vessels."""
     y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float32) * COARSE * scale
     bent = smooth_noise(rng, (grid[0], grid[1]), 9) * 14 * scale
@@ -90,7 +90,7 @@ def _shadows(rng: np.random.Generator, layout: Layout, grid: tuple[int, ...], sc
     return factor
 
 
-def _stripe(rng: np.random.Generator, light: Floats, scale: float) -> None:
+def _stripe(rng: np.random.Generator, light: Reals, scale: float) -> None:
     """A granular band of scattered light across one corner, black beyond its outer edge."""
     height, width = light.shape
     corner = rng.integers(0, 2, 2)
@@ -107,7 +107,7 @@ def _stripe(rng: np.random.Generator, light: Floats, scale: float) -> None:
     light *= special.expit((inner - outer) / (1.2 * scale))
 
 
-def _saturate(light: Floats) -> None:
+def _saturate(light: Reals) -> None:
     """Bend the brightest light towards the top of the scale, since exposures left hardly any pixel full."""
     knee, room = 172.0, 76.0
     at = np.nonzero(light > knee)

@@ -12,10 +12,10 @@ import torch
 
 from cellray.losses.bound import Loss
 from cellray.losses.check.activation import check_double_activation, check_floor, check_probabilities
-from cellray.losses.check.cells import check_masks, check_missed_or_spurious, check_object_size
 from cellray.losses.check.looking import LossError, Status, Verdict
 from cellray.losses.check.numerics import check_finite, check_gradient, check_invariance, check_reduction
 from cellray.losses.check.weights import check_weights
+from cellray.losses.check.whole_cells import check_masks, check_missed_or_spurious, check_object_size
 
 __all__ = ["CHECKS", "Finding", "Status", "check_loss"]
 

@@ -13,7 +13,7 @@ from cellray.losses.bound import Loss
 from cellray.losses.check import scenes
 from cellray.losses.check.looking import Verdict, dtype_name, gradient_of, value_of, what_is_not_finite
 
-COARSE = 2e-4
+COARSE_ERROR = 2e-4
 """bfloat16 rounds to 1 part in 256 to 512; float32 sums of the same logits agree far better than this part."""
 
 SAME = 1e-4
@@ -45,7 +45,7 @@ def check_finite(loss: Loss) -> Iterator[Verdict]:
     coarse, fine = value_of(loss, half, scene), value_of(loss, half.float(), scene)
     error = abs(coarse - fine) / max(abs(fine), 1e-12)
     figure = f"bfloat16 off by {error:.1g}"
-    if error > COARSE:
+    if error > COARSE_ERROR:
         yield (
             "warning",
             figure,

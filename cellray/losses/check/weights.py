@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ def _judge_term(loss: Loss, term: Term) -> Iterator[Verdict]:
 def _numbers(term: Term) -> dict[str, float]:
     """The settings of a term that are numbers, as they stand."""
     parameters = inspect.signature(term.function).parameters.values()
-    settings: dict[str, Any] = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    settings: dict[str, object] = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     settings |= term.settings
     return {name: v for name, v in settings.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 

@@ -7,8 +7,8 @@ from cellray.report.figures.drawing import Drawing, ReportFigure, draw
 from cellray.report.figures.error_kinds import ERROR_KINDS, STRATA
 from cellray.report.figures.learning import RANGE_TESTS, TRAINING_LOSS, VALIDATION_DICE
 from cellray.report.figures.rank_tests import CRITICAL_DIFFERENCE, PAIR_MATRIX, RANK_STABILITY
-from cellray.report.figures.ranking import RANKING
 from cellray.report.figures.search_course import IMPORTANCE, SEARCH_HISTORY, SEEDS_GIVEN
+from cellray.report.figures.seed_dots import RANKING
 from cellray.report.figures.transfer import DROP, TRANSFER
 from cellray.report.figures.weight_surface import SIMPLEX
 from cellray.report.findings import Findings

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
+from cellray.record import TrialRecord
 from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import (
     INK,
@@ -24,7 +25,7 @@ from cellray.report.figures.parts import (
     panels,
     seed_look,
 )
-from cellray.report.tables import Record, select
+from cellray.report.ranking import select
 
 
 def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name: str = "test") -> Figure | None:
@@ -78,14 +79,14 @@ def cheapest(cost: pd.Series, score: pd.Series, *, higher_is_better: bool) -> li
     return front
 
 
-def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
+def term_scales(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence[str]) -> Figure | None:
     """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.
 
     Args:
         records: (label, seed) -> record; only those with `term_scales` are drawn.
         labels: Best first.
     """
-    scaled = {key: record for key, record in records.items() if record.get("term_scales")}
+    scaled = {key: (r.term_scales, r.settings.loss) for key, r in records.items() if r.term_scales}
     known = [label for label in labels if any(key[0] == label for key in scaled)]
     if not known:
         return None
@@ -93,12 +94,12 @@ def term_scales(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
     figure, axes = panels(known, "factor of the term, from the size of its gradient", height=1.7, same_x=False)
     for label, axis in axes.items():
         axis.set_xscale("log")
-        rows = {seed: record for (name, seed), record in scaled.items() if name == label}
-        first = next(iter(rows.values()))
-        names = [str(term.get("name", "")) for term in first["settings"]["loss"]["terms"]]
-        for i, (seed, record) in enumerate(sorted(rows.items())):
-            at = np.arange(len(record["term_scales"])) + (i - (len(rows) - 1) / 2) * 0.1
-            axis.plot(record["term_scales"], at, ls="", marker="o", ms=6, mew=0, color=looks[seed]["color"])
+        rows = {seed: scales for (name, seed), (scales, _) in scaled.items() if name == label}
+        loss = next(loss for (name, _), (_, loss) in scaled.items() if name == label)
+        names = [str(term.name or "") for term in loss.terms]
+        for i, (seed, scales) in enumerate(sorted(rows.items())):
+            at = np.arange(len(scales)) + (i - (len(rows) - 1) / 2) * 0.1
+            axis.plot(scales, at, ls="", marker="o", ms=6, mew=0, color=looks[seed]["color"])
         axis.set_yticks(range(len(names)), [as_label(name, 16) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(1, color=INK, lw=0.8, zorder=1)

@@ -25,7 +25,7 @@ from cellray.report.figures.parts import (
     panels,
     sets_of,
 )
-from cellray.report.tables import select
+from cellray.report.ranking import select
 
 TOP = 3
 """Configurations in colour where all are drawn into one panel."""

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from cellray.record import TrialRecord
 from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.parts import BAD, INK, Look, panels, seed_look
 from cellray.report.findings import Findings
-from cellray.report.tables import Record
 
 ALIVE = 0.01
 """Validation Dice below which a network shows no cells."""
@@ -98,14 +98,14 @@ def end_look(outcome: str) -> Look:
     return {"ms": 8, "mfc": "none", "mec": INK if outcome == "stopped" else BAD, "mew": 2}
 
 
-def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]) -> Figure | None:
+def range_tests(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence[str]) -> Figure | None:
     """Loss against learning rate in the range test of each trial; a dot marks the rate that training then used."""
-    tested = {key: r for key, r in records.items() if (r.get("range_test") or {}).get("lr")}
+    tested = {key: (r.range_test, r.lr) for key, r in records.items() if r.range_test and r.range_test.lr}
     known = [label for label in labels if any(key[0] == label for key in tested)]
     if not known:
         return None
     looks = seed_look(sorted({seed for _, seed in tested}))
-    tried = [rate for record in tested.values() for rate in record["range_test"]["lr"]]
+    tried = [rate for test, _ in tested.values() for rate in test.lr]
     rates = (min(tried) / 1.3, max(tried) * 1.3)
     figure, axes = panels(known, "learning rate", "training loss")
     for label, axis in axes.items():
@@ -114,19 +114,18 @@ def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
         axis.set_xlim(*rates)
         tops = []
         for seed, look in looks.items():
-            record = tested.get((label, seed))
-            if record is None:
+            if (label, seed) not in tested:
                 continue
-            lr = np.asarray(record["range_test"]["lr"], dtype=float)
-            loss = np.asarray([np.nan if v is None else v for v in record["range_test"]["loss"]], dtype=float)
+            test, used = tested[label, seed]
+            lr, loss = np.asarray(test.lr, dtype=float), np.asarray(test.loss, dtype=float)
             ok = np.isfinite(loss)
             if not ok.any():
                 continue
             axis.plot(lr[ok], loss[ok], lw=1.1, **look)
             tops.append((loss[ok].min(), loss[ok][: max(3, ok.sum() // 3)].max()))
-            if record.get("lr"):
-                height = np.interp(math.log(record["lr"]), np.log(lr[ok]), loss[ok])
-                axis.plot([record["lr"]], [height], "o", ms=7, color=look["color"], mec=INK, mew=1.2, zorder=4)
+            if used:
+                height = np.interp(math.log(used), np.log(lr[ok]), loss[ok])
+                axis.plot([used], [height], "o", ms=7, color=look["color"], mec=INK, mew=1.2, zorder=4)
         if tops:  # the explosion at the right end would flatten everything else
             low, high = min(t[0] for t in tops), max(t[1] for t in tops)
             axis.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low) + 1e-6)
@@ -138,7 +137,7 @@ def range_tests(records: Mapping[tuple[str, int], Record], labels: Sequence[str]
 
 def learning_curves(found: Findings, **how: Any) -> Figure | None:
     """The curves of every configuration, those that were stopped early among them."""
-    outcomes = {key: str(record["outcome"]) for key, record in found.trials.items()}
+    outcomes = {key: record.outcome for key, record in found.trials.items()}
     return curves(found.details.histories, outcomes, found.everyone, **how)
 
 

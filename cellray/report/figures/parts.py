@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from cellray.metrics import METRICS
-from cellray.report.tables import metric_title
+from cellray.report.text import metric_title
 
 Look = dict[str, Any]
 """Keyword arguments of matplotlib's functions."""

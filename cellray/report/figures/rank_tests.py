@@ -26,7 +26,8 @@ from cellray.report.figures.parts import (
     new_figure,
     signed,
 )
-from cellray.report.tables import format_value, metric_title, rows_of
+from cellray.report.ranking import rows_of
+from cellray.report.text import format_value, metric_title
 
 MOST_NUMBERS = 16
 """Configurations up to which the cells of a pair matrix have room for numbers."""

@@ -13,9 +13,9 @@ from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
 from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look, as_label, new_figure
 from cellray.report.findings import Findings
-from cellray.report.importance import ParameterShare
 from cellray.report.searched import Search, Tried, judged_value
-from cellray.report.tables import format_value, metric_title
+from cellray.report.text import format_value, metric_title
+from cellray.statistics.importance import ParameterShare
 
 FAR = 1.5
 """Interquartile ranges beyond the worse quartile at which a value leaves the scale."""

@@ -27,7 +27,7 @@ from cellray.report.figures.parts import (
     sets_of,
     signed,
 )
-from cellray.report.tables import format_value, metric_title
+from cellray.report.text import format_value, metric_title
 
 
 def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> Figure | None:

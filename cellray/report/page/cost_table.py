@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cellray.record import TrialRecord
 from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, head, number_cell
-from cellray.report.tables import Record, number
+from cellray.scores import as_float
 
 
 def cost_table(found: Findings) -> PageTable | None:
@@ -32,8 +33,8 @@ def cost_table(found: Findings) -> PageTable | None:
     for label in map(str, found.ranked.label):
         mine = found.by_label[label]
         training, evaluation = (seconds(mine, what) for what in ("training", "evaluation"))
-        epochs = finite(number(r.get("epochs")) for r in mine)
-        memory = finite(number(r.get("peak_memory_mb")) for r in mine)
+        epochs = finite(as_float(r.epochs) for r in mine)
+        memory = finite(as_float(r.peak_memory_mb) for r in mine)
         speed = finite(each for (name, _), each in speeds.items() if name == label)
         hours = (training.sum() + evaluation.sum()) / 3600
         body.append(
@@ -59,20 +60,20 @@ def cost_table(found: Findings) -> PageTable | None:
     )
 
 
-def hours_by_device(records: Iterable[Record]) -> dict[str, float]:
+def hours_by_device(records: Iterable[TrialRecord]) -> dict[str, float]:
     """Hours of training and evaluation by the device that the records name."""
     totals: dict[str, float] = {}
     for record in records:
         spent = seconds([record], "training").sum() + seconds([record], "evaluation").sum()
         if spent:
-            device = str((record.get("provenance") or {}).get("device") or "an unnamed device")
+            device = record.provenance.device or "an unnamed device"
             totals[device] = totals.get(device, 0.0) + float(spent) / 3600
     return dict(sorted(totals.items()))
 
 
-def seconds(records: list[Record], what: str) -> np.ndarray:
+def seconds(records: list[TrialRecord], what: str) -> np.ndarray:
     """The known seconds of some records."""
-    return finite(number((r.get("seconds") or {}).get(what)) for r in records)
+    return finite(as_float(getattr(r.seconds, what)) for r in records)
 
 
 def finite(values: Iterable[float]) -> np.ndarray:

@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key
-from cellray.report.tables import (
-    Tables,
-    format_difference,
-    format_interval,
-    format_p,
-    format_rank,
-    format_value,
-    metric_title,
-    rows_of,
-    select,
+from cellray.report.page.table_cells import (
+    PageTable,
+    TableCell,
+    head,
+    number_cell,
+    sort_key,
 )
+from cellray.report.ranking import Tables, rows_of, select
+from cellray.report.text import format_difference, format_interval, format_p, format_rank, format_value, metric_title
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pandas as pd
 
 from cellray import published
 from cellray.report.page.table_cells import PageTable, head, number_cell
-from cellray.report.tables import Tables, format_rank, format_spread, rows_of, select
+from cellray.report.ranking import Tables, rows_of, select
+from cellray.report.text import format_rank, format_spread
 
 METRIC = "f1_iou"
 ENOUGH_SHARED = 6
@@ -19,7 +20,7 @@ def published_table(tables: Tables) -> PageTable | None:
 
     None where fewer than `ENOUGH_SHARED` of the twelve configurations are in this study, or it doesn't know the metric.
     """
-    known = published.compare()
+    known = published.recount()
     known = known[known.metric == METRIC].set_index("configuration")
     rows = [row for row in rows_of(select(tables.ranking, set_name="test", metric=METRIC)) if row.label in known.index]
     if len(rows) < ENOUGH_SHARED:

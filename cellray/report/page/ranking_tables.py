@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from cellray.metrics import METRICS
-from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key, strip, strip_limits
-from cellray.report.tables import (
-    Tables,
+from cellray.report.page.table_cells import (
+    PageTable,
+    TableCell,
+    head,
+    number_cell,
+    sort_key,
+    strip,
+    strip_limits,
+)
+from cellray.report.ranking import Tables, rows_of, select
+from cellray.report.text import (
     format_counts,
     format_difference,
     format_interval,
@@ -15,8 +23,6 @@ from cellray.report.tables import (
     format_spread,
     format_value,
     metric_title,
-    rows_of,
-    select,
     table_notes,
 )
 

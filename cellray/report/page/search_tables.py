@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
+from cellray.record import LossSettings, Tried
 from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
-from cellray.report.searched import METHODS, STOPPING, Search, StoredLoss, Tried, judged_value, parameters_text
-from cellray.report.tables import format_interval, format_rank, format_value, metric_title, number
+from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
+from cellray.report.text import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, plural
+from cellray.scores import as_float
 
 MOST_LISTED = 10
 """The best so many configurations stand in the table."""
@@ -72,7 +74,7 @@ def search_facts(search: Search) -> list[tuple[str, str]]:
         facts.append(("Seeds", f"{span} a configuration"))
     if search.suggests:
         titles = listing([metric_title(key) for key in search.metrics])
-        worst = listing([format_value(key, number(METRICS[key].worst)) for key in search.metrics])
+        worst = listing([format_value(key, as_float(METRICS[key].worst)) for key in search.metrics])
         facts.append(
             (
                 "Rule",
@@ -108,7 +110,11 @@ STATES = (
 
 
 def best_table(
-    best: list[Tried], search: Search, test: pd.DataFrame, metric: str, losses: Mapping[str, StoredLoss]
+    best: list[Tried],
+    search: Search,
+    test: pd.DataFrame,
+    metric: str,
+    losses: Mapping[str, LossSettings],
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
@@ -183,7 +189,7 @@ def validation_cell(c: Tried, metric: str) -> TableCell:
     return number_cell(value, format_value(metric, value))
 
 
-def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, StoredLoss]) -> PageTable:
+def stopped_table(stopped: list[Tried], test: pd.DataFrame, losses: Mapping[str, LossSettings]) -> PageTable:
     """What was ended early, in the order in which it is ranked: where, with which Dice, and why."""
     columns = [
         ("Configuration", ""),

@@ -10,7 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from cellray.metrics import METRICS
-from cellray.report.tables import format_value, rows_of
+from cellray.report.ranking import rows_of
+from cellray.report.text import format_value
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from cellray.losses.common import Positive, Share, check_shapes
 from cellray.losses.compound import dice_ce_loss
+from cellray.losses.contract import Positive, Share, check_shapes
 from cellray.losses.overlap import dice
 from cellray.losses.sums import wrong_logit
 

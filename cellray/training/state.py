@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-Row = dict[str, float]
-"""What is known of one epoch."""
+from cellray.record import EpochRow
+
+State = dict[str, Any]
+"""A checkpoint's content: tensors and plain values."""
 
 
 @dataclass
@@ -22,7 +25,7 @@ class TrainingRun:
     range_test: dict[str, list[float]] | None = None
     term_scales: list[float] | None = None
     """What each term of a balanced loss is multiplied by, besides its weight."""
-    history: list[Row] = field(default_factory=list)
+    history: list[EpochRow] = field(default_factory=list)
     best_dice: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
@@ -35,14 +38,14 @@ def training_run(last: bytes) -> TrainingRun:
     return TrainingRun(**from_bytes(last)["run"])
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """A checkpoint's content as bytes: tensors and plain values."""
+def to_bytes(state: Mapping[str, object]) -> bytes:
+    """A checkpoint's content as bytes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def from_bytes(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+def from_bytes(data: bytes, device: torch.device | str = "cpu") -> State:
     """The content of a checkpoint, its tensors on a device."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    state: State = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return state

@@ -7,16 +7,16 @@ image and object rows are those of each trial's own operating point.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cellray.ledger import TABLES, Ledger
+from cellray.ledger import TABLES
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
-from cellray.report.tables import Plan, Record
+from cellray.results.core import Results
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
@@ -58,7 +58,7 @@ NO_DETAILS = Details({}, *(pd.DataFrame(columns=c) for c in (COUNT_COLUMNS, CURV
 """Of a study of which nothing but records was read."""
 
 
-def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> Details:
+def read_details(results: Results) -> Details:
     """Read every planned trial's tables, each file once and only the columns that figures need.
 
     A trial is lost if it failed or collapsed. As in the ranking, a lost trial counts as the worst value in every set;
@@ -67,10 +67,9 @@ def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> D
     out, and so is what a record of an older version lacks.
 
     Args:
-        ledger: Where the tables are.
-        records: Planned records by key.
-        plan: The planned trials.
+        results: The planned trials.
     """
+    plan, records = results.plan, results.records
     histories: dict[tuple[str, int], pd.DataFrame] = {}
     counts, curves, levels = [], [], []
     lost: list[tuple[str, int, str]] = []
@@ -78,11 +77,9 @@ def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> D
     for trial in plan.trials:  # two labels with the same settings share a trial
         if trial.key in records:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
-    stopped = {t.label for t in plan.trials if records.get(t.key, {}).get("outcome") == "stopped"}
-    tables = ledger.read_all(f"trials/{key}/{name}.parquet" for key in by_key for name in TABLES)
-    for key, names in by_key.items():
-        record = records[key]
-        history, rows, objects = (next(tables) for _ in TABLES)
+    stopped = {t.label for t in plan.trials if t.key in records and records[t.key].outcome == "stopped"}
+    for record, (history, rows, objects) in results.tables(*TABLES):
+        names = by_key[record.key]
         if len(course := read_columns(history)):
             histories |= dict.fromkeys(names, course)
         names = [name for name in names if name[0] not in stopped]
@@ -90,17 +87,17 @@ def read_details(ledger: Ledger, records: Mapping[str, Record], plan: Plan) -> D
             continue
         images = read_columns(rows, IMAGES)
         images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
-        is_lost = record["outcome"] in ("failed", "collapsed")
+        is_lost = record.is_lost
         curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
         for label, seed in names:
             who: dict[str, object] = {"label": label, "seed": seed}
-            if len(images) and record["outcome"] != "failed":
+            if len(images) and record.outcome != "failed":
                 counts.append(images[["set", "image", "n_true", "n_pred"]].assign(**who))
             if is_lost:
-                lost.append((label, seed, str(record["outcome"])))
+                lost.append((label, seed, record.outcome))
                 continue
-            curves.append(curve.assign(**who, outcome=record["outcome"]))
-            levels.append(level.assign(**who, outcome=record["outcome"]))
+            curves.append(curve.assign(**who, outcome=record.outcome))
+            levels.append(level.assign(**who, outcome=record.outcome))
     if plan.skip_collapsed:
         lost = []
     iou, strata = stack(curves, CURVE_COLUMNS), stack(levels, LEVEL_COLUMNS)

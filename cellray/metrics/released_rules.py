@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
+from cellray.arrays import Floats
 from cellray.errors import DataError
-from cellray.metrics.table import Floats
 
-QUIRKS = ("many_to_one", "released_counts")
+ROW_QUIRKS = ("many_to_one", "released_counts")
 """The quirks of the released protocol that live in the metrics."""
 
 
@@ -34,12 +34,12 @@ def quirk_rows(rows: pd.DataFrame, quirks: Collection[str]) -> pd.DataFrame:
 
     Args:
         rows: Of `image_row`, with the part released.
-        quirks: Names; others than those of `QUIRKS` are ignored.
+        quirks: Names; others than those of `ROW_QUIRKS` are ignored.
 
     Raises:
         DataError: If the rows lack the part released.
     """
-    wanted = set(quirks) & set(QUIRKS)
+    wanted = set(quirks) & set(ROW_QUIRKS)
     if wanted and "tp_iou_many" not in rows:
         raise DataError(
             f"image rows: the quirks {', '.join(sorted(wanted))} need the part 'released', which isn't there"

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+import pandas as pd
 
 from cellray.errors import StudyError
-from cellray.ledger import Ledger
 from cellray.metrics import quirk_rows, summarise
-from cellray.report.tables import (
-    Plan,
-    PlannedTrial,
-    TextTable,
-    format_rank,
-    format_value,
-    make_tables,
-    metric_title,
-    rows_of,
-    select,
-)
-from cellray.scores import Record, nothing_by_set
+from cellray.record import TrialRecord
+from cellray.report.ranking import make_tables, rows_of, select
+from cellray.report.text import TextTable, format_rank, format_value, metric_title
+from cellray.results import Results
 from cellray.study import QUIRKS, Study
 
 TRAINING = tuple(name for name, quirk in QUIRKS.items() if quirk.acts_on == "training")
@@ -38,16 +30,15 @@ class Ranking:
     """Label, rank and mean, best first; NaN without a result."""
 
 
-def quirk_rankings(ledger: Ledger, study: Study, plan: Plan, metric: str) -> list[Ranking]:
+def quirk_rankings(results: Results, study: Study, metric: str) -> list[Ranking]:
     """Rank the configurations without quirks of their own: strictly, with each quirk alone, and with all together.
 
     A quirk that acts on training puts configurations that have it in the place of those that lack it and are the same
     otherwise; one that acts on evaluation or ranking judges and counts the same trials anew.
 
     Args:
-        ledger: Where the records and image tables are.
+        results: Of the study.
         study: Under the strict protocol, its configurations with and without quirks.
-        plan: Its planned trials.
         metric: A key of ``METRICS``.
 
     Raises:
@@ -58,18 +49,16 @@ def quirk_rankings(ledger: Ledger, study: Study, plan: Plan, metric: str) -> lis
             f"study {study.name!r} runs with {', '.join(study.all_quirks)}: to see what a quirk does, it needs "
             "configurations without it; see search_spaces/quirks.yaml"
         )
-    records = plan.planned(ledger.records())
-    twins = twins_of(study)
-    known: dict[str, Any] = {}
+    plan, records, twins = results.plan, results.records, twins_of(study)
+    images = {key: results.ledger.table(key, "images") for key, record in records.items() if record.metrics}
 
     def ranked(quirk: str, judged_with: Sequence[str], labels: Mapping[str, str], skip: bool) -> Ranking:
         trials = tuple(
             replace(t, label=base) for base, label in labels.items() for t in plan.trials if t.label == label
         )
-        used = [judged(ledger, records[t.key], judged_with) for t in trials if t.key in records]
-        nothing = nothing_by_set(ledger, used, known)
-        tables = make_tables(used, replace(plan, trials=plain(trials), skip_collapsed=skip), nothing=nothing)
-        rows = rows_of(select(tables.ranking, set_name="test", metric=metric))
+        used = [judged(records[t.key], images.get(t.key), judged_with) for t in trials if t.key in records]
+        counted = results.recounted(replace(plan, trials=trials, skip_collapsed=skip), used)
+        rows = rows_of(select(make_tables(counted).ranking, set_name="test", metric=metric))
         return Ranking(quirk, [(str(row.label), row.rank, row.mean) for row in rows])
 
     def swapped(*quirks: str) -> dict[str, str]:
@@ -82,10 +71,7 @@ def quirk_rankings(ledger: Ledger, study: Study, plan: Plan, metric: str) -> lis
             rankings.append(ranked(name, (name,), alone, skip=name == "skip_collapsed"))
         elif swapped(name) != alone:
             rankings.append(ranked(name, (), swapped(name), skip=False))
-            if any(
-                r["outcome"] in ("collapsed", "failed") and r["label"] in swapped(name).values()
-                for r in records.values()
-            ):
+            if any(r.is_lost and r.label in swapped(name).values() for r in records.values()):
                 rankings.append(ranked(f"{name} + skip_collapsed", (), swapped(name), skip=True))
     rankings.append(ranked("all in judging", JUDGING, alone, skip=True))
     if swapped(*TRAINING) != alone:
@@ -106,17 +92,14 @@ def twins_of(study: Study) -> dict[str, dict[frozenset[str], str]]:
     }
 
 
-def judged(ledger: Ledger, record: Record, quirks: Sequence[str]) -> dict[str, Any]:
-    """A record whose test scores are those of its stored image rows under some quirks."""
-    if not record.get("metrics"):
-        return dict(record)
-    images = ledger.table(record["key"], "images")
+def judged(record: TrialRecord, images: pd.DataFrame | None, quirks: Sequence[str]) -> TrialRecord:
+    """A record whose test scores are those of its image rows under some quirks."""
+    if images is None:
+        return record
     point = "shared" if "shared_threshold" in quirks else "own"
     rows = images[(images["set"] == "test") & (images["point"] == point)]
-    scores = summarise(quirk_rows(rows, quirks))
-    metrics = {name: dict(sets) for name, sets in record["metrics"].items()}
-    metrics["own"]["test"] = scores
-    return {**record, "metrics": metrics}
+    own = {**record.metrics.get("own", {}), "test": summarise(quirk_rows(rows, quirks))}
+    return record.model_copy(update={"metrics": {**record.metrics, "own": own}})
 
 
 def quirk_table(rankings: Sequence[Ranking], metric: str) -> TextTable:
@@ -133,8 +116,3 @@ def quirk_table(rankings: Sequence[Ranking], metric: str) -> TextTable:
         rows.append([ranking.quirk, f"{len(moved)} of {len(strict)}", ", ".join(places)])
     notes = [f"Place, configuration and mean of {metric_title(metric)} on the test set, best first."]
     return TextTable(["quirk", "moved", "order"], rows, notes)
-
-
-def plain(trials: Sequence[PlannedTrial]) -> tuple[PlannedTrial, ...]:
-    """Planned trials whose records count however they were judged: they were judged anew here."""
-    return tuple(replace(trial, evaluation_key="") for trial in trials)

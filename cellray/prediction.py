@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from cellray.ledger import Ledger
 from cellray.model import build_model
 from cellray.overlay import draw_overlay
 from cellray.postprocess import OperatingPoint, postprocess
-from cellray.scores import best_record
+from cellray.record import TrialRecord
+from cellray.scores import as_float, best_record
 from cellray.study import EvaluationConfig
 
 
@@ -36,7 +36,7 @@ class TrainedModel:
     diameter_px: float
     """Mean cell diameter of the set it was trained on."""
     evaluation: EvaluationConfig
-    record: Mapping[str, Any]
+    record: TrialRecord
 
     @classmethod
     def load(cls, ledger: Ledger, label: str, seed: int | None = None) -> TrainedModel:
@@ -45,32 +45,32 @@ class TrainedModel:
         Raises:
             LedgerError: If there is no such trial, or it has no usable model.
         """
-        records = [r for r in ledger.records() if r["label"] == label and (seed is None or r["seed"] == seed)]
-        record = best_record(records, records[0]["settings"]["evaluation"]["rank_by"]) if records else None
-        if record is None:
-            outcomes = {f"seed {r['seed']}: {r['outcome']}" for r in records}
-            known = sorted({r["label"] for r in ledger.records()})
+        records = [r for r in ledger.records() if r.label == label and (seed is None or r.seed == seed)]
+        record = best_record(records, records[0].settings.rules.rank_by) if records else None
+        if record is None or record.operating_point is None:
+            outcomes = {f"seed {r.seed}: {r.outcome}" for r in records}
+            known = sorted({r.label for r in ledger.records()})
             state = ", ".join(sorted(outcomes)) or f"no record; {ledger.uri} has {', '.join(known) or 'none at all'}"
             raise LedgerError(f"no finished trial of {label!r}{'' if seed is None else f' with seed {seed}'}: {state}")
-        settings = record["settings"]
-        weights = ledger.load_checkpoint(record["key"], "best")
+        settings = record.settings
+        weights = ledger.load_checkpoint(record.key, "best")
         if weights is None:
-            raise LedgerError(f"{ledger.uri}/trials/{record['key']} has no checkpoint `best`")
+            raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
         network = build_model(
-            settings["model"]["name"],
-            base_features=settings["model"]["base_features"],
-            in_channels=settings["data"]["channels"],
+            settings.model.name,
+            base_features=settings.model.base_features,
+            in_channels=settings.data.channels,
         )
         network.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)["model"])
         network.eval()
         return cls(
             network,
-            OperatingPoint(**record["operating_point"]),
-            settings["data"]["channels"],
-            settings["data"]["normalise"],
-            settings["training"]["precision"],
-            record["data"]["diameter_px"],
-            EvaluationConfig.model_validate(settings["evaluation"]),
+            record.operating_point,
+            settings.data.channels,
+            settings.data.normalise,
+            settings.training.precision,
+            as_float(record.data.diameter_px),
+            settings.rules,
             record,
         )
 

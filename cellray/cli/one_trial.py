@@ -49,7 +49,7 @@ def train(
     """
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
-    from cellray.search import known_study
+    from cellray.results import known_study
     from cellray.study import load_study
     from cellray.trial import run_trial
 
@@ -58,13 +58,13 @@ def train(
     check_study_losses(study)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
-    study = known_study(study, ledger)
+    study = known_study(study, ledger.search())
     chosen = chosen_trials(study, str(seed), [config])
     sets = open_sets(study, as_json)
     plan = sets.plan(study.trials(), ledger)
     if not ledger.exists("plan.json"):
         ledger.write("study.yaml", study.dump_yaml().encode())
-        ledger.write_plan([(p.label, p.seed, p.key, p.evaluation_key) for p in plan])
+        ledger.write_plan(plan)
     planned = [p for p in plan if (p.label, p.seed) in chosen]
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources
@@ -87,15 +87,15 @@ def train(
             if observer:
                 observer.on_finish()
     if as_json:
-        print(json.dumps(record))
+        print(json.dumps(record.plain()))
     else:
-        print_metrics(record["metrics"].get("own", {}))
-        out.print(f"record: {ledger.uri}/trials/{record['key']}", highlight=False, soft_wrap=True)
-    if record["outcome"] == "failed":
+        print_metrics(record.metrics.get("own", {}))
+        out.print(f"record: {ledger.uri}/trials/{record.key}", highlight=False, soft_wrap=True)
+    if record.outcome == "failed":
         raise typer.Exit(FAILED)
 
 
-def evaluate(
+def evaluate_dataset(
     study_name: StudyName,
     path: Annotated[Path, typer.Argument(help="A dataset with ground truth: folder, zip pack or manifest CSV.")],
     config: Config,
@@ -113,13 +113,13 @@ def evaluate(
     Example: [bold]cellray evaluate quickstart my_images --config Dice --diameter-px 30[/bold]
     """
     from cellray.data import open_dataset
-    from cellray.inference import TrainedModel
     from cellray.metrics import iou_curve, stratify
+    from cellray.prediction import TrainedModel
     from cellray.study import DatasetConfig
 
     if diameter_px is None:
         raise StudyError("give --diameter-px, the mean cell diameter on these images: sizes are measured in it")
-    ledger, _study = find(study_name, storage)
+    ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed)
     dataset = open_dataset(
         DatasetConfig(
@@ -147,9 +147,9 @@ def evaluate(
         for name, table in tables.items():
             table.to_csv(output / f"{name}.csv", index=False)
     if as_json:
-        print(json.dumps({"study": model.record["study"], "label": config, "seed": model.record["seed"], **scores}))
+        print(json.dumps({"study": model.record.study, "label": config, "seed": model.record.seed, **scores}))
         return
-    out.print(f"{escape(config)}, seed {model.record['seed']}, on {len(dataset)} images", highlight=False)
+    out.print(f"{escape(config)}, seed {model.record.seed}, on {len(dataset)} images", highlight=False)
     print_metrics({dataset.name: scores})
     print_numbers(tables["strata"])
     print_numbers(tables["iou_curve"])
@@ -177,10 +177,10 @@ def predict(
     import pandas as pd
     from PIL import Image
 
-    from cellray.inference import TrainedModel
     from cellray.overlay import encode_png
+    from cellray.prediction import TrainedModel
 
-    ledger, _study = find(study_name, storage)
+    ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed)
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)

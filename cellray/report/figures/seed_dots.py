@@ -27,7 +27,8 @@ from cellray.report.figures.parts import (
     new_figure,
 )
 from cellray.report.findings import Findings
-from cellray.report.tables import format_rank, format_value, metric_title, rows_of, select
+from cellray.report.ranking import rows_of, select
+from cellray.report.text import format_rank, format_value, metric_title
 from cellray.report.words import set_title_plain
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage, special
 
-from cellray.data.synth.fields import Dots, Floats, add_patch, smooth_noise
+from cellray.data.synth.fields import Dots, Reals, add_patch, smooth_noise
 from cellray.data.synth.layout import Cell
 
 
 def add_cell(
     rng: np.random.Generator,
-    light: Floats,
+    light: Reals,
     dots: Dots,
     cell: Cell,
     scale: float,
@@ -56,7 +56,7 @@ def add_cell(
         dots.add(points[:, 0], points[:, 1], peak, points[:, 2] / 2.6, step=step)
 
 
-def _granules(rng: np.random.Generator, dots: Dots, cell: Cell, distance: Floats, scale: float, budget: float) -> float:
+def _granules(rng: np.random.Generator, dots: Dots, cell: Cell, distance: Reals, scale: float, budget: float) -> float:
     """Strew granules over a cell; returns the mean light they add to it."""
     depth = np.maximum(-distance, 0)
     gather = np.exp(0.9 * smooth_noise(rng, depth.shape, 3.5 * scale))

@@ -1,0 +1,6 @@
+"""The ledger: a folder or bucket that holds every trial's record, whole or not at all."""
+
+from cellray.ledger.files import StoredFile
+from cellray.ledger.records import TABLES, Ledger
+
+__all__ = ["TABLES", "Ledger", "StoredFile"]

@@ -1,0 +1,204 @@
+"""Files of one study in a local folder or a bucket, each written whole or not at all, by one code path for both."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+from pyarrow import fs
+
+from cellray.errors import LedgerError
+from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public
+
+_T = TypeVar("_T")
+
+PART = ".part"
+"""Ends the name of a file that is being written."""
+MOST_AT_ONCE = 16
+"""Files of a bucket that are asked for at once."""
+
+
+class StoredFile(NamedTuple):
+    """A file of a ledger."""
+
+    path: str
+    """In the study's folder."""
+    n_bytes: int
+    changed: float
+    """Seconds since 1970."""
+
+
+class StudyFiles:
+    """The files of one study.
+
+    Args:
+        storage: Local folder or ``s3://bucket/prefix``; made if missing.
+        study: Name of the study: its folder in there.
+        patience_s: How long a bucket that answered once and then goes away is waited for.
+
+    Raises:
+        LedgerError: If the storage can't be reached.
+    """
+
+    def __init__(self, storage: str, study: str, patience_s: float = PATIENCE_S, _has_answered: bool = False) -> None:
+        try:
+            self._fs, root = open_storage(storage)
+        except ValueError as error:
+            raise LedgerError(f"storage {public(storage)!r} can't be opened: {error}") from error
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self.storage, self.study = (root if self._local else storage), study
+        self._root = f"{root}/{study}"
+        self._patience_s, self._has_answered = patience_s, _has_answered
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, float, bool]]:
+        return type(self), (self.storage, self.study, self._patience_s, self._has_answered)
+
+    def _do(self, act: Callable[[], _T]) -> _T:
+        """Read or write something; a bucket that goes away is waited for, but not one that never answered."""
+        try:
+            if self._has_answered and not self._local:
+                return patiently(act, self.uri, self._patience_s)
+            done = act()
+        except FileNotFoundError:
+            self._has_answered = True
+            raise
+        self._has_answered = True
+        return done
+
+    @property
+    def uri(self) -> str:
+        """Where the study lies, for people."""
+        if self._local:
+            return self._root
+        return f"{public(self.storage).rstrip('/')}/{self.study}"
+
+    def prepare(self) -> None:
+        """Make the study's folder and prove that it can be written.
+
+        Raises:
+            LedgerError: If it can't, or the bucket isn't there: a misspelt one must not be made.
+        """
+        try:
+            bucket = self._root.partition("/")[0]
+            if not self._local and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise LedgerError(f"storage {public(self.storage)!r}: there is no bucket {bucket!r}; make it first")
+            self.write(".probe", b"cellray")
+            self.delete(".probe")
+        except OSError as error:
+            raise LedgerError(f"storage {public(self.storage)!r} is not writable: {plain_reason(error)}") from error
+
+    # Files, named by their path in the study's folder.
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all: aside and renamed locally, in one request on S3."""
+        target = f"{self._root}/{path}"
+        if not self._local:
+            return self._do(lambda: self._put(target, data))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        aside = f"{target}.{uuid.uuid4().hex[:8]}{PART}"
+        try:
+            while True:
+                with open(aside, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                try:
+                    return os.replace(aside, target)
+                except FileNotFoundError:
+                    pass  # taken for the rest of a killed process (`remove_parts`)
+        except BaseException:
+            if os.path.exists(aside):
+                os.remove(aside)
+            raise
+
+    def _put(self, target: str, data: bytes) -> None:
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(data)
+
+    def remove_parts(self) -> None:
+        """Remove what killed processes were writing; one that lives writes it again."""
+        if self._local:
+            for part in Path(self._root).rglob(f"*{PART}"):
+                part.unlink(missing_ok=True)
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; FileNotFoundError if there is none."""
+
+        def get() -> bytes:
+            with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
+                return bytes(stream.read())
+
+        return self._do(get)
+
+    def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        """The bytes of each file in turn, None where there is none; a bucket is asked for several at once."""
+
+        def get(path: str) -> bytes | None:
+            try:
+                return self.read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        if self._local:
+            yield from map(get, paths)
+            return
+        with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+            ahead: deque[Future[bytes | None]] = deque()
+            for path in paths:
+                ahead.append(pool.submit(get, path))
+                if len(ahead) > 2 * MOST_AT_ONCE:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
+        try:
+            return self._do(lambda: self._fs.get_file_info(f"{self._root}/{path}")).type == fs.FileType.File
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(path):
+            with suppress(FileNotFoundError):  # an attempt whose answer was lost
+                self._do(lambda: self._fs.delete_file(f"{self._root}/{path}"))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of what lies in a folder, sorted; empty if there is no such folder.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
+        selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        try:
+            return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector)))
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """Every file below a folder.
+
+        Raises:
+            LedgerError: If the storage can't be read.
+        """
+        selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
+        try:
+            found = self._do(lambda: self._fs.get_file_info(selector))
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+        return [
+            StoredFile(info.path.removeprefix(f"{self._root}/"), info.size, info.mtime.timestamp() if info.mtime else 0)
+            for info in found
+            if info.type == fs.FileType.File
+        ]

@@ -1,0 +1,134 @@
+"""The records of one study, whole or not at all.
+
+``trials/<key>/trial.json`` is written last and marks a record as complete; whatever lies beside it without one belongs
+to a trial that is still running or was killed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import pandas as pd
+
+from cellray.errors import LedgerError
+from cellray.ledger.files import StudyFiles
+from cellray.ledger.lease import current_holder, held
+from cellray.record import (
+    EpochRow,
+    Lease,
+    PlannedTrial,
+    SearchLog,
+    TrialRecord,
+    parse,
+    parse_plan,
+    parse_record,
+    plan_text,
+    record_text,
+    search_text,
+)
+from cellray.storage import plain_reason
+
+TABLES = ("history", "images", "objects")
+
+
+class Ledger(StudyFiles):
+    """The files of one study and what they say; arguments and errors as for `StudyFiles`."""
+
+    def record(self, key: str) -> TrialRecord | None:
+        """A trial's record, or None if it has none yet.
+
+        Raises:
+            LedgerError: If it can't be read.
+        """
+        path = f"trials/{key}/trial.json"
+        try:
+            return parse_record(self.read(path), f"{self.uri}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise LedgerError(f"{self.uri}/{path} can't be read: {plain_reason(error)}") from error
+
+    def records(self, keys: Iterable[str] | None = None) -> list[TrialRecord]:
+        """The complete records of these keys; None: all, ordered by key.
+
+        Raises:
+            LedgerError: If one can't be read.
+        """
+        keys = self.names("trials") if keys is None else list(keys)
+        files = self.read_all(f"trials/{key}/trial.json" for key in keys)
+        try:
+            return [
+                parse_record(data, f"{self.uri}/trials/{key}/trial.json")
+                for key, data in zip(keys, files, strict=True)
+                if data is not None
+            ]
+        except OSError as error:
+            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+
+    def table(self, key: str, name: str) -> pd.DataFrame:
+        """One of a trial's tables: `history`, `images` or `objects`."""
+        return pd.read_parquet(io.BytesIO(self.read(f"trials/{key}/{name}.parquet")))
+
+    def history(self, key: str) -> list[EpochRow]:
+        """A trial's epochs; empty if it has no record, or trained none."""
+        try:
+            return self.table(key, "history").to_dict("records")
+        except FileNotFoundError:
+            return []
+
+    def write_record(self, record: TrialRecord, tables: Mapping[str, pd.DataFrame], files: Mapping[str, bytes]) -> None:
+        """Store a trial's record with its tables and other files, replacing an earlier one."""
+        folder = f"trials/{record.key}"
+        self.delete(f"{folder}/trial.json")
+        for name, table in tables.items():
+            self.write(f"{folder}/{name}.parquet", table.to_parquet(index=False))
+        for path, data in files.items():
+            self.write(f"{folder}/{path}", data)
+        self.write(f"{folder}/trial.json", record_text(record).encode())
+
+    def plan(self) -> list[PlannedTrial]:
+        """What the last sweep planned.
+
+        Raises:
+            LedgerError: If no sweep has been here.
+        """
+        try:
+            return parse_plan(self.read("plan.json"), f"{self.uri}/plan.json")
+        except FileNotFoundError:
+            raise LedgerError(f"{self.uri} has no plan.json: no sweep of this study was started there") from None
+
+    def write_plan(self, trials: Sequence[PlannedTrial]) -> None:
+        """Keep what a study plans, so that a report needs no data."""
+        self.write("plan.json", plan_text(trials).encode())
+
+    def search(self) -> SearchLog | None:
+        """How a study that adapts chose its configurations so far; None of one that listed them and runs them all."""
+        try:
+            return parse(SearchLog, self.read("search.json"), f"{self.uri}/search.json", "an account of a search")
+        except FileNotFoundError:
+            return None
+
+    def write_search(self, log: SearchLog) -> None:
+        """Keep how configurations were chosen."""
+        self.write("search.json", search_text(log).encode())
+
+    def load_checkpoint(self, key: str, name: str) -> bytes | None:
+        """A trial's checkpoint `last` or `best`, or None."""
+        try:
+            return self.read(f"trials/{key}/checkpoints/{name}.pt")
+        except FileNotFoundError:
+            return None
+
+    def save_checkpoint(self, key: str, name: str, data: bytes) -> None:
+        """Keep a trial's checkpoint."""
+        self.write(f"trials/{key}/checkpoints/{name}.pt", data)
+
+    def lease(self, on_wait: Callable[[str], None] = lambda words: None) -> AbstractContextManager[None]:
+        """Hold the ledger for one sweep; see `lease.held`."""
+        return held(self, on_wait)
+
+    def holder(self) -> Lease | None:
+        """Who holds the ledger now, if anybody."""
+        return current_holder(self)

@@ -1,0 +1,48 @@
+"""Those who watch a sweep, and how they are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from cellray.record import EpochRow, PlannedTrial, TrialRecord
+from cellray.study import Study, Trial
+
+_log = logging.getLogger(__name__)
+
+
+class Observer:
+    """Somebody who watches a sweep. News of one sweep come one at a time, in the driver's process.
+
+    Each kind of observer says what it does about the news that concern it; the others pass by.
+    """
+
+    def on_start(self, study: Study, plan: list[PlannedTrial]) -> None:
+        """The sweep begins; `plan` tells what the ledger has already."""
+
+    def on_plan(self, study: Study, plan: list[PlannedTrial]) -> None:
+        """The plan has grown: a search suggested a configuration, or a race gave another seed."""
+
+    def on_trial_start(self, trial: Trial) -> None:
+        """A trial was given its resources; it may be one that goes on after its process died."""
+
+    def on_epoch(self, trial: Trial, row: EpochRow) -> None:
+        """A running trial ended an epoch."""
+
+    def on_end(self, record: TrialRecord) -> None:
+        """A trial's record is in the ledger."""
+
+    def on_note(self, sentence: str) -> None:
+        """Something that a reader must hear of, such as files that were removed."""
+
+    def on_finish(self) -> None:
+        """No trial runs any more, because all are done or because the sweep was interrupted."""
+
+
+def tell(observers: Sequence[Observer], what: str, *news: object) -> None:
+    """Tell every observer; one that fails must not cost the sweep anything."""
+    for observer in observers:
+        try:
+            getattr(observer, what)(*news)
+        except Exception:
+            _log.exception("%s.%s failed; the sweep goes on", type(observer).__name__, what)

@@ -1,0 +1,156 @@
+"""Numbers, ranks and ranked tables as text, for the terminal, Markdown, LaTeX and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cellray.metrics import METRICS
+from cellray.report.ranking import OUTCOMES, Tables, rows_of, select
+
+
+class TextTable(NamedTuple):
+    """A table for the terminal or for Markdown: column titles, rows of text, sentences below."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def metric_title(key: str) -> str:
+    """The name of a metric in tables: a signed error is ranked, and so shown, by its size."""
+    metric = METRICS[key]
+    return f"|{metric.title}|" if metric.is_signed else metric.title
+
+
+def format_value(key: str, value: float) -> str:
+    """A number as tables show it: three decimals for a ratio, two for a counting error, a dash for none."""
+    if not np.isfinite(value):
+        return "–"
+    bounded = METRICS[key].worst is not None
+    text = f"{value:.3f}" if bounded else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def format_difference(key: str, value: float) -> str:
+    """A difference with its sign."""
+    return ("+" if value >= 0 else "") + format_value(key, value)
+
+
+def format_p(p: float) -> str:
+    """A p-value or a probability as papers print it."""
+    if not np.isfinite(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_spread(key: str, mean: float, sd: float) -> str:
+    """`mean ± SD`, or the mean alone where one value has no spread."""
+    return format_value(key, mean) + (f" ± {format_value(key, sd)}" if np.isfinite(sd) else "")
+
+
+def format_interval(key: str, low: float, high: float) -> str:
+    """`[low, high]`; empty where there is none."""
+    return f"[{format_value(key, low)}, {format_value(key, high)}]" if np.isfinite([low, high]).all() else ""
+
+
+def format_rank(rank: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A rank as text, with its interval as in `1 [1–5]` where that is known; a dash where nothing is known yet."""
+    if not np.isfinite(rank):
+        return "–"
+    return f"{rank:.0f}" + (f" [{low:.0f}–{high:.0f}]" if np.isfinite([low, high]).all() else "")
+
+
+def format_counts(row: Any) -> str:
+    """The outcomes of a configuration that weren't `finished`, in words."""
+    parts = [f"{getattr(row, f'n_{name}')} {name}" for name in OUTCOMES[1:] if getattr(row, f"n_{name}")]
+    if row.n_stopped:
+        of = f" of {row.stopped_of:.0f}" if np.isfinite(row.stopped_of) else ""
+        where = f"at epoch {row.stopped_epoch:.0f}{of}, validation Dice {format_value('dice', row.stopped_dice)}"
+        parts = [f"{part} {where}" if part.endswith(" stopped") else part for part in parts]
+    if row.n_nan:
+        parts.append(f"{row.n_nan} not a number")
+    if row.dropped:
+        parts.append(row.dropped)
+    return ", ".join(parts)
+
+
+def format_table(
+    tables: Tables,
+    *,
+    metric: str,
+    set_name: str = "test",
+    extra: Sequence[str] = (),
+    limit: int | None = None,
+) -> TextTable:
+    """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
+
+    Args:
+        tables: From `make_tables`.
+        metric: The one that ranks, a key of ``METRICS``.
+        set_name: One of ``tables.sets``.
+        extra: Further metrics, one column each (means by the default rule).
+        limit: Only the first so many rows.
+    """
+    rows = select(tables.ranking, set_name=set_name, metric=metric)
+    shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")
+    more = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in extra}
+    title = metric_title(metric)
+    columns = ["rank", "configuration", title, "95 % interval", "survivors", "worst seed", "shared point"]
+    columns += [metric_title(key) for key in extra] + ["finished", "else"]
+    text = []
+    for row in rows_of(rows.head(limit or len(rows))):
+        survivors = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
+        if row.order_differs and np.isfinite(row.survivors_rank):
+            survivors += f" [{format_rank(row.survivors_rank)}]"
+        text.append(
+            [
+                format_rank(row.rank, row.rank_low, row.rank_high),
+                str(row.label),
+                format_spread(metric, row.mean, row.sd),
+                format_interval(metric, row.low, row.high) or "–",
+                survivors,
+                format_value(metric, row.worst),
+                format_value(metric, shared["mean"].get(row.label, np.nan)),
+                *(format_spread(key, m["mean"][row.label], m["sd"][row.label]) for key, m in more.items()),
+                f"{row.n_finished}/{row.n_planned}",
+                format_counts(row),
+            ]
+        )
+    return TextTable(columns, text, table_notes(tables, rows, metric, set_name))
+
+
+def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) -> list[str]:
+    """What a reader of a ranked table must know, in sentences."""
+    notes = []
+    if len(rows) and rows.n_missing.sum():
+        notes.append(f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing.")
+    full = rows[rows.n_stopped == 0]
+    if len(full) and (full.n_collapsed.sum() or full.n_failed.sum()):
+        lost = [(full.n_collapsed.sum(), "collapsed"), (full.n_failed.sum(), "failed")]
+        words = " and ".join(f"{n} {word}" for n, word in lost if n)
+        worst = format_value(metric, tables.worst[set_name, metric])
+        counted = f"they count as the worst value, {worst}, and survivors leave them out"
+        if tables.skip_collapsed:
+            counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
+        notes.append(f"Of the trials, {words}: {counted}.")
+    if len(full) and full.n_nan.sum():
+        notes.append(f"{full.n_nan.sum()} values that are not a number count as the worst value too.")
+    if n_stopped := len(rows) - len(full):
+        who = "1 configuration was" if n_stopped == 1 else f"{n_stopped} configurations were"
+        notes.append(
+            f"{who} stopped early and so not compared: ranked as stopped, by the epoch reached and then by the "
+            "validation Dice there (mean over seeds)."
+        )
+    if full.n_planned.nunique() > 1:
+        notes.append(
+            f"Configurations were given {full.n_planned.min()} to {full.n_planned.max()} seeds: means are over each "
+            "one's own, comparisons over the seeds that both have."
+        )
+    if len(rows) and rows.order_differs.any():
+        notes.append("[k]: rank by the survivors' mean, where it differs.")
+    return notes

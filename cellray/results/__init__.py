@@ -1,0 +1,18 @@
+"""The results of a study: its plan, records and samples, read once, and trials as arrays to compare."""
+
+from cellray.results.block import Block, make_block
+from cellray.results.core import Results
+from cellray.results.plan import Plan, known_study, plan_of
+from cellray.results.samples import Sample, Samples, sample_of
+
+__all__ = [
+    "Block",
+    "Plan",
+    "Results",
+    "Sample",
+    "Samples",
+    "known_study",
+    "make_block",
+    "plan_of",
+    "sample_of",
+]

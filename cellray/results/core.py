@@ -1,0 +1,149 @@
+"""The results of one study, each file of its ledger read once, for whoever shows or compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from cellray.ledger import Ledger
+from cellray.record import PlannedTrial, SearchLog, TrialRecord
+from cellray.results.plan import Plan
+from cellray.results.samples import GROUP, ImageRows, Samples, read_images
+from cellray.scores import errors_of_nothing
+
+
+class Results:
+    """A study's records and what their tables say.
+
+    Args:
+        ledger: The study's.
+        plan: The planned trials.
+        records: Those of the ledger, planned or not.
+        metric: Read no more of image tables than this metric on the test set at the own operating point needs; None:
+            everything.
+        log: How configurations were chosen, of a study that adapts.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        records: Iterable[TrialRecord] = (),
+        *,
+        metric: str | None = None,
+        log: SearchLog | None = None,
+    ) -> None:
+        self.ledger, self.log = ledger, log
+        self._metric = metric
+        self._images: dict[tuple[str, str], ImageRows] = {}
+        self._units: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.update(plan, records)
+
+    @classmethod
+    def now(cls, ledger: Ledger, plan: Plan) -> Results:
+        """The results of a plan that is known already, as they lie in the ledger."""
+        log = ledger.search()
+        return cls(ledger, plan.with_dropped(log), ledger.records(), log=log)
+
+    @classmethod
+    def together(cls, studies: Sequence[Results], labels: Collection[str]) -> Results:
+        """Some configurations of several studies as if of one: labels and keys have the study's number before them.
+
+        The same trial may be in two studies, judged differently.
+        """
+        trials: list[PlannedTrial] = []
+        records: list[TrialRecord] = []
+        images: dict[tuple[str, str], ImageRows] = {}
+        for i, results in enumerate(studies):
+            results._load(results.records.values())
+            images |= {(f"{i}/{key}", evaluation): rows for (key, evaluation), rows in results._images.items()}
+            trials += [
+                replace(trial, label=f"{i}/{trial.label}", key=f"{i}/{trial.key}")
+                for trial in results.plan.trials
+                if trial.label in labels
+            ]
+            for key, record in results.records.items():
+                data = record.data.model_copy(update={"split_hash": f"{i}/{record.data.split_hash}"})
+                records.append(record.model_copy(update={"key": f"{i}/{key}", "data": data}))
+        found = cls(studies[0].ledger, replace(studies[0].plan, trials=tuple(trials)), records)
+        found._images = images
+        return found
+
+    def recounted(self, plan: Plan, records: Iterable[TrialRecord]) -> Results:
+        """The same image rows under another plan, with other records of the same trials."""
+        found = Results(self.ledger, plan, records, metric=self._metric)
+        found._images = dict(self._images)
+        return found
+
+    def update(self, plan: Plan, records: Iterable[TrialRecord]) -> None:
+        """Another plan, other records; what was read of trials that were judged anew since is forgotten."""
+        everything = list(records)
+        self.plan = plan
+        self.records = plan.planned(everything)
+        """The planned trials' records by key."""
+        self.n_unplanned = len(everything) - len(self.records)
+        """Records that the plan doesn't name, or that are out of date."""
+        names = {(record.key, record.evaluation_key) for record in self.records.values()}
+        for name in self._images.keys() - names:
+            del self._images[name]
+
+    @property
+    def samples(self) -> Samples:
+        """What each image adds to each trial's metrics, by the trial's key; of every trial that has image rows."""
+        self._load(self.records.values())
+        return {key: rows.samples for (key, _), rows in self._images.items()}
+
+    @property
+    def unit(self) -> str:
+        """What seeds are crossed with on the test set: `image`, or `group of images`."""
+        tested = {s.units for sets in self.samples.values() for (name, _), s in sets.items() if name == "test"}
+        return "group of images" if any(u.startswith(GROUP) for units in tested for u in units) else "image"
+
+    @property
+    def nothing(self) -> dict[str, dict[str, float]]:
+        """The worst counting errors of predicting nothing, by set.
+
+        The images of a set are the same in every trial except on validation, so one image table for each split is read.
+        """
+        merged: dict[str, dict[str, float]] = {}
+        seen: set[str] = set()
+        for record in sorted(self.records.values(), key=lambda r: r.key):
+            if record.data.split_hash in seen or not record.metrics:
+                continue
+            self._load([record])
+            n_true = self._images[record.key, record.evaluation_key].n_true
+            if n_true:
+                seen.add(record.data.split_hash)
+            for name, counts in n_true.items():
+                into = merged.setdefault(name, {})
+                for key, value in errors_of_nothing(counts).items():
+                    into[key] = max(value, into.get(key, value))
+        return merged
+
+    def tables(self, *names: str) -> Iterator[tuple[TrialRecord, list[bytes | None]]]:
+        """Each planned trial's record with the named table files in turn, None where one is missing.
+
+        What image tables say is remembered on the way, so that none is opened twice: ask for this first.
+        """
+        files = self.ledger.read_all(f"trials/{key}/{name}.parquet" for key in self.records for name in names)
+        for record in self.records.values():
+            found = [next(files) for _ in names]
+            if "images" in names and record.metrics:
+                self._remember(record, found[names.index("images")])
+            yield record, found
+
+    def _load(self, records: Iterable[TrialRecord]) -> None:
+        """Read the image tables of these records that weren't read yet."""
+        new = [r for r in records if r.metrics and (r.key, r.evaluation_key) not in self._images]
+        files = self.ledger.read_all(f"trials/{record.key}/images.parquet" for record in new)
+        for record, data in zip(new, files, strict=True):
+            self._remember(record, data)
+
+    def _remember(self, record: TrialRecord, data: bytes | None) -> None:
+        rows = read_images(data, self._metric) if data is not None else ImageRows({}, {})
+        # the same images in every trial, so one copy of their names
+        samples = {
+            where: replace(sample, units=self._units.setdefault(sample.units, sample.units))
+            for where, sample in rows.samples.items()
+        }
+        self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)

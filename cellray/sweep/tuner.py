@@ -1,0 +1,241 @@
+"""An agenda's trials on Ray Tune: what each is given, news of them to the observers, and what their workers do."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from cellray.device import release_memory
+from cellray.errors import LedgerError
+from cellray.ledger import Ledger
+from cellray.observers import Observer, tell
+from cellray.record import EpochRow
+from cellray.scratch import scratch_folder
+from cellray.search import Agenda
+from cellray.study import DataConfig, ResourcesConfig, Study, Trial
+from cellray.sweep.cluster import room_for
+from cellray.sweep.quota import keep_within
+from cellray.sweep.tuning import (
+    cause_of_death,
+    first_interrupt,
+    is_starting,
+    out_of_memory_is_a_death,
+    quiet_tune,
+)
+from cellray.sweep.workers import run_with_workers
+from cellray.trial import Sets, record_failure, run_trial
+
+WORKER_DEATHS = 2
+"""A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
+loss of a node that its cluster took back (preemption) doesn't count."""
+
+WAITING_S = 30.0
+"""Without any running trial before the sweep says that it waits for resources."""
+
+
+def run_agenda(
+    agenda: Agenda,
+    study: Study,
+    sets: Sets,
+    ledger: Ledger,
+    observers: Sequence[Observer],
+    max_concurrent: int | None,
+) -> None:
+    """Run an agenda to its end, in a process that is connected to Ray; arguments as for `run_sweep`.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted.
+    """
+    resources, interrupted = study.resources, threading.Event()
+    max_concurrent = max_concurrent or resources.max_concurrent
+    feed = Feed(agenda, sets, interrupted)
+    # The workers of a trial with several take their resources themselves, all at once; so many trials as fit may wait
+    # for them.
+    need = {"cpu": float(resources.cpus), "gpu": float(resources.gpus)}
+    if resources.n_workers > 1:
+        need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
+        max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
+    work = tune.with_parameters(_work, ledger=ledger, resources=resources)
+    # Tune's own state: nothing is read back from there, here or on other nodes, since the ledger has all.
+    with scratch_folder("tune") as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
+        tune.Tuner(
+            tune.with_resources(work, need),
+            tune_config=tune.TuneConfig(
+                search_alg=feed,
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=max_concurrent,
+                scheduler=Stoppable(interrupted),
+            ),
+            run_config=tune.RunConfig(
+                name=study.name,
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[News(feed, study, ledger, observers)],
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            ),
+        ).fit()
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+class Feed(Searcher):
+    """Hands an agenda's tasks to Tune."""
+
+    def __init__(self, agenda: Agenda, sets: Sets, interrupted: threading.Event) -> None:
+        super().__init__()
+        self.agenda, self.sets = agenda, sets
+        self.tasks: dict[str, Trial] = {}
+        """What Tune's trials are, by their ids."""
+        self._interrupted = interrupted
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Searcher, ()  # Tune stores what it is given
+
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # type: ignore[override]
+        if self._interrupted.is_set() or self.agenda.is_finished:
+            return Searcher.FINISHED
+        task = self.agenda.next()
+        if task is None:
+            return None
+        self.tasks[trial_id] = task.trial
+        return {"trial": task.trial.model_dump_json(), "until": task.until, "keys": self.sets.keys(task.trial)}
+
+    def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
+        pass  # `News` hears of it
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # the ledger has everything
+
+    restore = save
+
+
+class News(TrialProgressCallback):
+    """Passes what Tune hears from trials on to the agenda and the observers, and books those that died.
+
+    Takes the place of Tune's own progress lines, which it would print whatever its verbosity.
+    """
+
+    def __init__(self, feed: Feed, study: Study, ledger: Ledger, observers: Sequence[Observer]) -> None:
+        super().__init__()
+        self._feed, self._study, self._ledger, self._observers = feed, study, ledger, observers
+        self._idle_since = time.monotonic()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **_: object) -> None:
+        """Say so when nothing runs for a while because resources are missing."""
+        states = [trial.status for trial in trials]
+        if "RUNNING" in states or "PENDING" not in states:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > WAITING_S:
+            self._idle_since = time.monotonic()
+            resources = self._study.resources
+            each = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs each"
+            words = f"waiting for resources: {states.count('PENDING')} trials are pending, {each}"
+            tell(self._observers, "on_note", words)
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
+        tell(self._observers, "on_trial_start", self._feed.tasks[trial.trial_id])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
+    ) -> None:
+        if "row" in result:
+            tell(self._observers, "on_epoch", self._feed.tasks[trial.trial_id], result["row"])
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
+        self._go_on(self._feed.tasks.pop(trial.trial_id))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
+        failed, sets = self._feed.tasks.pop(trial.trial_id), self._feed.sets
+        if not sets.planned(failed, self._ledger).done:  # else it died after its last word
+            reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
+            try:
+                record_failure(failed, sets, self._ledger, reason)
+            except (OSError, LedgerError) as error:
+                words = f"{failed.label}, seed {failed.seed}: no record, since the storage takes none ({error})"
+                tell(self._observers, "on_note", words)
+        self._go_on(failed)
+
+    def _go_on(self, ended: Trial) -> None:
+        """Let the agenda draw its conclusions, and tell of them."""
+        agenda, observers = self._feed.agenda, self._observers
+        n_planned = len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)
+        record = agenda.ended(ended)
+        if self._study.adapts:
+            agenda.write()
+        if n_planned != (len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)):
+            tell(observers, "on_plan", agenda.study, agenda.plan)
+        for news in [*([record] if record else []), *agenda.stopped]:
+            tell(observers, "on_end", news)
+        agenda.stopped.clear()
+        if (quota_gb := self._study.resources.checkpoints_gb) is not None:
+            done = {planned.key for planned in agenda.plan if planned.record is not None}
+            if (note := keep_within(self._ledger, quota_gb, done)) is not None:
+                tell(observers, "on_note", note)
+
+
+class Stoppable(FIFOScheduler):
+    """Trials in their order; once interrupted, none is started, and each that runs ends with its epoch."""
+
+    def __init__(self, interrupted: threading.Event) -> None:
+        super().__init__()
+        self._interrupted = interrupted
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return FIFOScheduler, ()
+
+    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, object]) -> str:
+        return self.STOP if self._interrupted.is_set() else self.CONTINUE
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
+        """The first trial that waits; one whose new process is starting gets that, not another's that is free.
+
+        Else each process that ends a trial would take the next one away from a machine that has just come, and no
+        such machine would get any, as long as trials end faster than processes start.
+        """
+        if not self._interrupted.is_set():
+            waiting = (trial for trial in tune_controller.get_trials() if trial.status == "PENDING")
+            return next((trial for trial in waiting if not is_starting(trial, tune_controller)), None)
+        for trial in tune_controller.get_trials():
+            if trial.status == "PENDING":
+                tune_controller.stop_trial(trial)
+        return None
+
+
+def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) -> None:
+    """One trial in a Ray worker. Leaves nothing behind but opened data, for the next trial of the process."""
+    trial, until, keys = Trial.model_validate_json(config["trial"]), config["until"], tuple(config["keys"])
+
+    def report(row: EpochRow) -> None:
+        tune.report({"row": row})
+
+    cpus, gpus = float(resources.cpus), float(resources.gpus)
+    try:
+        if resources.n_workers > 1:
+            n = resources.n_workers
+            run_with_workers(trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
+        else:
+            sets = _open_once(trial.data.model_dump_json())
+            sets.expect(trial, keys)
+            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
+    finally:
+        release_memory()
+
+
+@cache
+def _open_once(config: str) -> Sets:
+    return Sets.open(DataConfig.model_validate_json(config))

@@ -1,0 +1,168 @@
+"""One configuration, one seed -> one record in the ledger."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
+
+import pandas as pd
+import torch
+
+from cellray.data import Split
+from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
+from cellray.errors import LedgerError
+from cellray.evaluation import Evaluation, evaluate
+from cellray.ledger import TABLES, Ledger
+from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
+from cellray.study import Trial
+from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
+from cellray.trial.recording import make_provenance, make_record, new_network
+from cellray.trial.sets import Sets
+
+
+def run_trial(
+    trial: Trial,
+    sets: Sets,
+    ledger: Ledger,
+    *,
+    gpus: float = 0,
+    threads: int = 1,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    until: int | None = None,
+    team: Team = ALONE,
+) -> TrialRecord | None:
+    """Train and judge one trial, store its record and return it; what the ledger has is not done again.
+
+    A trial that was interrupted goes on from its last checkpoint, and one whose training is complete is only judged.
+    An error of the trial's own becomes its outcome `failed`, with the reason.
+
+    Args:
+        trial: What to run.
+        sets: The study's data.
+        ledger: Where records go.
+        gpus: Above 0: train on a GPU.
+        threads: CPU threads to compute with.
+        on_epoch: Told each epoch's row.
+        until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
+        team: The processes that train it together, each of which calls this. The first one judges and writes; what
+            one member raises while they train is raised, not recorded, since only from outside can be seen who failed.
+
+    Returns:
+        Its record, or None if the trial paused or another member writes.
+    """
+    planned = sets.planned(trial, ledger)
+    key = planned.key
+    if planned.done:
+        return planned.record
+    device = pick_device(gpus)
+    prepare(device, threads, gpus)
+    split = sets.split(trial)
+    started, clock = datetime.now(UTC), monotonic()
+    fitted: Fit | None = None
+    judged: Evaluation | None = None
+    trained_s = 0.0
+    files: dict[str, bytes] = {}
+    outcome: Outcome
+    reason: str | None
+    try:
+        fitted = fit(
+            trial,
+            sets.train,
+            split,
+            device=device,
+            load=lambda name: ledger.load_checkpoint(key, name),
+            save=lambda name, data: ledger.save_checkpoint(key, name, data),
+            on_epoch=on_epoch,
+            until=until,
+            team=team,
+        )
+        if not fitted.is_complete or not team.leads:
+            return None
+        trained_s = monotonic() - clock
+        if fitted.run.diverged is None:
+            judged = _judge(trial, sets, split, fitted, device)
+    except Exception as error:
+        if fitted is None and team.size > 1:
+            raise
+        outcome, reason = "failed", reason_of(error, device)
+        files["traceback.txt"] = traceback.format_exc().encode()
+    else:
+        reason = fitted.run.diverged or (judged.collapsed if judged else None)
+        outcome = "collapsed" if reason else "finished"
+    record = make_record(
+        trial,
+        sets,
+        split,
+        outcome=outcome,
+        reason=reason,
+        run=fitted.run if fitted else None,
+        judged=judged,
+        seconds=Seconds(
+            training=fitted.run.seconds if fitted else trained_s,
+            evaluation=monotonic() - clock - trained_s if judged else 0.0,
+        ),
+        peak_memory_mb=peak_memory_mb(device),
+        provenance=make_provenance(device, threads, team.size, started, datetime.now(UTC)),
+    )
+    tables = {
+        "history": pd.DataFrame(fitted.run.history if fitted else []),
+        "images": judged.images if judged else pd.DataFrame(),
+        "objects": judged.objects if judged else pd.DataFrame(),
+    }
+    now = sets.planned(trial, ledger)
+    if now.done:  # by the process that took over when this one's machine was cut off from the others for a while
+        return now.record
+    ledger.write_record(record, tables, {**files, **(judged.files if judged else {})})
+    return record
+
+
+def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str, trace: str = "") -> TrialRecord:
+    """Store the outcome `failed` for a trial that could not say so itself; `trace` goes to its ``traceback.txt``."""
+    return _record_unjudged(trial, sets, ledger, "failed", reason, None, trace)
+
+
+def record_stopped(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> TrialRecord:
+    """Store the outcome `stopped` for a trial that paused and is not to go on, with its history so far.
+
+    Raises:
+        LedgerError: If its checkpoint has gone.
+    """
+    data = ledger.load_checkpoint(sets.keys(trial)[0], "last")
+    if data is None:
+        raise LedgerError(f"{trial.label}, seed {trial.seed}: its checkpoint has gone from {ledger.uri}")
+    return _record_unjudged(trial, sets, ledger, "stopped", reason, training_run(data))
+
+
+def _record_unjudged(
+    trial: Trial, sets: Sets, ledger: Ledger, outcome: Outcome, reason: str, run: TrainingRun | None, trace: str = ""
+) -> TrialRecord:
+    """A record written by the sweep, not by the trial's own process."""
+    now = datetime.now(UTC)
+    record = make_record(
+        trial,
+        sets,
+        sets.split(trial),
+        outcome=outcome,
+        reason=reason,
+        run=run,
+        judged=None,
+        seconds=Seconds(training=run.seconds if run else 0.0, evaluation=0.0),
+        peak_memory_mb=max((row["peak_memory_mb"] for row in run.history), default=0.0) if run else 0.0,
+        provenance=make_provenance(torch.device("cpu"), 1, 1, now, now).model_copy(update={"device": ""}),
+    )
+    tables = {name: pd.DataFrame() for name in TABLES}
+    files = {"traceback.txt": trace.encode()} if trace else {}
+    ledger.write_record(record, {**tables, "history": pd.DataFrame(run.history if run else [])}, files)
+    return record
+
+
+def _judge(trial: Trial, sets: Sets, split: Split, fitted: Fit, device: torch.device) -> Evaluation:
+    """Evaluate the best weights on every set."""
+    model = new_network(trial, device)
+    assert fitted.best_state is not None  # a training that didn't diverge ends with a validation
+    model.load_state_dict(fitted.best_state)
+    parts = {"val": (sets.train, split.val), "test": (sets.train, split.test)}
+    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in sets.external.items()}
+    return evaluate(model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision)

@@ -1,0 +1,102 @@
+"""The opened data of a study: what its trials train on and are judged by, and their keys."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
+from cellray.errors import DataError
+from cellray.ledger import Ledger
+from cellray.record import PlannedTrial
+from cellray.study import DataConfig, DatasetConfig, Trial
+from cellray.training import check_crop
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The opened data of a study: cheap to open again in another process of the same machine."""
+
+    train: Dataset
+    external: dict[str, Dataset]
+
+    @classmethod
+    def open(cls, config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Sets:
+        """Open every set of a study, decoding what this machine hasn't decoded yet.
+
+        Args:
+            config: The study's data.
+            progress: Called with a set's name, its images decoded so far and in all.
+
+        Raises:
+            DataError: Naming the file, if something can't be used.
+        """
+
+        def opened(dataset: DatasetConfig, beside: Dataset | None = None) -> Dataset:
+            return open_dataset(
+                dataset,
+                channels=config.channels,
+                normalise=config.normalise,
+                progress=partial(progress, dataset.name) if progress else None,
+                target_diameter_px=beside.diameter_px if beside else None,
+                require_diameter=beside is not None,
+            )
+
+        train = opened(config.train)
+        return cls(train, {external.name: opened(external, train) for external in config.external})
+
+    def add_maps(self, trials: list[Trial], progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compute the maps of true cells that the trials' losses need and this machine doesn't have yet."""
+        names = {name for loss in {t.label: t.loss for t in trials}.values() for name in loss.build().maps}
+        add_maps(self.train, names, partial(progress, f"{self.train.name}: maps of cells") if progress else None)
+
+    def split(self, trial: Trial) -> Split:
+        """The training set's parts for one trial."""
+        data = trial.data
+        return split_dataset(
+            self.train,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            split_seed=trial.seed if data.split_seed is None else data.split_seed,
+        )
+
+    def plan(self, trials: list[Trial], ledger: Ledger) -> list[PlannedTrial]:
+        """Every trial with its keys and whether the ledger has it.
+
+        Raises:
+            DataError: If the data can't be split or cropped as one of the trials wants it.
+        """
+        self.check(trials)
+        stored = {record.key: record for record in ledger.records()}
+        planned = [self.planned(trial) for trial in trials]
+        return [replace(trial, record=stored.get(trial.key)) for trial in planned]
+
+    def planned(self, trial: Trial, ledger: Ledger | None = None) -> PlannedTrial:
+        """A trial with its keys, and with its record if a ledger is given."""
+        key, evaluation_key = self.keys(trial)
+        record = ledger.record(key) if ledger else None
+        return PlannedTrial(trial.label, trial.seed, key, evaluation_key, trial, record)
+
+    def check(self, trials: list[Trial]) -> None:
+        """Raise `DataError` if a trial would find no images for one of its parts, or none that holds a crop."""
+        seen = set()
+        for trial in trials:
+            case = (trial.seed if trial.data.split_seed is None else trial.data.split_seed, trial.training.crop_px)
+            if case not in seen:
+                seen.add(case)
+                check_crop(self.train, self.split(trial).train, trial.training.crop_px)
+
+    def keys(self, trial: Trial) -> tuple[str, str]:
+        """A trial's key and evaluation key."""
+        facts = {
+            name: {"fingerprint": dataset.fingerprint, "diameter_px": dataset.diameter_px}
+            for name, dataset in {"": self.train, **self.external}.items()
+        }
+        return trial.key(self.train.fingerprint), trial.evaluation_key(facts)
+
+    def expect(self, trial: Trial, keys: tuple[str, str]) -> None:
+        """Raise `DataError` unless a trial has these keys here: the same path may hold other files elsewhere."""
+        if self.keys(trial) != keys:
+            raise DataError(f"the images at the study's paths on {socket.gethostname()} are not those of the sweep")
