@@ -60,7 +60,7 @@ def store(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def study(store: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Twelve trials on images in the object store."""
     put(draw_images(tmp_path_factory.mktemp("images") / "disks"), "data/disks")
-    training = {"steps": 240, "validate_every": INTERVAL // 2}  # an epoch has two steps
+    training = {"steps": 480, "validate_every": INTERVAL // 2}  # an epoch has two steps
     study = tiny_study(Path("PLACE"), training=training, seeds=[0, 1, 2, 3, 4, 5])
     text = study.dump_yaml().replace("PLACE", "s3://cellray/data/disks")
     (path := tmp_path_factory.mktemp("study") / "tiny.yaml").write_text(text)
@@ -206,7 +206,7 @@ def wait_for_work(cluster: Cluster, sweep: Command, machine: Machine) -> str:
         if not steps:
             return False
         found, _, n = steps[-1].what.rpartition("/")
-        return INTERVAL * 2 < int(n) < 200
+        return INTERVAL * 2 < int(n) < 400
 
     assert sweep.wait_for(reached), sweep.output()
     return found
@@ -223,7 +223,7 @@ def assert_as_undisturbed(cluster: Cluster, calm: Ledger, cut: tuple[str, float]
     records, expected = cluster.ledger.records(), calm.records()
     assert [record.key for record in records] == [record.key for record in expected]
     for one, other in zip(records, expected, strict=True):
-        assert same(lasting(one), lasting(other)), (one["label"], one["seed"])
+        assert same(lasting(one), lasting(other)), (one.label, one.seed)
     for table in ("ranking.csv", "pairs.csv"):
         assert cluster.ledger.read(f"report/{table}") == calm.read(f"report/{table}")
     events = cluster.events()
