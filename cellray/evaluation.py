@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -114,20 +115,27 @@ def _tiles(length: int, tile_px: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 class PixelHistogram:
-    """Counts of cell and background pixels by probability: Dice at every threshold in one pass."""
+    """Counts of cell and background pixels by logit: Dice at every threshold in one pass.
 
-    BINS = 256
+    Args:
+        coarse: Thresholds in 256 even steps of probability, of which a confident network uses the first and last only.
+    """
 
-    def __init__(self) -> None:
-        self.counts = np.zeros((2, self.BINS), np.int64)
+    REACH = 32.0
+    """Thresholds go in even steps from minus this to this, in logits."""
 
-    def add(self, probs: np.ndarray, target: np.ndarray) -> None:
-        """Add one image: probabilities and true cell mask of the same shape."""
-        bins = np.minimum((probs * self.BINS).astype(np.int64), self.BINS - 1) + self.BINS * target
-        self.counts += np.bincount(bins.ravel(), minlength=2 * self.BINS).reshape(2, self.BINS)
+    def __init__(self, *, coarse: bool = False) -> None:
+        self.coarse, self.bins = coarse, 256 if coarse else 2048
+        self.counts = np.zeros((2, self.bins), np.int64)
+
+    def add(self, logits: Tensor, target: np.ndarray) -> None:
+        """Add one image: logits, none of them NaN, and true cell mask of the same shape."""
+        places = logits.sigmoid() if self.coarse else (logits + self.REACH) / (2 * self.REACH)
+        bins = (places * self.bins).clamp_(0, self.bins - 1).long().numpy() + self.bins * target
+        self.counts += np.bincount(bins.ravel(), minlength=2 * self.bins).reshape(2, self.bins)
 
     def best_dice(self) -> tuple[float, float]:
-        """Highest pixel Dice of all images together over the thresholds, and its threshold.
+        """Highest pixel Dice of all images together over the thresholds, and its threshold as a probability.
 
         Without a true cell pixel it is 1 where some threshold predicts none, which is always so.
         """
@@ -137,7 +145,8 @@ class PixelHistogram:
             return 1.0, 1.0
         dice = 2 * cells / (cells + background + true)
         best = int(np.argmax(dice))
-        return float(dice[best]), best / self.BINS
+        place = best / self.bins
+        return float(dice[best]), place if self.coarse else 1 / (1 + math.exp(self.REACH * (1 - 2 * place)))
 
 
 @dataclass

@@ -91,6 +91,12 @@ class LossSettings(_Kept):
     terms: tuple[TermSettings, ...] = ()
 
 
+class RangeTestSettings(_Kept):
+    """Which learning rates a range test was to try."""
+
+    steps: int | None = None
+
+
 class TrainingSettings(_Kept):
     """How a trial was trained."""
 
@@ -99,6 +105,7 @@ class TrainingSettings(_Kept):
     steps: int | None = None
     batch_size: int | None = None
     precision: str = "auto"
+    range_test: RangeTestSettings = RangeTestSettings()
 
     @property
     def only_budget(self) -> TrainingSettings:
@@ -268,10 +275,18 @@ class TrialRecord(_Part):
         return self.label, self.seed
 
     @property
-    def lr_at_edge(self) -> bool:
-        """Whether the range test chose the lowest rate that it tried: it found no rate at which the loss falls."""
-        tried = self.range_test.lr if self.range_test else ()
-        return bool(tried) and self.lr is not None and math.isfinite(self.lr) and self.lr <= min(tried) * 1.001
+    def range_test_ended(self) -> float | None:
+        """The rate at which the range test ended before it had tried all; None if it tried all, or there was none."""
+        tried, planned = self.range_test.lr if self.range_test else (), self.settings.training.range_test.steps
+        return tried[-1] if planned is not None and 0 < len(tried) < planned else None
+
+    @property
+    def lr_in_doubt(self) -> bool:
+        """Whether the range test chose the lowest rate that it tried, or ended before half of its rates were tried."""
+        tried, planned = self.range_test.lr if self.range_test else (), self.settings.training.range_test.steps
+        if not tried or self.lr is None or not math.isfinite(self.lr):
+            return False
+        return self.lr <= min(tried) * 1.001 or (planned is not None and len(tried) < planned / 2)
 
     def scores(self, set_name: str, point: str = "own") -> Scores | None:
         """Its metrics in a set at an operating point; None if it wasn't judged there."""

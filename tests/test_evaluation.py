@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,31 +117,40 @@ class TestPrediction:
 
 class TestPixelHistogram:
     @pytest.mark.parametrize("seed", range(3))
-    def test_best_dice_against_every_threshold_tried(self, seed):
+    @pytest.mark.parametrize("coarse", [False, True])
+    def test_best_dice_against_every_threshold_tried(self, seed, coarse):
         rng = np.random.default_rng(seed)
-        histogram, all_probs, all_targets = PixelHistogram(), [], []
+        histogram, logits, targets = PixelHistogram(coarse=coarse), [], []
         for _ in range(3):
             target = rng.random((20, 30)) < 0.2
-            probs = np.clip(rng.normal(0.3 + 0.3 * target, 0.2), 0, 1).astype(np.float32)
-            histogram.add(probs, target)
-            all_probs.append(probs)
-            all_targets.append(target)
-        p, y = np.concatenate(all_probs), np.concatenate(all_targets)
-        dice = [2 * (y & (p >= k / 256)).sum() / ((p >= k / 256).sum() + y.sum()) for k in range(256)]
+            logits.append(rng.normal(-2 + 3 * target, 2).astype(np.float32))
+            targets.append(target)
+            histogram.add(torch.from_numpy(logits[-1]), target)
+        z, y = np.concatenate(logits), np.concatenate(targets)
+        edges = np.arange(256) / 256 if coarse else 1 / (1 + np.exp(-np.arange(-32, 32, 1 / 32)))
+        p = torch.from_numpy(z).sigmoid().numpy() if coarse else 1 / (1 + np.exp(-z.astype(float)))
+        dice = [2 * (y & (p >= edge)).sum() / ((p >= edge).sum() + y.sum()) for edge in edges]
         best, threshold = histogram.best_dice()
         assert best == pytest.approx(max(dice))
-        assert threshold == int(np.argmax(dice)) / 256
+        assert threshold == pytest.approx(edges[int(np.argmax(dice))], rel=1e-9)
 
-    def test_certain_pixels(self):
+    def test_certain_pixels_are_told_apart(self):
+        # As probabilities both are 1 in float32; as logits one is a cell and one isn't.
+        logits, target = torch.tensor([-90.0, 17.5, 25.0, 90.0]), np.array([False, False, True, True])
+        for coarse, dice in ((False, 1.0), (True, 0.8)):
+            histogram = PixelHistogram(coarse=coarse)
+            histogram.add(logits, target)
+            assert histogram.best_dice()[0] == pytest.approx(dice)
+
+    def test_logits_beyond_all_bounds_count_at_the_ends(self):
         histogram = PixelHistogram()
-        histogram.add(np.array([0.0, 1.0, 1.0], np.float32), np.array([False, True, True]))
+        histogram.add(torch.tensor([-math.inf, math.inf]), np.array([False, True]))
         dice, threshold = histogram.best_dice()
-        assert dice == 1
-        assert threshold > 0
+        assert dice == 1 and threshold > 0
 
     def test_without_cells_nothing_predicted_is_right(self):
         histogram = PixelHistogram()
-        histogram.add(np.array([0.2, 0.7], np.float32), np.array([False, False]))
+        histogram.add(torch.tensor([-1.4, 0.8]), np.array([False, False]))
         assert histogram.best_dice()[0] == 1
 
 

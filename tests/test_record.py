@@ -53,7 +53,7 @@ def test_an_older_record_lacks_what_came_later():
     found = parse_record(text(), "trial.json")
     assert (found.validation_dice, found.range_test, found.scores("test"), found.score("dice")) == (None,) * 4
     assert found.data.sets == {} and found.provenance.device == "" and found.seconds.total == 0
-    assert not found.lr_at_edge and not found.is_lost
+    assert not found.lr_in_doubt and not found.is_lost
 
 
 def test_what_a_later_version_added_is_left_out():
@@ -81,10 +81,15 @@ def test_a_damaged_or_foreign_record_is_named_with_the_key(content, problem):
         parse_record(content, "studies/a/trial.json")
 
 
-def test_the_lowest_rate_of_a_range_test_is_at_its_edge():
+def test_a_rate_is_in_doubt_at_the_edge_of_its_range_test_and_where_that_ended_early():
     tried = {"lr": [1e-5, 1e-3], "loss": [1, 0.5]}
-    assert parse_record(text(lr=1e-5, range_test=tried), "").lr_at_edge
-    assert not parse_record(text(lr=1e-3, range_test=tried), "").lr_at_edge
+    assert parse_record(text(lr=1e-5, range_test=tried), "").lr_in_doubt
+    assert not parse_record(text(lr=1e-3, range_test=tried), "").lr_in_doubt
+    for planned, ended, is_in_doubt in ((2, None, False), (4, 1e-3, False), (5, 1e-3, True)):
+        settings = {"training": {"range_test": {"steps": planned}}}
+        found = parse_record(text(lr=1e-3, range_test=tried, settings=settings), "")
+        assert (found.range_test_ended, found.lr_in_doubt) == (ended, is_in_doubt)
+        assert found.plain()["settings"] == settings
 
 
 def test_a_plan_keeps_labels_seeds_and_keys():

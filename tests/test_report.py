@@ -199,7 +199,9 @@ def test_a_range_test_without_a_result_is_a_caveat():
     records = [record(x, s, {"test": scores(0.6 + s / 10)}, range_test=tested, lr=1e-5) for x in "AB" for s in SEEDS]
     records[0] = record("A", 0, {"test": scores(0.6)}, range_test=tested, lr=1e-4)
     told = answered(records, plan)[-1]
-    assert told.startswith("The range test of 5 trials chose the lowest rate that it tried (B 3 and A 2)")
+    assert told.startswith(
+        "The range test of 5 trials chose the lowest rate that it tried or ended before half were tried (B 3 and A 2)"
+    )
 
 
 def test_the_answer_says_so_where_only_the_leader_may_be_best():

@@ -477,6 +477,7 @@ CHANGES_KEY: dict[str, dict[str, Any]] = {
     "augmentation": {"training__augment": {"flips": False}},
     "precision": {"training__precision": "float32"},
     "validation": {"training__validate_every": 2},
+    "choice of the checkpoint": {"training__checkpoint": "coarse_dice"},
     "channels": {"data__channels": 1},
     "normalisation": {"data__normalise": "percentile"},
     "validation fraction": {"data__val_fraction": 0.3},
@@ -519,12 +520,16 @@ def test_key_changes_with_seed_data_and_the_range_test_in_use() -> None:
     assert len({t.key("f") for t in trials}) == 4
     assert trials[0].key("f") != trials[0].key("g")
     tested = {"training__lr": "range_test"}
-    assert first_trial(**tested).key("f") != first_trial(**tested, training__range_test={"steps": 99}).key("f")
+    tests = ({}, {"steps": 99}, {"rule": "premature"})
+    assert len({first_trial(**tested, training__range_test=test).key("f") for test in tests}) == 3
 
 
 def test_key_is_the_one_that_ledgers_hold() -> None:
     # Ledgers are found again by this value. If it changes on purpose, say so in the changelog: all is trained anew.
-    assert first_trial().key("0123456789abcdef") == "b3a58e6f1264352c"
+    first = {"training__checkpoint": "coarse_dice"}
+    assert first_trial(**first).key("0123456789abcdef") == "b3a58e6f1264352c"
+    first |= {"training__lr": "range_test", "training__range_test": {"rule": "premature"}}
+    assert first_trial(**first).key("0123456789abcdef") == "c206e353232d85c5"
     assert short_hash({"b": [1, 2.0], "a": None}) == short_hash({"a": None, "b": [1.0, 2]})
 
 

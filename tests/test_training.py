@@ -275,23 +275,23 @@ RATES: list[float] = np.geomspace(1e-5, 1.0, 61).tolist()
 class TestChooseRate:
     def test_a_tenth_of_where_the_loss_is_lowest(self):
         losses = [1 + (math.log10(rate) + 1) ** 2 for rate in RATES]  # lowest at 0.1
-        assert choose_rate(RATES, losses) == pytest.approx(0.01, rel=1e-6)
+        assert choose_rate(RATES, losses, 6) == pytest.approx(0.01, rel=1e-6)
 
     def test_one_lucky_step_does_not_decide(self):
         losses = [1 + (math.log10(rate) + 1) ** 2 for rate in RATES]
         losses[10] = 0.9
-        assert choose_rate(RATES, losses) == pytest.approx(0.01, rel=1e-6)
+        assert choose_rate(RATES, losses, 6) == pytest.approx(0.01, rel=1e-6)
 
     @pytest.mark.parametrize("end", [math.nan, math.inf, 1e6])
     def test_divergence_ends_the_curve(self, end):
         # Falling until it blows up at 0.1.
         losses = [1 - k / 100 for k, rate in enumerate(RATES) if rate < 0.1]
-        chosen = choose_rate(RATES[: len(losses) + 1], [*losses, end])
+        chosen = choose_rate(RATES[: len(losses) + 1], [*losses, end], 4)
         assert 0.002 < chosen <= 0.01
 
     def test_never_below_what_was_tried(self):
-        assert choose_rate(RATES, list(np.linspace(1, 2, 61))) == RATES[0]
-        assert choose_rate(RATES[:1], [math.nan]) == RATES[0]
+        assert choose_rate(RATES, list(np.linspace(1, 2, 61)), 6) == RATES[0]
+        assert choose_rate(RATES[:1], [math.nan], 1) == RATES[0]
 
 
 class Store(dict):
@@ -521,7 +521,7 @@ class TestFit:
         model.load_state_dict(fitted.best_state)
         histogram = PixelHistogram()
         for i, logits in predict_logits(model, dataset, thirds(dataset).val, device=CPU, precision="float32"):
-            histogram.add(logits.sigmoid().numpy(), dataset.truth[i] > 0)
+            histogram.add(logits, dataset.truth[i] > 0)
         assert histogram.best_dice()[0] == fitted.run.best_dice
 
     def test_validation_is_not_fooled_by_young_batch_norm_statistics(self):
@@ -555,7 +555,7 @@ class TestRangeTest:
         tested = train(tiny_trial(**SHORT, lr="range_test", range_test={"low": 1e-4, "high": 1.0, "steps": 12}))
         run = tested.run
         assert run.range_test is not None
-        assert run.lr == choose_rate(run.range_test["lr"], run.range_test["loss"])
+        assert run.lr == choose_rate(run.range_test["lr"], run.range_test["loss"], 1)
         assert {row["lr"] for row in run.history} == {run.lr}
         # The same rate given by hand trains the same weights: the test left neither weights nor moments behind.
         given = train(tiny_trial(**SHORT, lr=run.lr))
@@ -565,6 +565,23 @@ class TestRangeTest:
     def test_its_rates_rise_geometrically(self):
         run = train(tiny_trial(**SHORT, lr="range_test", range_test={"low": 1e-5, "high": 1e-2, "steps": 10})).run
         assert run.range_test["lr"] == pytest.approx(np.geomspace(1e-5, 1e-2, 10).tolist())
+
+    def test_no_batch_ends_it_at_a_rate_that_changes_nothing(self):
+        # 40 steps at rates of nearly 0: whatever the losses do, the batches do, and weighted BCE costs many times more
+        # on a batch full of cells than on an empty one.
+        dataset = cells()
+        for labels in dataset.truth[::2]:
+            labels[:] = 0
+        weighted = LossConfig(name="bce", settings={"cell_weight": 200.0})
+        tests = {}
+        for rule in ("same_batches", "premature"):
+            test = {"low": 1e-30, "high": 1e-29, "steps": 40, "rule": rule}
+            trial = tiny_trial(loss=weighted, epochs=1, lr="range_test", batch_size=1, range_test=test)
+            tests[rule] = train(trial, dataset=dataset).run.range_test
+        turns = tests["same_batches"]["loss"]
+        assert len(turns) == 40
+        assert turns == pytest.approx(turns[:4] * 10, rel=1e-5)  # 40 // 9 batches by turns
+        assert len(tests["premature"]["loss"]) < 40
 
     def test_divergence_in_it_is_no_divergence_of_the_training(self):
         run = train(

@@ -157,12 +157,12 @@ def caveats(
             f"leaving them out would have put {row.label} first ({mean} over {row.survivors_n} of "
             f"{plural(int(row.n_planned), 'seed')})"
         )
-    at_edge = trials[trials.lr_at_edge].label.value_counts()
-    if len(at_edge):
-        named = listing_some([f"{label} {n}" for label, n in at_edge.items()])
+    in_doubt = trials[trials.lr_in_doubt].label.value_counts()
+    if len(in_doubt):
+        named = listing_some([f"{label} {n}" for label, n in in_doubt.items()])
         parts.append(
-            f"the range test of {plural(int(at_edge.sum()), 'trial')} chose the lowest rate that it tried ({named}), "
-            "so that these may be undertrained"
+            f"the range test of {plural(int(in_doubt.sum()), 'trial')} chose the lowest rate that it tried or ended "
+            f"before half were tried ({named}), so that these may be undertrained"
         )
     if missing:
         parts.append(

@@ -211,7 +211,8 @@ def stopped_at(trials: pd.DataFrame) -> pd.DataFrame:
 def trial_table(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
     """One row a planned trial: outcome, budget, operating point, and each metric as `point.set.metric` (as stored).
 
-    `lr_at_edge`: the range test chose the lowest rate that it tried. `planned_epochs`: NaN where the budget is steps.
+    `lr_in_doubt`: the range test chose the lowest rate that it tried, or ended before half of its rates were tried.
+    `range_test_ended`: the rate at which it ended early, if it did. `planned_epochs`: NaN where the budget is steps.
     `validation_dice`: of the last validation; a record of an older version doesn't have it.
     """
     table = pd.DataFrame([_trial_row(trial, results) for trial in results.plan.trials])
@@ -243,7 +244,8 @@ def _trial_row(trial: PlannedTrial, results: Results) -> dict[str, str | float]:
         **measured("epochs", "steps", "best_epoch", "lr", "n_parameters"),
         "planned_epochs": as_float(epochs),
         **measured("validation_dice"),
-        "lr_at_edge": record is not None and record.lr_at_edge,
+        "lr_in_doubt": record is not None and record.lr_in_doubt,
+        **measured("range_test_ended"),
         "training_s": as_float(seconds.training),
         "evaluation_s": as_float(seconds.evaluation),
         **measured("peak_memory_mb", "operating_point_score"),

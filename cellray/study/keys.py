@@ -17,6 +17,10 @@ EVALUATION_VERSION = 2
 """Raised when a change of code changes the scores of trained weights: they are then evaluated again."""
 
 
+FIRST = {"checkpoint": "coarse_dice"}
+"""Training settings that came after the first ledgers: at these values all is as it was, and the trial key too."""
+
+
 class Recipe(NamedTuple):
     """What a configuration trains: the study's settings with its changes."""
 
@@ -26,11 +30,15 @@ class Recipe(NamedTuple):
 
     def decisive(self) -> dict[str, object]:
         """Plain settings, without those that can't change what comes out."""
-        unused = set() if self.training.lr == "range_test" else {"range_test"}
+        training = self.training.model_dump(mode="json")
+        if self.training.lr != "range_test":
+            del training["range_test"]
+        elif self.training.range_test.rule == "premature":
+            del training["range_test"]["rule"]
         return {
             "model": self.model.model_dump(mode="json"),
             "loss": self.loss.decisive(),
-            "training": self.training.model_dump(mode="json", exclude=unused),
+            "training": {key: value for key, value in training.items() if key not in FIRST or value != FIRST[key]},
         }
 
 

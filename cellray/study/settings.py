@@ -146,6 +146,10 @@ class RangeTestConfig(Settings):
     low: Positive = 1e-5
     high: Positive = 1.0
     steps: int = Field(default=60, ge=10)
+    rule: Literal["same_batches", "premature"] = "same_batches"
+    """`same_batches`: a few batches by turns, so that rates and not batches are compared; it ends where a batch's loss
+    exceeds 4 times what it was at first. `premature`, as the first ledgers have it: a new batch at each rate, and the
+    end where a loss exceeds 4 times the smallest so far, which a batch full of cells can do at any rate."""
 
     @model_validator(mode="after")
     def rises(self) -> RangeTestConfig:
@@ -174,6 +178,9 @@ class TrainingConfig(Settings):
     """Validate after every so many epochs, and after the last."""
     batch_norm_batches: int = Field(default=20, ge=0)
     """Training batches that re-estimate the running statistics before each validation; 0: leave them."""
+    checkpoint: Literal["dice", "coarse_dice"] = "dice"
+    """Which weights are kept: those of the highest validation Dice over thresholds in even steps of the logits;
+    `coarse_dice`: over 256 in even steps of probability, as the first ledgers have it."""
 
     @model_validator(mode="after")
     def has_one_length(self) -> TrainingConfig:

@@ -18,7 +18,7 @@ from cellray.record import EpochRow, Validated
 from cellray.study import Trial
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.crops import CropSampler
-from cellray.training.schedule import choose_rate, rate_at
+from cellray.training.schedule import choose_rate, rate_at, smoothing_width
 from cellray.training.state import TrainingRun, from_bytes, to_bytes
 from cellray.training.team import ALONE, Team
 from cellray.training.validation import validate
@@ -187,14 +187,17 @@ class _Fitter:
         fresh = copy.deepcopy(self.model.state_dict())
         test = self.settings.range_test
         growth = (test.high / test.low) ** (1 / (test.steps - 1))
-        rates, losses = [], []
+        is_premature, n_batches = test.rule == "premature", smoothing_width(test.steps)
+        rates: list[float] = []
+        losses: list[float] = []
         for step in range(test.steps):
             rates.append(test.low * growth**step)
-            losses.append(self._train_step(step, rates[-1], RANGE_TEST))
-            if not math.isfinite(losses[-1]) or losses[-1] > 4 * max(min(losses), 1e-8):
+            losses.append(self._train_step(step if is_premature else step % n_batches, rates[-1], RANGE_TEST))
+            least = min(losses) if is_premature else losses[step % n_batches]
+            if not math.isfinite(losses[-1]) or losses[-1] > 4 * max(least, 1e-8):
                 break
         self.run.range_test = {"lr": rates, "loss": losses}
-        self.run.lr = choose_rate(rates, losses)
+        self.run.lr = choose_rate(rates, losses, smoothing_width(len(rates)) if is_premature else n_batches)
         self.model.load_state_dict(fresh)
         self.optimizer = self._new_optimizer()
 
@@ -274,6 +277,7 @@ class _Fitter:
             self.split.val,
             device=self.device,
             precision=self.settings.precision,
+            coarse=self.settings.checkpoint == "coarse_dice",
             team=self.team,
         )
 

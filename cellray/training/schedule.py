@@ -46,15 +46,21 @@ def rate_at(schedule: str, step: int, steps: int, peak: float) -> float:
     return SCHEDULES[schedule](step, steps, peak)
 
 
-def choose_rate(rates: list[float], losses: list[float]) -> float:
+def smoothing_width(steps: int) -> int:
+    """Steps over which the losses of a range test are averaged."""
+    return max(steps // 9, 1)
+
+
+def choose_rate(rates: list[float], losses: list[float], width: int) -> float:
     """Peak learning rate that a range test's curve recommends.
 
-    The losses are smoothed (moving average over a ninth of the test); the answer is the rate of the smoothed minimum
-    divided by 10, the usual margin below divergence, but not below the lowest rate tried.
+    The losses are smoothed; the answer is the rate of the smoothed minimum divided by 10, the usual margin below
+    divergence, but not below the lowest rate tried.
 
     Args:
         rates: Rising rates, one a step.
         losses: Training loss at each; the test may have ended early by divergence, with NaN or inf last.
+        width: Steps over which they are averaged.
 
     References:
         Smith 2017, https://arxiv.org/abs/1506.01186
@@ -62,7 +68,6 @@ def choose_rate(rates: list[float], losses: list[float]) -> float:
     finite = np.asarray([loss for loss in losses if math.isfinite(loss)])
     if finite.size == 0:
         return rates[0]
-    width = max(len(rates) // 9, 1)
     padded = np.pad(finite, (width // 2, width - 1 - width // 2), mode="edge")
     smoothed = np.convolve(padded, np.ones(width) / width, mode="valid")
     return max(rates[int(np.argmin(smoothed))] / 10, rates[0])

@@ -24,6 +24,7 @@ def validate(
     *,
     device: torch.device,
     precision: str,
+    coarse: bool,
     team: Team,
 ) -> Validated:
     """Validation loss (mean over images), and Dice at the threshold where it is highest; NaN if a logit is.
@@ -32,10 +33,10 @@ def validate(
     to them, so that the mean is rounded alike.
     """
     order = [index for members in same_shapes(dataset, indices) for index in members]
-    parts = team.merge([_share(model, loss, dataset, order[team.share(len(order))], device, precision)])
+    parts = team.merge([_share(model, loss, dataset, order[team.share(len(order))], device, precision, coarse)])
     if any(part is None for part in parts):
         return Validated(math.nan, math.nan, math.nan)
-    histogram, losses = PixelHistogram(), []
+    histogram, losses = PixelHistogram(coarse=coarse), []
     for part in filter(None, parts):
         losses += part[0]
         histogram.counts += part[1].counts
@@ -43,16 +44,22 @@ def validate(
 
 
 def _share(
-    model: nn.Module, loss: Loss, dataset: Dataset, indices: list[int], device: torch.device, precision: str
+    model: nn.Module,
+    loss: Loss,
+    dataset: Dataset,
+    indices: list[int],
+    device: torch.device,
+    precision: str,
+    coarse: bool,
 ) -> tuple[list[float], PixelHistogram] | None:
-    """Each image's loss, and the pixels of all by probability; None if a logit is no number."""
-    losses, histogram = [], PixelHistogram()
+    """Each image's loss, and the pixels of all by logit; None if a logit is no number."""
+    losses, histogram = [], PixelHistogram(coarse=coarse)
     for index, logits in predict_logits(model, dataset, indices, device=device, precision=precision):
         if torch.isnan(logits).any():
             return None
         target = torch.from_numpy((dataset.labels(index) > 0).astype("float32"))
         losses.append(loss(logits[None, None], target[None, None], _maps(loss, dataset, index, target)).item())
-        histogram.add(logits.sigmoid().numpy(), target.numpy() > 0)
+        histogram.add(logits, target.numpy() > 0)
     return losses, histogram
 
 

@@ -123,7 +123,7 @@ def training_context(page: PageContents) -> Context:
         "unseen": unseen_rate(n_seeds),
         "has_fewer": trials.groupby("label").size().min() < n_seeds,
         "nan_notes": page.found.tables.notes,
-        "at_edge": trials[trials.lr_at_edge][["label", "seed", "lr"]].to_dict("records"),
+        "in_doubt": trials[trials.lr_in_doubt][["label", "seed", "lr", "range_test_ended"]].to_dict("records"),
         "figures": page.figures_of("training"),
         "costs": cost_table(page.found),
     }
