@@ -287,7 +287,9 @@ def test_the_sums_gradient_is_their_derivative_to_double_precision(counts, costs
     )
 
 
-@pytest.mark.parametrize("name", ["dice", "tversky", "focal_tversky", "mcc", "dice_ce", "dice_topk", "unified_focal"])
+@pytest.mark.parametrize(
+    "name", ["dice", "tversky", "focal_tversky", "mcc", "dice_ce", "dice_topk", "unified_focal", "lovasz_hinge"]
+)
 def test_over_the_batch_is_as_if_all_images_were_one(name):
     logits, target = some_batch()
     settings = {"fraction": 1.0} if name == "dice_topk" else {}  # the hardest pixels are always those of each image

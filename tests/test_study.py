@@ -446,6 +446,21 @@ def test_roles(tmp_path: Path) -> None:
     assert not [p for p in roles if "range_test" in p]  # plays no part at a fixed rate
 
 
+def test_roles_name_how_a_loss_of_overlap_is_averaged() -> None:
+    first = {"configurations__0__loss": {"name": "dice"}, "training__checkpoint": "coarse_dice"}
+    by_batch = {"name": "dice", "settings": {"reduction": "batch"}}
+    summed = {"terms": [{"name": "bce"}, {"name": "dice"}, {"name": "mcc", "settings": {"reduction": "batch"}}]}
+
+    def roles(second: dict[str, Any]) -> dict[str, tuple[str, object]]:
+        study = Study.model_validate(changed(**first, configurations__1__loss=second))
+        return {role.parameter: (role.role, role.value) for role in study.roles()}
+
+    assert roles(by_batch)["loss.settings.reduction"] == ("compared", ["image", "batch"])
+    assert roles(by_batch)["training.checkpoint"] == ("fixed", "coarse_dice")
+    assert roles({"name": "focal"})["loss.settings.reduction"] == ("fixed", "image")
+    assert roles(summed)["loss.terms"] == ("compared", ["1 bce + 1 dice by image + 1 mcc by batch"])
+
+
 def test_schema_describes_keys_and_offers_names() -> None:
     schema = study_schema()
     types = schema["$defs"]

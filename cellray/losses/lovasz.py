@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cellray.losses.contract import check_shapes
+from cellray.losses.contract import Reduction, check_shapes
 from cellray.losses.order import descending
 from cellray.losses.sums import wrong_logit
 
 
-def lovasz_hinge_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Lovász hinge of the cell class, averaged over the images of a batch.
+def lovasz_hinge_loss(logits: Tensor, target: Tensor, *, reduction: Reduction = "image") -> Tensor:
+    """Lovász hinge of the cell class.
 
     A pixel errs by ``max(0, 1 - z)`` on cells and ``max(0, 1 + z)`` on background. From the largest error to the
     smallest, each weighs what the Jaccard loss grows by when its pixel joins those that are wrong.
@@ -19,6 +19,7 @@ def lovasz_hinge_loss(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        reduction: ``image`` averages the hinge of each image; ``batch`` takes all pixels of the batch as one image.
 
     Returns:
         Scalar >= 0, unbounded; 0 where every logit is beyond its margin of 1, with or without cells. An image without
@@ -32,7 +33,8 @@ def lovasz_hinge_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     check_shapes(logits, target)
     costs = []
-    for z, y in zip(logits.float().flatten(1), target.float().flatten(1), strict=True):
+    rows = (len(logits) if reduction == "image" else 1, -1)
+    for z, y in zip(logits.float().reshape(rows), target.float().reshape(rows), strict=True):
         errors = 1 + wrong_logit(z.detach(), y)
         pixels = (~(errors <= 0)).nonzero().flatten()  # the others cost nothing; NaN is not left out
         pixels = pixels[descending(errors[pixels])]

@@ -28,17 +28,21 @@ class Recipe(NamedTuple):
     loss: LossConfig
     training: TrainingConfig
 
-    def decisive(self) -> dict[str, object]:
-        """Plain settings, without those that can't change what comes out."""
+    def decisive(self, *, neutral: bool = False) -> dict[str, object]:
+        """Plain settings, without those that can't change what comes out.
+
+        Args:
+            neutral: Also those that came after the first ledgers and change nothing, for a reader.
+        """
         training = self.training.model_dump(mode="json")
         if self.training.lr != "range_test":
             del training["range_test"]
-        elif self.training.range_test.rule == "premature":
+        elif self.training.range_test.rule == "premature" and not neutral:
             del training["range_test"]["rule"]
         return {
             "model": self.model.model_dump(mode="json"),
-            "loss": self.loss.decisive(),
-            "training": {key: value for key, value in training.items() if key not in FIRST or value != FIRST[key]},
+            "loss": self.loss.decisive(neutral=neutral),
+            "training": {k: v for k, v in training.items() if neutral or k not in FIRST or v != FIRST[k]},
         }
 
 

@@ -100,23 +100,32 @@ class LossConfig(NamedLoss):
             raise SettingsError([Problem(("balance",), "balances the terms of a combined loss, and there are none")])
         return self
 
-    def describe(self) -> str:
-        """One line for tables, such as ``bce(cell_weight=50)`` or ``0.3 bce + 0.7 dice``; defaults are left out."""
+    def describe(self, *, reductions: bool = False) -> str:
+        """One line for tables, such as ``bce(cell_weight=50)`` or ``0.3 bce + 0.7 dice``; defaults are left out.
+
+        Args:
+            reductions: Say of each loss of overlap whether it is taken by image or by batch.
+        """
         if self.name is not None:
-            text = _call(self.name, self.settings)
+            text = _call(self.name, self.settings, reductions)
         else:
-            text = " + ".join(f"{term.weight:g} {_call(term.name, term.settings)}" for term in self.terms)
+            text = " + ".join(f"{term.weight:g} {_call(term.name, term.settings, reductions)}" for term in self.terms)
         balanced = " (gradients balanced)" if self.balance == "gradient" else ""
         return text + balanced + (" (activated twice)" if self.double_activation else "")
 
-    def decisive(self) -> dict[str, object]:
-        """What of this decides a training, for the trial key."""
+    def decisive(self, *, neutral: bool = False) -> dict[str, object]:
+        """What of this decides a training, for the trial key.
+
+        Args:
+            neutral: Also settings at their `NEUTRAL` value, for a reader.
+        """
         content: dict[str, object] = {}
+        settings_of = dict if neutral else _decisive_settings
         if self.name is not None:
-            content |= {"name": self.name, "settings": _decisive_settings(self.settings), **_code(self.code)}
+            content |= {"name": self.name, "settings": settings_of(self.settings), **_code(self.code)}
         else:
             content["terms"] = [
-                {"name": t.name, "weight": t.weight, "settings": _decisive_settings(t.settings), **_code(t.code)}
+                {"name": t.name, "weight": t.weight, "settings": settings_of(t.settings), **_code(t.code)}
                 for t in self.terms
             ]
         if self.balance != "none":
@@ -265,7 +274,10 @@ def _decisive_settings(settings: LossKeywords) -> LossKeywords:
     return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
 
 
-def _call(name: str, settings: Mapping[str, object]) -> str:
+def _call(name: str, settings: Mapping[str, object], reductions: bool) -> str:
     defaults = {} if is_dotted(name) else check_loss_settings(name, {})
+    if reductions and "reduction" in defaults:
+        rest = {key: value for key, value in settings.items() if key != "reduction"}
+        return f"{_call(name, rest, False)} by {settings.get('reduction', defaults['reduction'])}"
     given = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items() if v != defaults.get(k)}
     return name + (f"({', '.join(f'{k}={v}' for k, v in given.items())})" if given else "")

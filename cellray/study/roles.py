@@ -27,9 +27,9 @@ def trained_roles(recipes: Iterable[Recipe], *, searched: bool) -> list[Role]:
     """
     leaves = []
     for recipe in recipes:
-        groups: dict[str, object] = {**recipe.decisive()}
+        groups = recipe.decisive(neutral=True)
         if recipe.loss.name is None:
-            groups["loss"] = {"terms": recipe.loss.describe()}
+            groups["loss"] = {"terms": recipe.loss.describe(reductions=True)}
         leaves.append(_leaves(groups))
     roles = []
     for path in dict.fromkeys(path for each in leaves for path in each):
