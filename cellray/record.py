@@ -350,6 +350,14 @@ class PlannedTrial:
         return record
 
 
+class TriedRate(_Part):
+    """A learning rate that was tried for a configuration."""
+
+    lr: float
+    dice: tuple[float | None, ...]
+    """Best validation Dice of each training with it, 0 where it was lost; None where it isn't done."""
+
+
 class Tried(_Part):
     """One configuration that was tried, or is being tried."""
 
@@ -374,7 +382,13 @@ class Tried(_Part):
     epochs: int | None = None
     """Planned."""
     settings: dict[str, object] = {}
-    """Of the configuration, as a study file gives them."""
+    """Of the configuration, as a study file gives them; with its learning rate where that was chosen."""
+    rates: tuple[TriedRate, ...] = ()
+    """What was tried for it, rising."""
+    lr: float | None = None
+    """The one that was chosen."""
+    tuned: str = ""
+    """Hash of the settings for which it was chosen."""
 
 
 class SearchLog(_Part):
@@ -388,6 +402,11 @@ class SearchLog(_Part):
     budget: int | None = None
     """Configurations that a search may try."""
     configurations: tuple[Tried, ...] = ()
+
+    @property
+    def only_rates(self) -> bool:
+        """Whether it is of a study that chose learning rates and nothing else."""
+        return self.method == "grid" and self.stopping is None
 
     def in_state(self, state: str) -> list[Tried]:
         """The configurations in one state."""

@@ -227,12 +227,17 @@ REFUSED: dict[str, tuple[str, str, int, str]] = {
         12,
         "training.augment.flips: must be true or false, got 'yes'",
     ),
-    "rate not positive": ("lr: 1e-3", "lr: 0.0", 12, "training.lr: must be greater than 0 or 'range_test', got 0.0"),
+    "rate not positive": (
+        "lr: 1e-3",
+        "lr: 0.0",
+        12,
+        "training.lr: must be greater than 0 or 'range_test' or 'tune', got 0.0",
+    ),
     "rate misspelt": (
         "lr: 1e-3",
         "lr: rangetest",
         12,
-        "training.lr: must be a number or 'range_test', got 'rangetest' (did you mean 'range_test'?)",
+        "training.lr: must be a number or 'range_test' or 'tune', got 'rangetest' (did you mean 'range_test'?)",
     ),
     "crop not a multiple of 8": (
         "crop_px: 96",

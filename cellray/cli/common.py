@@ -143,7 +143,7 @@ class StoredStudy(NamedTuple):
         """A study as its ledger knows it."""
         from cellray.results import known_study
 
-        log = ledger.search() if study.adapts else None
+        log = ledger.search() if study.keeps_log else None
         return cls(ledger, known_study(study, log), log)
 
     def plan(self) -> Plan:

@@ -66,6 +66,8 @@ def train(
         ledger.write("study.yaml", study.dump_yaml().encode())
         ledger.write_plan(plan)
     planned = [p for p in plan if (p.label, p.seed) in chosen]
+    if planned[0].trial.training.lr == "tune":
+        raise StudyError(f"{config}: its learning rate isn't chosen yet; a sweep does that first, or give training.lr")
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources
     with interruptible(), ledger.lease(observer.on_note if observer else lambda words: None):

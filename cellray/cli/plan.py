@@ -137,6 +137,9 @@ def _print_costs(study: Study, cost: Forecast) -> None:
     share += f", {resources.gpus:g} GPU" if resources.gpus else ""
     quota = "" if cost.quota_mb is None else f" of {_size(cost.quota_mb)} allowed"
     memory = "of a GPU" if resources.gpus else "of a process, libraries included"
+    if cost.n_tries:
+        tried = f"{cost.n_tries} shorter trainings first choose learning rates, {duration(cost.tries_s)} in all"
+        out.print(f"rates:   {tried}; more where the lowest or the highest rate is best", highlight=False)
     for name, words in (
         (
             "time",

@@ -212,7 +212,7 @@ def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
         print(json.dumps({"study": plan.study, "outcomes": outcomes, "table": rows, "report": page}))
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
-        if results.log:  # what a search or a race found isn't the first of the table
+        if results.log and not results.log.only_rates:  # what a search or a race found isn't the first of the table
             out.print(escape(write_answer(Findings(results, tables))[0]), highlight=False)
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):

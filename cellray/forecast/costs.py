@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -17,6 +17,7 @@ from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memo
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial, TrialRecord
 from cellray.scores import as_float
+from cellray.search.rates import Rates
 from cellray.statistics import LEAST_SEEDS
 from cellray.study import Study, Trial
 from cellray.trial import Sets, new_network
@@ -72,6 +73,10 @@ class Forecast:
 
     n_todo: int
     """With trials that aren't known yet."""
+    n_tries: int
+    """Shorter trainings that choose learning rates before; more where the lowest or the highest rate is best."""
+    tries_s: float
+    """Of all of them, one after the other."""
     kinds: tuple[Kind, ...]
     concurrent: int
     """Trials at once."""
@@ -149,7 +154,12 @@ def forecast(
         n, limited_by = max(most_in_memory(peak_mb, resources, machine), 1), "memory"
     times = [_time(kinds[_signature(p.trial)], p) for p in todo]
     times += [mean(kinds[_signature(trial)].trial_s for trial in likely)] * n_more if n_more else []
-    busy_s = sum(times)
+    tries = _tries(kinds, todo, Rates(study, sets, ledger))
+    if n_more and likely[0].training.lr == "tune":
+        config = likely[0].training.tune
+        n_new = len(config.rates) * config.seeds * math.ceil(n_more / len(study.seeds))
+        tries += [config.share * mean(kinds[_signature(trial)].training_s for trial in likely)] * n_new
+    busy_s = sum(times) + sum(tries)
     report_s = REPORT_S + REPORT_TRIAL_S * n_all
     checkpoint_mb, running_mb = _checkpoint_mb(likely[0])
     checkpoints_mb = n_all * checkpoint_mb + n * running_mb
@@ -165,11 +175,15 @@ def forecast(
         warnings.append(f"with fewer than {LEAST_SEEDS} seeds the report decides no pair of configurations")
     return Forecast(
         n_todo=n_todo,
+        n_tries=len(tries),
+        tries_s=sum(tries),
         kinds=tuple(kinds.values()),
         concurrent=n,
         limited_by=limited_by,
-        trial_s=busy_s / n_todo if n_todo else 0.0,
-        total_s=START_S + makespan([t + OVERHEAD_S for t in times], n) + report_s if n_todo else 0.0,
+        trial_s=sum(times) / n_todo if n_todo else 0.0,
+        total_s=START_S + sum(makespan([t + OVERHEAD_S for t in part], n) for part in (tries, times)) + report_s
+        if n_todo
+        else 0.0,
         cpu_hours=busy_s * resources.cpus * resources.n_workers / 3600,
         gpu_hours=busy_s * resources.gpus / 3600,
         peak_mb=peak_mb,
@@ -198,6 +212,16 @@ def makespan(times: Sequence[float], n_at_once: int) -> float:
 def _time(kind: Kind, planned: PlannedTrial) -> float:
     """Seconds of a trial to do; one that has its weights is only judged."""
     return kind.judging_s if planned.record is not None and not planned.is_stopped else kind.trial_s
+
+
+def _tries(kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], rates: Rates) -> list[float]:
+    """Seconds of each training that is still to try a learning rate, as far as is known now."""
+    waiting = {p.label: p.trial for p in todo if p.trial.training.lr == "tune"}
+    return [
+        trial.training.tune.share * kinds[_signature(trial)].training_s
+        for trial in waiting.values()
+        for _ in rates.now(trial).missing
+    ]
 
 
 def _with_all_terms(trial: Trial) -> Trial:

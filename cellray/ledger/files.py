@@ -59,6 +59,10 @@ class StudyFiles:
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, float, bool]]:
         return type(self), (self.storage, self.study, self._patience_s, self._has_answered)
 
+    def within(self, folder: str) -> Self:
+        """The same for a folder of the study that has records of its own."""
+        return type(self)(self.storage, f"{self.study}/{folder}", self._patience_s, self._has_answered)
+
     def _do(self, act: Callable[[], _T]) -> _T:
         """Read or write something; a bucket that goes away is waited for, but not one that never answered."""
         try:

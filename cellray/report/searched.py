@@ -129,7 +129,7 @@ def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
 
 def read_search(log: SearchLog | None) -> Search | None:
     """What a study's ledger says of its search; None for a study that listed its configurations and ran them all."""
-    if log is None:
+    if log is None or log.only_rates:
         return None
     ordered = sorted(log.configurations, key=lambda c: c.number)
     return Search(log.method, log.metrics, log.stopping, tuple(ordered))

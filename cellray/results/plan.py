@@ -56,8 +56,12 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
 
 
 def known_study(study: Study, log: SearchLog | None) -> Study:
-    """A study with the configurations that its sweeps have suggested so far."""
-    if study.search is None or log is None:
+    """A study with the learning rates that its sweeps have chosen and the configurations they suggested so far."""
+    if log is None:
+        return study
+    rates = {tried.tuned: tried.lr for tried in log.configurations if tried.lr is not None}
+    study = study.with_configurations(c.with_rate(rates.get(study.content_hash(c))) for c in study.configurations)
+    if study.search is None:
         return study
     suggested = [
         ConfigurationConfig.model_validate({"label": tried.label, **tried.settings})

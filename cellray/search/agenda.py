@@ -17,6 +17,7 @@ from cellray.metrics import METRICS
 from cellray.record import Plain, PlannedTrial, SearchLog, TrialRecord
 from cellray.search.entries import Entry, Task
 from cellray.search.evidence import Evidence, dice_at
+from cellray.search.rates import Rates
 from cellray.search.rules import goes_on, outclassed, rung_epochs
 from cellray.study import ConfigurationConfig, Study, Trial
 from cellray.trial import Sets, record_stopped
@@ -40,6 +41,8 @@ class Agenda:
     ) -> None:
         self._study, self._sets, self._ledger, self._chosen = study, sets, ledger, chosen
         self._seen = Evidence(study, ledger)
+        self._rates = Rates(study, sets, ledger)
+        self._tries: set[str] = set()
         self._suggester: Suggester | None = None
         if study.search is not None:
             from cellray.search.suggest import Suggester  # needs Optuna, which a grid doesn't
@@ -50,6 +53,8 @@ class Agenda:
         self._contents: dict[str, int] = {}
         self.stopped: list[TrialRecord] = []
         """Records of trials that were stopped since somebody last emptied this list."""
+        self.notes: list[str] = []
+        """What else came to pass, in words, since somebody last emptied it."""
         n_seeds = len(study.seeds) if study.racing is None else study.racing.start
         for configuration in study.configurations:
             self._add(configuration, n_seeds)
@@ -70,24 +75,36 @@ class Agenda:
         return [self._seen.now(planned) for planned in sorted(trials, key=lambda planned: order[planned.seed])]
 
     @property
+    def keys(self) -> list[list[str]]:
+        """The keys of the trials so far, of each configuration so far."""
+        return [[planned.key for planned in entry.trials] for entry in self.entries]
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing runs and nothing is to be run."""
         return not self._ready and not self._seen.running
 
     def next(self) -> Task | None:
         """The next trial to run, or None if there is none now; it counts as running until `ended`."""
-        if not self._ready:
-            return None
-        *_, task = heapq.heappop(self._ready)
-        self._seen.running.add(self._sets.keys(task.trial)[0])
-        return task
+        while self._ready:
+            *_, task = heapq.heappop(self._ready)
+            planned = self._sets.planned(task.trial)
+            # Two configurations may have become the same by the learning rate that was chosen for one.
+            if planned.key not in self._seen.running and not self._seen.now(planned).done:
+                self._seen.running.add(planned.key)
+                return task
+        return None
 
     def ended(self, trial: Trial) -> TrialRecord | None:
         """A trial that ran doesn't run any more: read what came of it, and decide what follows.
 
         Returns:
-            Its record, or None if it paused or was interrupted.
+            Its record, or None if it paused or was interrupted, or only tried a learning rate.
         """
+        if trial.tries_rate:
+            self._seen.running.discard(self._sets.keys(trial)[0])
+            self._advance()
+            return None
         ended = self._sets.planned(trial, self._ledger)
         self._seen.ended(ended.key, ended.record)
         self._advance()
@@ -108,8 +125,8 @@ class Agenda:
         n_epochs = _n_epochs(trials[0], self._sets)
         stopping = self._study.stopping
         rungs = rung_epochs(stopping, n_epochs, trials[0].training.validate_every) if stopping else []
-        entry = Entry(number, configuration, source, parameters, rungs, n_epochs=n_epochs)
-        content = self._study.content(configuration)
+        content = self._study.content_hash(configuration)
+        entry = Entry(number, configuration, source, parameters, rungs, n_epochs=n_epochs, content=content)
         self.entries.append(entry)
         if content in self._contents:
             entry.same_as = self._contents[content]
@@ -125,7 +142,8 @@ class Agenda:
     def _give(self, entry: Entry, trials: list[Trial]) -> None:
         """Give a configuration trials; those that aren't done are run as far as its next rung."""
         entry.trials += map(self._sets.planned, trials)
-        self._enqueue(entry)
+        if not entry.waits_for_rate:
+            self._enqueue(entry)
 
     def _enqueue(self, entry: Entry) -> None:
         until = entry.rungs[entry.rung] if entry.rung < len(entry.rungs) else None
@@ -138,10 +156,41 @@ class Agenda:
 
     def _advance(self) -> None:
         """Draw every conclusion that can be drawn by now."""
-        if not self._study.adapts:
+        if not self._study.keeps_log:
             return  # all was given at the start
-        while self._judge() or self._suggest() or self._race():
+        while self._choose_rates() or (self._study.adapts and (self._judge() or self._suggest() or self._race())):
             pass
+
+    def _choose_rates(self) -> bool:
+        """Have learning rates tried where that is wanted, and give a configuration its trials once its rate is known.
+
+        Returns:
+            Whether a rate was chosen.
+        """
+        chosen = False
+        for entry in self.entries:
+            wanted = self._chosen is None or any(label == entry.label for label, _ in self._chosen)
+            if not entry.waits_for_rate or not wanted:
+                continue
+            entry.rates, missing, entry.lr = self._rates.now(entry.trials[0].trial)
+            for trial in missing:
+                key = self._sets.keys(trial)[0]
+                if key not in self._tries:
+                    self._tries.add(key)
+                    in_line = (entry.number, -1) if self._study.search or self._study.stopping else (-1, entry.number)
+                    heapq.heappush(self._ready, (*in_line, len(self._tries), Task(trial, None)))
+            if entry.lr is not None:
+                chosen = True
+                entry.configuration = entry.configuration.with_rate(entry.lr)
+                trials, entry.trials = self._trials(entry.configuration)[: len(entry.trials)], []
+                self._give(entry, trials)
+                means = ", ".join(
+                    f"{rate.lr:g}: {sum(d or 0 for d in rate.dice) / len(rate.dice):.3f}" for rate in entry.rates
+                )
+                self.notes.append(
+                    f"{entry.label} is trained at a learning rate of {entry.lr:g} (validation Dice at {means})"
+                )
+        return chosen
 
     def _judge(self) -> bool:
         """Move configurations on, earlier ones first; True if one moved."""
@@ -258,7 +307,7 @@ class Agenda:
     def write(self) -> None:
         """Put the plan into the ledger, and, of a study that adapts, how each configuration came about."""
         self._ledger.write_plan(self.plan)
-        if self._study.adapts:
+        if self._study.keeps_log:
             self._ledger.write_search(self._log())
 
     def _log(self) -> SearchLog:

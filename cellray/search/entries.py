@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cellray.record import Plain, PlannedTrial, Tried
+from cellray.record import Plain, PlannedTrial, Tried, TriedRate
 from cellray.study import ConfigurationConfig, Trial
 
 
@@ -43,10 +43,21 @@ class Entry:
     n_epochs: int | None = None
     same_as: int | None = None
     """Number of an earlier configuration with the same settings: nothing is trained twice."""
+    content: str = ""
+    """Hash of its settings as they were given."""
+    rates: tuple[TriedRate, ...] = ()
+    """Learning rates that were tried for it."""
+    lr: float | None = None
+    """The one that was chosen."""
 
     @property
     def label(self) -> str:
         return self.configuration.label
+
+    @property
+    def waits_for_rate(self) -> bool:
+        """Whether its learning rate is to be chosen before its trials can be run."""
+        return any(planned.trial.training.lr == "tune" for planned in self.trials[:1])
 
     @property
     def tried(self) -> Tried:
@@ -64,4 +75,7 @@ class Entry:
             epoch=self.rungs[self.rung] if self.state == "stopped" and self.same_as is None else None,
             epochs=self.n_epochs,
             settings=self.configuration.model_dump(mode="json", exclude={"label"}),
+            rates=self.rates,
+            lr=self.lr,
+            tuned=self.content if self.lr is not None else "",
         )

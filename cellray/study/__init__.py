@@ -20,6 +20,7 @@ from cellray.study.settings import (
     ResourcesConfig,
     SyntheticConfig,
     TrainingConfig,
+    TuneConfig,
 )
 from cellray.study.whole import Study
 
@@ -47,6 +48,7 @@ __all__ = [
     "TermConfig",
     "TrainingConfig",
     "Trial",
+    "TuneConfig",
     "check_loss_settings",
     "check_losses",
     "load_study",

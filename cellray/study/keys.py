@@ -39,6 +39,8 @@ class Recipe(NamedTuple):
             del training["range_test"]
         elif self.training.range_test.rule == "premature" and not neutral:
             del training["range_test"]["rule"]
+        if self.training.lr != "tune":
+            del training["tune"]
         return {
             "model": self.model.model_dump(mode="json"),
             "loss": self.loss.decisive(neutral=neutral),
@@ -60,6 +62,8 @@ class Trial(Settings):
     loss: LossConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    tries_rate: bool = False
+    """Whether it only tries a learning rate: it is trained and not judged, and its record lies beside the study's."""
 
     def key(self, fingerprint: str) -> str:
         """Short hash of what decides the trained weights: settings, seed, data, code; no paths, no label.
@@ -81,11 +85,13 @@ class Trial(Settings):
         )
 
     def evaluation_key(self, facts: Mapping[str, object]) -> str:
-        """Short hash of what decides the scores of trained weights; a change evaluates again, no training.
+        """Short hash of what decides the scores of trained weights, "" if there are none; a change evaluates again.
 
         Args:
             facts: Fingerprint and mean diameter of each set, by the set's name.
         """
+        if self.tries_rate:
+            return ""
         evaluation = self.evaluation.model_dump(mode="json")
         if self.evaluation.operating_point != "validation":
             del evaluation["rank_by"]  # otherwise also what the validation images choose the point by

@@ -40,7 +40,7 @@ def trained_roles(recipes: Iterable[Recipe], *, searched: bool) -> list[Role]:
             if not searched:
                 roles.append(Role(path, "compared", distinct))
         else:
-            is_tuned = path == "training.lr" and distinct[0] == "range_test"
+            is_tuned = path == "training.lr" and isinstance(distinct[0], str)
             roles.append(Role(path, "tuned" if is_tuned else "fixed", distinct[0]))
     return roles
 

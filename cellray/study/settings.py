@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -158,6 +159,24 @@ class RangeTestConfig(Settings):
         return self
 
 
+class TuneConfig(Settings):
+    """Learning rates that are tried for each configuration: the same for every loss, on seeds of their own."""
+
+    rates: tuple[Positive, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=2)
+    """Rising. While the best is the lowest or the highest, one more is tried beyond it, two at most."""
+    seeds: int = Field(default=2, ge=1)
+    """Trainings with each rate. Their seeds are none of the study's."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Length of such a training against a whole one. Short ones favour high rates."""
+
+    @field_validator("rates")
+    @classmethod
+    def rise(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if any(rate >= above for rate, above in pairwise(rates)):
+            raise ValueError(f"must rise from each to the next, got {', '.join(f'{rate:g}' for rate in rates)}")
+        return rates
+
+
 class TrainingConfig(Settings):
     """How one model is fitted."""
 
@@ -166,9 +185,11 @@ class TrainingConfig(Settings):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     crop_px: int = Field(default=512, ge=16, multiple_of=8)
-    lr: Positive | Literal["range_test"] = "range_test"
-    """Peak learning rate; `range_test` tunes it anew for each trial."""
+    lr: Positive | Literal["range_test", "tune"] = "range_test"
+    """Peak learning rate. `tune`: chosen for each configuration on validation images, the same for all its seeds;
+    `range_test`: found anew for each trial."""
     range_test: RangeTestConfig = RangeTestConfig()
+    tune: TuneConfig = TuneConfig()
     schedule: Literal["one_cycle", "triangular", "constant"] = "one_cycle"
     weight_decay: float = Field(default=0.0, ge=0)
     augment: AugmentConfig = AugmentConfig()
@@ -263,6 +284,10 @@ class ConfigurationConfig(Settings):
     """Settings of `training` that this configuration changes; the others stay as they are."""
     quirks: tuple[str, ...] = ()
     """Quirks of the reference study's code for this configuration alone; only those that act on training."""
+
+    def with_rate(self, lr: float | None) -> ConfigurationConfig:
+        """The same with a learning rate of its own; as it is if None."""
+        return self if lr is None else self.model_copy(update={"training": {**self.training, "lr": lr}})
 
     @field_validator("quirks")
     @classmethod

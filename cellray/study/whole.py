@@ -13,7 +13,7 @@ from cellray.losses.check import CHECKS
 from cellray.study.adaptive import RacingConfig, SearchConfig, StoppingConfig
 from cellray.study.conflicts import racing_problems, repeated_seeds, search_problems
 from cellray.study.group import Settings
-from cellray.study.keys import Recipe, Trial, canonical
+from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
 from cellray.study.merging import changed
 from cellray.study.problems import Path, Problem, SettingsError, problems_in, shown_path
@@ -146,6 +146,18 @@ class Study(Settings):
         return self.search is not None or self.stopping is not None or self.racing is not None
 
     @property
+    def tunes_rates(self) -> bool:
+        """Whether a configuration's learning rate is chosen before its trials."""
+        if self.search is not None and self.training.lr == "tune":
+            return True
+        return any(self.recipe(configuration).training.lr == "tune" for configuration in self.configurations)
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether its ledger says how its trials came about."""
+        return self.adapts or self.tunes_rates
+
+    @property
     def searched_by(self) -> tuple[str, ...]:
         """The metrics on validation images that a search goes by."""
         return (self.search.metrics if self.search else ()) or (self.evaluation.rank_by,)
@@ -158,6 +170,10 @@ class Study(Settings):
     def content(self, configuration: ConfigurationConfig) -> str:
         """What decides a configuration's trainings besides data and seed, as text to compare."""
         return json.dumps(canonical(self.recipe(configuration).decisive()), sort_keys=True)
+
+    def content_hash(self, configuration: ConfigurationConfig) -> str:
+        """Short hash of `content`."""
+        return short_hash(self.content(configuration))
 
     def examples(self) -> list[ConfigurationConfig]:
         """Every listed configuration, and enough of a search's space to see each choice and both ends of each range."""

@@ -80,3 +80,7 @@ def _forget_failures(study: Study, sets: Sets, ledger: Ledger, chosen: Collectio
     for record in ledger.records():
         if record.outcome == "failed" and (keys is None or record.key in keys):
             ledger.delete(f"trials/{record.key}/trial.json")
+    tries = ledger.within("rates")
+    for record in tries.records():
+        if record.outcome == "failed":
+            tries.delete(f"trials/{record.key}/trial.json")

@@ -34,7 +34,7 @@ from cellray.sweep.tuning import (
     quiet_tune,
 )
 from cellray.sweep.workers import run_with_workers
-from cellray.trial import Sets, record_failure, run_trial
+from cellray.trial import Sets, home, record_failure, run_trial
 
 WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
@@ -148,20 +148,23 @@ class News(TrialProgressCallback):
             tell(self._observers, "on_note", words)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        tell(self._observers, "on_trial_start", self._feed.tasks[trial.trial_id])
+        started = self._feed.tasks[trial.trial_id]
+        if not started.tries_rate:
+            tell(self._observers, "on_trial_start", started)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
-        if "row" in result:
-            tell(self._observers, "on_epoch", self._feed.tasks[trial.trial_id], result["row"])
+        running = self._feed.tasks[trial.trial_id]
+        if "row" in result and not running.tries_rate:
+            tell(self._observers, "on_epoch", running, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
         self._go_on(self._feed.tasks.pop(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
         failed, sets = self._feed.tasks.pop(trial.trial_id), self._feed.sets
-        if not sets.planned(failed, self._ledger).done:  # else it died after its last word
+        if not sets.planned(failed, home(failed, self._ledger)).done:  # else it died after its last word
             reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
             try:
                 record_failure(failed, sets, self._ledger, reason)
@@ -173,11 +176,14 @@ class News(TrialProgressCallback):
     def _go_on(self, ended: Trial) -> None:
         """Let the agenda draw its conclusions, and tell of them."""
         agenda, observers = self._feed.agenda, self._observers
-        n_planned = len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)
+        before = agenda.keys
         record = agenda.ended(ended)
-        if self._study.adapts:
+        if self._study.keeps_log:
             agenda.write()
-        if n_planned != (len(agenda.entries), sum(len(entry.trials) for entry in agenda.entries)):
+        for words in agenda.notes:
+            tell(observers, "on_note", words)
+        agenda.notes.clear()
+        if before != agenda.keys:
             tell(observers, "on_plan", agenda.study, agenda.plan)
         for news in [*([record] if record else []), *agenda.stopped]:
             tell(observers, "on_end", news)

@@ -182,7 +182,8 @@ class _Fitter:
     def _find_rate(self) -> None:
         """Set the peak learning rate, by a range test on a copy of the fresh model if the study asks for one."""
         if self.settings.lr != "range_test":
-            self.run.lr = float(self.settings.lr)
+            assert self.settings.lr != "tune"  # trials have the rate that was chosen
+            self.run.lr = self.settings.lr
             return
         fresh = copy.deepcopy(self.model.state_dict())
         test = self.settings.range_test

@@ -52,6 +52,7 @@ def run_trial(
     Returns:
         Its record, or None if the trial paused or another member writes.
     """
+    ledger = home(trial, ledger)
     planned = sets.planned(trial, ledger)
     key = planned.key
     if planned.done:
@@ -81,7 +82,7 @@ def run_trial(
         if not fitted.is_complete or not team.leads:
             return None
         trained_s = monotonic() - clock
-        if fitted.run.diverged is None:
+        if fitted.run.diverged is None and not trial.tries_rate:
             judged = _judge(trial, sets, split, fitted, device)
     except Exception as error:
         if fitted is None and team.size > 1:
@@ -115,12 +116,19 @@ def run_trial(
     if now.done:  # by the process that took over when this one's machine was cut off from the others for a while
         return now.record
     ledger.write_record(record, tables, {**files, **(judged.files if judged else {})})
+    if trial.tries_rate:  # its weights are of no use
+        ledger.delete(f"trials/{key}/checkpoints/best.pt")
     return record
+
+
+def home(trial: Trial, ledger: Ledger) -> Ledger:
+    """Where a trial's record lies: in its study's ledger, or beside it if it only tries a learning rate."""
+    return ledger.within("rates") if trial.tries_rate else ledger
 
 
 def record_failure(trial: Trial, sets: Sets, ledger: Ledger, reason: str, trace: str = "") -> TrialRecord:
     """Store the outcome `failed` for a trial that could not say so itself; `trace` goes to its ``traceback.txt``."""
-    return _record_unjudged(trial, sets, ledger, "failed", reason, None, trace)
+    return _record_unjudged(trial, sets, home(trial, ledger), "failed", reason, None, trace)
 
 
 def record_stopped(trial: Trial, sets: Sets, ledger: Ledger, reason: str) -> TrialRecord:
