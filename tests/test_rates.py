@@ -192,6 +192,8 @@ class TestAgenda:
         known = known_study(sweep.study, sweep.ledger.search())
         assert [c.training.get("lr") for c in known.configurations] == [3e-3, 1.1e-4, 0.02]
         assert [p.key for p in agenda.plan] == [sweep.sets.keys(t)[0] for t in known.trials()]
+        roles = {role.parameter: role for role in known.roles()}
+        assert (roles["training.lr"].role, roles["training.lr"].value) == ("tuned", [3e-3, 1.1e-4, 0.02])
         other = tuned(images, training={"schedule": "constant"})
         assert known_study(other, sweep.ledger.search()).configurations == other.configurations
         tried = json.loads(sweep.ledger.read("search.json"))["configurations"][0]["rates"]

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report_data import TWELVE, plan_for, record, results_of, scores, write_realistic
 
 from cellray.ledger import Ledger
+from cellray.record import Tried, TriedRate
 from cellray.report import Findings, make_tables
 from cellray.report.figures import FIGURES, draw
 from cellray.report.figures.budget import cheapest, costs, term_scales
@@ -21,7 +22,7 @@ from cellray.report.figures.counting import bland_altman, count_scatter
 from cellray.report.figures.detection import iou_curves, iou_curves_by_set, mean_curves, precision_recall
 from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.error_kinds import error_kinds, strata
-from cellray.report.figures.learning import collapse_epoch, curves, range_tests
+from cellray.report.figures.learning import collapse_epoch, curves, range_tests, rate_choices
 from cellray.report.figures.rank_tests import critical_difference, joined, pair_matrix, rank_stability
 from cellray.report.figures.saving import shorten_svg
 from cellray.report.figures.seed_dots import ranking_dots
@@ -86,6 +87,12 @@ def inference(labels):
     return pd.DataFrame(pairs), ranks, pd.DataFrame(shares), pd.DataFrame([test])
 
 
+def with_rates(label, dice, lr=None):
+    """A configuration for which rates were tried."""
+    rates = tuple(TriedRate(lr=rate, dice=found) for rate, found in dice.items())
+    return Tried(label=label, number=0, source="given", seeds=1, state="running", rates=rates, lr=lr)
+
+
 def every_figure(study):
     """Name -> function, arguments, keywords."""
     tables, details, by_trial, labels = study
@@ -98,6 +105,7 @@ def every_figure(study):
     mixed_loss = {"loss": {"terms": [{"name": "bce"}, {"name": "dice"}]}}
     terms = record("A", 0, None, settings=mixed_loss, term_scales=[0.4, 2.0])
     counts = details.counts_of("test")
+    tried = [with_rates(label, {1e-3: (0.4, 0.5), 3e-3: (0.6, None)}, lr=3e-3) for label in labels]
     return {
         "ranking": (
             ranking_dots,
@@ -115,6 +123,7 @@ def every_figure(study):
         "errors": (error_kinds, (tables.scores, labels, tables.sets), {}),
         "curves": (curves, (details.histories, outcomes, labels), {"column": "val_dice", "title": "Dice"}),
         "range-tests": (range_tests, (by_trial, labels), {}),
+        "learning-rates": (rate_choices, (tried, labels), {}),
         "costs": (costs, (tables.trials, tables.ranking), {"metric": "f1_iou"}),
         "term-scales": (term_scales, ({("A", 0): terms, ("A", 5): terms}, ["A"]), {}),
         "critical": (critical_difference, (ranks, test), {}),
@@ -183,6 +192,8 @@ def test_nothing_to_draw_is_none(study):
     assert error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
     assert curves({}, {}, ["A"], column="val_dice", title="") is None
     assert range_tests({}, ["A"]) is None
+    assert rate_choices((), ["A"]) is None
+    assert rate_choices([with_rates("A", {1: (None,)})], ["A"]) is None
     assert term_scales({("A", 0): record("A", 0, None)}, ["A"]) is None
     assert costs(tables.trials, none, metric="f1_iou") is None
     assert critical_difference(ranks, test) is None
@@ -190,6 +201,14 @@ def test_nothing_to_draw_is_none(study):
     assert rank_stability(shares, ranks) is None
     points = pd.DataFrame({"a": [1.0], "b": [0.0], "c": [0.0], "mean": [0.5], "se": [0.1]})
     assert simplex_response(points, ("a", "b", "c"), None, title="F1") is None
+
+
+def test_a_choice_of_rates_shows_each_training_their_means_and_the_rate_used():
+    (axis,) = rate_choices([with_rates("A", {1e-3: (0.4, 0.5), 3e-3: (0.6, None)}, lr=1e-3)], ["A"]).axes
+    dots, line, ring = ([tuple(map(float, point)) for point in line.get_xydata()] for line in axis.lines)
+    assert dots == [(1e-3, 0.4), (1e-3, 0.5), (3e-3, 0.6)]
+    assert line == [(1e-3, pytest.approx(0.45)), (3e-3, 0.6)]
+    assert ring == [(1e-3, pytest.approx(0.45))]
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ class Role(NamedTuple):
     """Of a compared parameter: the list of its distinct values."""
 
 
-def trained_roles(recipes: Iterable[Recipe], *, searched: bool) -> list[Role]:
+def trained_roles(recipes: Iterable[Recipe], *, searched: bool, tunes_rate: bool) -> list[Role]:
     """The parts of the parameters of trainings.
 
     Args:
         recipes: Of the configurations that a study lists.
         searched: Whether further ones are suggested: then the ranges say what is compared, and differences don't.
+        tunes_rate: Whether their learning rates are chosen for each: then they are tuned, and not compared.
     """
     leaves = []
     for recipe in recipes:
@@ -36,7 +37,9 @@ def trained_roles(recipes: Iterable[Recipe], *, searched: bool) -> list[Role]:
         values = [each[path] for each in leaves if path in each]
         distinct = [value for i, value in enumerate(values) if value not in values[:i]]
         is_choice = path in ("loss.name", "loss.terms") and len(values) < len(leaves)
-        if len(distinct) > 1 or is_choice:
+        if path == "training.lr" and tunes_rate:
+            roles.append(Role(path, "tuned", distinct if len(distinct) > 1 else distinct[0]))
+        elif len(distinct) > 1 or is_choice:
             if not searched:
                 roles.append(Role(path, "compared", distinct))
         else:

@@ -279,7 +279,11 @@ class Study(Settings):
         return in_order(
             [
                 *(Role(name, "compared", [words]) for name, words in ranges.items()),
-                *trained_roles(map(self.recipe, self.configurations), searched=self.search is not None),
+                *trained_roles(
+                    map(self.recipe, self.configurations),
+                    searched=self.search is not None,
+                    tunes_rate=self.training.lr == "tune",
+                ),
                 *shared_roles({"protocol": self.protocol, **plain}),
             ]
         )

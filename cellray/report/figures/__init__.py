@@ -5,7 +5,7 @@ from cellray.report.figures.counting import BLAND_ALTMAN, CELL_COUNTS
 from cellray.report.figures.detection import IOU_CURVES, IOU_CURVES_BY_SET, PRECISION_RECALL
 from cellray.report.figures.drawing import Drawing, ReportFigure, draw
 from cellray.report.figures.error_kinds import ERROR_KINDS, STRATA
-from cellray.report.figures.learning import RANGE_TESTS, TRAINING_LOSS, VALIDATION_DICE
+from cellray.report.figures.learning import RANGE_TESTS, RATES, TRAINING_LOSS, VALIDATION_DICE
 from cellray.report.figures.rank_tests import CRITICAL_DIFFERENCE, PAIR_MATRIX, RANK_STABILITY
 from cellray.report.figures.search_course import IMPORTANCE, SEARCH_HISTORY, SEEDS_GIVEN
 from cellray.report.figures.seed_dots import RANKING
@@ -29,6 +29,7 @@ FIGURES = (
     ERROR_KINDS,
     VALIDATION_DICE,
     TRAINING_LOSS,
+    RATES,
     RANGE_TESTS,
     TERM_SCALES,
     COSTS,

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.record import TrialRecord
+from cellray.record import TrialRecord, Tried
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, INK, Look, panels, seed_look
+from cellray.report.figures.parts import BAD, BLUE, INK, MUTED, Look, panels, seed_look
 from cellray.report.findings import Findings
 
 ALIVE = 0.01
@@ -135,6 +135,35 @@ def range_tests(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence
     return figure
 
 
+def rate_choices(configurations: Sequence[Tried], labels: Sequence[str]) -> Figure | None:
+    """Validation Dice against learning rate where rates were tried: a dot a training, a line through their means."""
+    of_label = {c.label: c for c in configurations if any(d is not None for rate in c.rates for d in rate.dice)}
+    known = [label for label in labels if label in of_label]
+    if not known:
+        return None
+    tried = [rate.lr for label in known for rate in of_label[label].rates]
+    figure, axes = panels(known, "learning rate", "best validation Dice", same_y=True)
+    for label, axis in axes.items():
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xlim(min(tried) / 1.6, max(tried) * 1.6)
+        axis.set_ylim(0, 1)
+        dots = [(rate.lr, dice) for rate in of_label[label].rates for dice in rate.dice if dice is not None]
+        axis.plot(*zip(*dots, strict=True), "o", ms=4, color=MUTED, mec="none")
+        means = pd.DataFrame(dots, columns=["lr", "dice"]).groupby("lr").dice.mean()
+        axis.plot(means.index, means, lw=1.5, color=BLUE)
+        chosen = of_label[label].lr
+        if chosen is not None and chosen in means.index:
+            axis.plot([chosen], [means[chosen]], "o", ms=9, mfc="none", mec=INK, mew=1.5, zorder=4)
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4, color=MUTED, label="one training"),
+        Line2D([], [], lw=1.5, color=BLUE, label="mean"),
+        Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec=INK, mew=1.5, label="rate used"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    return figure
+
+
 def learning_curves(found: Findings, **how: Any) -> Figure | None:
     """The curves of every configuration, those that were stopped early among them."""
     outcomes = {key: record.outcome for key, record in found.trials.items()}
@@ -168,4 +197,13 @@ RANGE_TESTS = ReportFigure(
     alt="Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
     plot=lambda found: range_tests(found.trials, found.everyone),
     is_folded=True,
+)
+RATES = ReportFigure(
+    name="learning-rates",
+    section="training",
+    reading="Each configuration was first trained for a shorter time at a few rates, with seeds that take no further "
+    "part. Where the line is flat the rate matters little; at an end of the line a better one may lie beyond.",
+    title="Learning rates that were tried",
+    alt="Best validation Dice against learning rate, one panel a configuration; a ring marks the rate that was used.",
+    plot=lambda found: rate_choices(found.results.log.configurations if found.results.log else (), found.everyone),
 )
