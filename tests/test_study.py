@@ -497,6 +497,7 @@ CHANGES_KEY: dict[str, dict[str, Any]] = {
     "augmentation": {"training__augment": {"flips": False}},
     "precision": {"training__precision": "float32"},
     "validation": {"training__validate_every": 2},
+    "crops around cells": {"training__foreground": 0.5},
     "choice of the checkpoint": {"training__checkpoint": "coarse_dice"},
     "channels": {"data__channels": 1},
     "normalisation": {"data__normalise": "percentile"},

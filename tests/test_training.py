@@ -130,6 +130,39 @@ class TestCrops:
         assert not torch.equal(images, again.batch(3, purpose=1)[0])
         assert not torch.equal(images, sampler(dataset, AugmentConfig(), seed=1).batch(3)[0])
 
+    @pytest.mark.parametrize("augment", [PLAIN, TURNED], ids=["plain", "turned"])
+    def test_a_share_of_the_crops_is_around_a_cell(self, augment):
+        # A disk of 81 pixels in an image of 160,000: a uniform crop of 32 x 32 rarely meets it.
+        labels = np.zeros((400, 400), np.uint16)
+        labels[np.hypot(*(np.indices((400, 400)) - np.array([[[150]], [[250]]]))) <= 5] = 7
+        image = (200 * (labels > 0)).astype(np.uint8)[..., None]
+        dataset = Pictures([image, 0 * image], [labels, 0 * labels])
+        how: dict[str, Any] = {"crop_px": 32, "batch_size": 5, "augment": augment, "seed": 0, "device": CPU}
+        drawn = CropSampler(dataset, [0], foreground=0.4, **how)
+        uniform = CropSampler(dataset, [0], **how)
+        for step in range(20):
+            batch, same = drawn.batch(step), uniform.batch(step)
+            pixels = batch.target.sum((1, 2, 3))
+            assert (pixels[:2] > 50).all()  # 0.4 of 5 are around the cell, and hold it whole
+            assert torch.equal(batch.images[2:], same.images[2:]) and torch.equal(batch.target[2:], same.target[2:])
+            assert not torch.equal(batch.target[0], drawn.batch(step + 1).target[0])
+            assert torch.equal(batch.target, drawn.batch(step).target)
+            part = CropSampler(dataset, [0], foreground=0.4, rows=slice(1, 3), **how).batch(step)
+            assert torch.equal(part.images, batch.images[1:3])
+        nothing = CropSampler(dataset, [1], foreground=1.0, **how)
+        assert torch.equal(nothing.batch(0).images, CropSampler(dataset, [1], **how).batch(0).images)
+
+    def test_crops_around_cells_take_every_cell_and_stay_in_the_image(self):
+        labels = np.zeros((90, 90), np.uint16)
+        for number, (row, column) in enumerate([(0, 0), (44, 44), (89, 0), (80, 85)], start=1):
+            labels[row, column] = number
+        dataset = Pictures([labels.astype(np.uint8)[..., None]], [labels])
+        drawn = CropSampler(dataset, [0], crop_px=32, batch_size=4, augment=PLAIN, seed=0, device=CPU, foreground=1.0)
+        seen = [
+            set(in_levels(crop).round().astype(int).ravel()) - {0} for s in range(20) for crop in drawn.batch(s).images
+        ]
+        assert all(seen) and set().union(*seen) == {1, 2, 3, 4}
+
     @pytest.mark.parametrize("augment", [PLAIN, AugmentConfig()], ids=["plain", "changed"])
     def test_some_rows_are_what_they_are_in_the_whole_batch(self, augment):
         dataset = cells()

@@ -185,6 +185,8 @@ class TrainingConfig(Settings):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     crop_px: int = Field(default=512, ge=16, multiple_of=8)
+    foreground: float = Field(default=0.0, ge=0, le=1)
+    """Share of a batch's crops that are drawn around a cell; the others are uniform over their image."""
     lr: Positive | Literal["range_test", "tune"] = "range_test"
     """Peak learning rate. `tune`: chosen for each configuration on validation images, the same for all its seeds;
     `range_test`: found anew for each trial."""

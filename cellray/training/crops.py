@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -52,8 +53,8 @@ class Batch(NamedTuple):
 class CropSampler:
     """Draws batch number `step` of a training run.
 
-    Images are visited in a fresh random order each epoch; a crop is uniform over its image, and an image smaller than
-    the crop is continued by reflection.
+    Images are visited in a fresh random order each epoch; a crop is uniform over its image or around one of its cells,
+    and an image smaller than the crop is continued by reflection.
 
     Args:
         dataset: Images and labels.
@@ -66,6 +67,8 @@ class CropSampler:
         maps: Maps of the true cells that go with each batch, cropped and changed as its images; they must have been
             stored (`add_maps`).
         rows: The rows of each batch that are wanted; they are what they are in a whole batch.
+        foreground: Share of a batch's crops that are around a cell, each cell of the image being as likely; in images
+            without cells they are uniform too.
     """
 
     def __init__(
@@ -80,8 +83,11 @@ class CropSampler:
         device: torch.device,
         maps: Sequence[str] = (),
         rows: slice = slice(None),
+        foreground: float = 0.0,
     ) -> None:
         self.dataset, self.indices, self.rows = dataset, indices, rows
+        self.n_around_cells = round(foreground * batch_size)
+        self._centres: dict[int, np.ndarray] = {}
         self.maps, self.stored = tuple(maps), stored_maps(maps)
         self.crop_px, self.batch_size, self.augment = crop_px, batch_size, augment
         self.seed, self.device = seed, device
@@ -98,7 +104,9 @@ class CropSampler:
         """Batch `step` (from 0); another `purpose` draws other crops of the same images."""
         rng = np.random.default_rng([self.seed, 1, purpose, step])
         # Numbers are drawn for the whole batch, whatever rows are wanted.
-        visits, places = self._visits(step, purpose)[self.rows], rng.random((self.batch_size, 2))[self.rows]
+        visits, places = self._visits(step, purpose), rng.random((self.batch_size, 2))
+        self._move_to_cells(visits, places, step, purpose)
+        visits, places = visits[self.rows], places[self.rows]
         n, side, channels = len(visits), self.window_px, self.dataset.image(self.indices[0]).shape[2]
         windows = np.empty((n, side, side, channels + 1), np.uint8)
         drawn = {name: np.empty((n, side, side), self.dataset.map(name, 0).dtype) for name in self.stored}
@@ -127,6 +135,25 @@ class CropSampler:
         for epoch in {place // n for place in places}:
             order[epoch] = np.random.default_rng([self.seed, 2, purpose, epoch]).permutation(n)
         return [self.indices[order[place // n][place % n]] for place in places]
+
+    def _move_to_cells(self, visits: list[int], places: np.ndarray, step: int, purpose: int) -> None:
+        """Put the first crops' places where each has a cell in its inner half, as far as the image's edges allow."""
+        rng = np.random.default_rng([self.seed, 3, purpose, step])
+        picks, offsets = rng.random(self.n_around_cells), rng.uniform(0.25, 0.75, (self.n_around_cells, 2))
+        for k, (pick, offset) in enumerate(zip(picks, offsets, strict=True)):
+            centres = self._cell_centres(visits[k])
+            if len(centres):
+                room = np.maximum(np.array(self.dataset.labels(visits[k]).shape) - self.crop_px, 0)
+                start = centres[int(pick * len(centres))] - offset * self.crop_px
+                places[k] = np.clip(start, 0, room) / np.maximum(room, 1)
+
+    def _cell_centres(self, index: int) -> np.ndarray:
+        """Middle of each cell's bounding box, shape (n_cells, 2), in pixels down and across."""
+        if index not in self._centres:
+            boxes = [box for box in ndimage.find_objects(self.dataset.labels(index)) if box is not None]
+            middles = [[(side.start + side.stop - 1) / 2 for side in box] for box in boxes]
+            self._centres[index] = np.array(middles, dtype=float).reshape(-1, 2)
+        return self._centres[index]
 
     def _cut(self, index: int, place: np.ndarray, out: np.ndarray, maps: dict[str, np.ndarray]) -> None:
         """Fill `out` (window, window, C + 1) with a window of the image and its mask, and `maps` with theirs.

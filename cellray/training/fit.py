@@ -115,6 +115,7 @@ class _Fitter:
             device=device,
             maps=self.loss.maps,
             rows=team.share(self.settings.batch_size),
+            foreground=self.settings.foreground,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.steps = self.settings.steps or (self.settings.epochs or 0) * self.steps_per_epoch
