@@ -21,11 +21,11 @@ from cellray.forecast.effect import TYPICAL_SD, n_units, smallest_effect
 from cellray.forecast.probe import Job, run_probes
 from cellray.forecast.room import most_in_memory
 from cellray.ledger import Ledger
+from cellray.places import n_places, shortest_change
 from cellray.record import TrialRecord
 from cellray.results import Results, Sample
 from cellray.study import EvaluationConfig, ResourcesConfig
 from cellray.sweep import check_feasible
-from cellray.sweep.cluster import n_places, shortest_change
 from cellray.trial import Sets
 
 LAPTOP = Machine(cpus=2, gpus=0, memory_mb=8192, gpu_memory_mb=0)
@@ -156,10 +156,10 @@ class TestFeasibility:
 
         nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: None)  # no autoscaler
+        monkeypatch.setattr("cellray.sweep.capacity._ask_autoscaler", lambda bundles, nodes: None)
 
         def check(**settings):
-            check_feasible(SimpleNamespace(resources=resources(**settings)))
+            check_feasible(resources(**settings))
 
         check(gpus=1)
         check(gpus=0.5, cpus=8)
@@ -167,7 +167,7 @@ class TestFeasibility:
             check(cpus=9)
         with pytest.raises(StudyError, match=r"2 GPUs in 2 equal workers.*room for 1; set resources\.gpus to 1"):
             check(gpus=2)
-        nodes.pop(0)
+        nodes[0]["Resources"] = {"CPU": 0.5}
         with pytest.raises(StudyError, match="no change of the study helps: add nodes"):
             check()
 

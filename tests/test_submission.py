@@ -26,6 +26,7 @@ from tiny_study import draw_images, tiny_study
 
 from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
+from cellray.places import GROUPS_VARIABLE
 from cellray.submission import pack
 from cellray.submission.kubernetes import dns_name, label_of, rayjob
 from cellray.submission.reports import copy_report, tar_report, untar_report
@@ -113,6 +114,12 @@ def test_the_rayjob_of_a_study_is_a_good_one(template, images, tmp_path, shared)
     command = "cellray sweep /study/study.yaml --address auto --retry failed || test $? -eq 3"
     assert made["spec"]["entrypoint"] == f"sh -c '{command}'"
     assert "cellray/template" not in made["metadata"]["labels"]
+    head = made["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (groups,) = [variable["value"] for variable in head["env"] if variable["name"] == GROUPS_VARIABLE]
+    assert json.loads(groups) == [
+        {"name": "cpu", "nodes": 4, "CPU": 4, "GPU": 0},
+        {"name": "gpu", "nodes": 8, "CPU": 6, "GPU": 1},
+    ]
     made["metadata"]["namespace"] = "cellray"
     found = [text for text in problems([made], shared / "k8s-schemas") if "there is no" not in text]
     assert [text for text in found if "names the service" not in text] == []

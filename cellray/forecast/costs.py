@@ -136,8 +136,8 @@ def forecast(
     n, limited_by = at_once(resources, machine, limit)
     if n < 1:
         raise StudyError(
-            f"resources: a trial needs {resources.cpus * resources.n_workers:g} CPUs and {resources.gpus:g} GPUs, and "
-            f"this machine has {machine.cpus:g} and {machine.gpus}"
+            f"resources: a trial needs {resources.cpus * resources.n_workers:g} CPUs and {resources.n_gpus:g} GPUs, "
+            f"and this machine has {machine.cpus:g} and {machine.gpus}"
         )
     if 0 < n_todo < n:
         n, limited_by = n_todo, "trials"
@@ -171,7 +171,7 @@ def forecast(
         trial_s=busy_s / n_todo if n_todo else 0.0,
         total_s=START_S + makespan([t + OVERHEAD_S for t in times], n) + report_s if n_todo else 0.0,
         cpu_hours=busy_s * resources.cpus * resources.n_workers / 3600,
-        gpu_hours=busy_s * resources.gpus / 3600,
+        gpu_hours=busy_s * resources.n_gpus / 3600,
         peak_mb=peak_mb,
         disk_mb=n_todo * (checkpoint_mb + RECORD_MB) + min(n, n_todo) * running_mb,
         checkpoints_mb=checkpoints_mb,
@@ -219,7 +219,7 @@ def _kinds(
     for trial in trials:
         groups.setdefault(_signature(trial), trial)
     resources = study.resources
-    here = describe(pick_device(resources.gpus), max(int(resources.cpus), 1))
+    here = describe(pick_device(resources.n_gpus), max(int(resources.cpus), 1))
     records = {signature: _comparable(plan, signature, here) for signature in groups}
     # Judging takes the same time whatever the loss: one probe for each network. It comes last, when all is warm.
     unseen = {signature: trial for signature, trial in groups.items() if not records[signature]}

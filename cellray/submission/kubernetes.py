@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cellray.errors import StudyError
+from cellray.places import GROUPS_VARIABLE
 from cellray.submission.parcel import Parcel
 from cellray.submission.reports import untar_report
 
@@ -187,6 +188,11 @@ def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
             "see k8s/README.md"
         )
     volume["configMap"] = {"name": name}
+    for container in head["containers"]:
+        for variable in container.get("env", []):
+            if variable["name"] == GROUPS_VARIABLE:
+                variable.pop("valueFrom", None)
+                variable["value"] = json.dumps(worker_groups(spec["rayClusterSpec"]))
     # 3: done, but some trials failed. No reason for Kubernetes to start all over again.
     command = shlex.join([*shlex.split(spec["entrypoint"]), *parcel.words])
     spec["entrypoint"] = shlex.join(["sh", "-c", f"{command} || test $? -eq {FAILED_TRIALS}"])
@@ -206,6 +212,37 @@ def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
         },
         "spec": spec,
     }
+
+
+def worker_groups(cluster: Manifest) -> list[dict[str, str | float]]:
+    """The worker groups of a RayCluster's spec, as `places.WorkerGroup` says them."""
+    groups: list[dict[str, str | float]] = []
+    for group in cluster.get("workerGroupSpecs", []):
+        ray, resources = group["template"]["spec"]["containers"][0], group.get("resources") or {}
+        limits = (ray.get("resources") or {}).get("limits") or {}
+        gpus = sum(quantity(amount) for name, amount in limits.items() if name.endswith("/gpu"))
+        given = group.get("rayStartParams") or {}
+        groups.append(
+            {
+                "name": group["groupName"],
+                "nodes": int(group.get("maxReplicas", group.get("replicas", 0))),
+                "CPU": float(given.get("num-cpus", resources.get("CPU", quantity(limits.get("cpu", 0))))),
+                "GPU": float(given.get("num-gpus", resources.get("GPU", gpus))),
+            }
+        )
+    return groups
+
+
+def quantity(text: object) -> float:
+    """A number as Kubernetes writes it: `2`, `1500m`, `8Gi`."""
+    found = re.fullmatch(r"([0-9.]+)(|m|[kMGTP]i?)", str(text))
+    if found is None:
+        raise StudyError(f"expected a quantity of Kubernetes such as 2, 1500m or 8Gi, got {text!r}")
+    number, unit = float(found[1]), found[2]
+    if unit == "m":
+        return number / 1000
+    power = " kMGTP".index(unit[:1] or " ")
+    return number * (1024 if unit.endswith("i") else 1000) ** power
 
 
 def dns_name(text: str) -> str:
