@@ -55,6 +55,14 @@ def counted(n: float, name: str) -> str:
     return f"{n:g} {name}{'s' if n != 1 else ''}"
 
 
+def advice(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What to do where the nodes don't hold one trial: the shortest change of the study, if there is one."""
+    change = shortest_change(resources, nodes)
+    if change is None:
+        return "no change of the study helps: add nodes"
+    return "set " + " and ".join(f"resources.{name} to {value:g}" for name, value in change.items())
+
+
 def n_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers of a trial the nodes hold, all of them empty.
 

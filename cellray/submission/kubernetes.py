@@ -90,11 +90,11 @@ class Namespace:
                 return str(job["metadata"]["name"])
         return None
 
-    def submit(self, parcel: Parcel) -> str:
-        """Start a study; returns the RayJob's name.
+    def template(self) -> Manifest:
+        """The RayJob that the installation brought.
 
         Raises:
-            StudyError: If cellray isn't installed in this namespace, or the cluster refuses.
+            StudyError: If there is none.
         """
         found = self.read("rayjobs.ray.io", f"--selector={TEMPLATE}=true")["items"]
         if not found:
@@ -102,7 +102,19 @@ class Namespace:
                 f"no RayJob with the label {TEMPLATE} in namespace {self.name!r}; "
                 "install cellray there first (k8s/README.md)"
             )
-        made = self.create(rayjob(found[0], parcel, f"{uuid.uuid4().hex[:5]}"))
+        return found[0]
+
+    def worker_groups(self) -> list[dict[str, str | float]]:
+        """The worker groups that a study gets there."""
+        return worker_groups(self.template()["spec"]["rayClusterSpec"])
+
+    def submit(self, parcel: Parcel) -> str:
+        """Start a study; returns the RayJob's name.
+
+        Raises:
+            StudyError: If cellray isn't installed in this namespace, or the cluster refuses.
+        """
+        made = self.create(rayjob(self.template(), parcel, f"{uuid.uuid4().hex[:5]}"))
         name = str(made["metadata"]["name"])
         # The job first, so that the study can belong to it and goes when it goes; the head's pod waits for it.
         owner = {"apiVersion": made["apiVersion"], "kind": "RayJob", "name": name, "uid": made["metadata"]["uid"]}

@@ -14,7 +14,7 @@ from typing import Any
 
 from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.places import WorkerGroup, counted, lacking, n_places, named_groups, shortest_change
+from cellray.places import WorkerGroup, advice, counted, lacking, n_places, named_groups
 from cellray.study import ResourcesConfig
 
 ANSWER_S = 20.0
@@ -52,10 +52,7 @@ def check_feasible(resources: ResourcesConfig, say: Callable[[str], None] = lamb
             f"resources: the cluster can't hold one trial: its autoscaler has no worker group whose nodes have {need}; "
             f"set resources.cpus or resources.gpus lower, or add such a group"
         )
-    change = shortest_change(resources, known)
-    if change is None:
-        raise StudyError(f"{problem}; no change of the study helps: add nodes")
-    raise StudyError(f"{problem}; set " + " and ".join(f"resources.{name} to {n:g}" for name, n in change.items()))
+    raise StudyError(f"{problem}; {advice(resources, known)}")
 
 
 def settle(resources: ResourcesConfig) -> ResourcesConfig:
