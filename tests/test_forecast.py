@@ -364,7 +364,7 @@ class TestForecast:
     def test_a_long_probe_on_cpus_has_to_be_asked_for(self, planned, probes, monkeypatch):
         monkeypatch.setattr(costs, "PATIENCE_S", 1e-9)
         cost = forecast(*planned(), machine=LAPTOP)
-        assert cost.not_measured.startswith("on its CPUs that would take up to 1 min; --measure") and probes == []
+        assert cost.not_measured.startswith("timing takes up to 1 min on its CPUs (--measure") and probes == []
         assert (cost.concurrent, cost.total_s) == (2, None)
         assert forecast(*planned(), machine=LAPTOP, measure=True).total_s is not None
 
@@ -545,7 +545,7 @@ def test_the_reference_study_is_planned_on_a_machine_without_a_gpu(tmp_path, mon
     assert told.returncode == 0, told.stderr
     for words in (
         "60 trials, 0 done, 60 to do",
-        "not measured on this machine: on its CPUs that would take up to",
+        "not measured on this machine: timing takes up to",
         "GiB a worker (of a process, libraries included; counted for 32 bits, not measured)",
         "effect:",
     ):

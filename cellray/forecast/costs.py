@@ -232,7 +232,7 @@ def _why_not(
     measure: bool,
 ) -> str:
     """Why nothing is timed on this machine; '' if it is."""
-    give = "give --rate, the megapixels that a trial trains in a second where it will run"
+    give = "with --rate (Mpx that a trial trains in a second there) times are worked out"
     if not fits_here:
         return f"it can't hold a trial; {give}"
     if resources.n_gpus or measure:
@@ -243,7 +243,7 @@ def _why_not(
     if seconds <= PATIENCE_S:
         return ""
     minutes = math.ceil(seconds / 60)
-    return f"on its CPUs that would take up to {minutes} min; --measure does it, or {give}"
+    return f"timing takes up to {minutes} min on its CPUs (--measure does it); {give}"
 
 
 def _times(
