@@ -23,6 +23,11 @@ It has to be in the environment before the process starts. One arena: every tria
 and each thread's own arena would keep that trial's memory."""
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU on this machine."""
+    return torch.cuda.is_available()
+
+
 def pick_device(gpus: float) -> torch.device:
     """`cuda` if the trial was given (part of) a GPU, else `cpu`.
 
@@ -31,7 +36,7 @@ def pick_device(gpus: float) -> torch.device:
     """
     if gpus <= 0:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not has_gpu():
         raise StudyError(f"resources.gpus is {gpus:g}, but torch {torch.__version__} sees no GPU on this machine")
     return torch.device("cuda")
 

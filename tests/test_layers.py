@@ -21,7 +21,7 @@ LADDER = (
     ("overlay", "statistics"),
     ("model", "data"),
     ("study",),
-    ("record",),
+    ("record", "places"),
     ("operating_point", "published", "scores", "observers"),
     ("evaluation", "ledger"),
     ("training", "prediction", "results"),

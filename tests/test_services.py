@@ -153,7 +153,7 @@ def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp
     s3 = free_port()
     here = {"-dir=/data": f"-dir={tmp_path / 'data'}", "-s3.port=8333": f"-s3.port={s3}"}
     assert set(here) < set(weed["args"])
-    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer", "admin")]
+    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer")]
     ports += [f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")]
     command = [*weed["command"], *(here.get(word, word) for word in weed["args"]), *ports]
     command[0] = str(Path(sys.executable).parent / command[0])

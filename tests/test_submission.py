@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,14 @@ from services import answers, free_port, process
 from tiny_cluster import tiny_cluster
 from tiny_study import draw_images, tiny_study
 
+from cellray.cli import submit as submit_command
 from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
+from cellray.places import GROUPS_VARIABLE
 from cellray.submission import pack
-from cellray.submission.kubernetes import dns_name, label_of, rayjob
+from cellray.submission.kubernetes import Namespace, dns_name, label_of, rayjob
 from cellray.submission.reports import copy_report, tar_report, untar_report
+from cellray.submission.troubles import TROUBLES, trouble_of
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -110,9 +114,17 @@ def test_the_rayjob_of_a_study_is_a_good_one(template, images, tmp_path, shared)
     before = json.dumps(template)
     made = rayjob(template, parcel, "01234")
     assert json.dumps(template) == before
-    command = "cellray sweep /study/study.yaml --address auto --retry failed || test $? -eq 3"
-    assert made["spec"]["entrypoint"] == f"sh -c '{command}'"
+    shell, flag, script = shlex.split(made["spec"]["entrypoint"])
+    assert (shell, flag) == ("sh", "-c")
+    assert " do cellray sweep /study/study.yaml --address auto --retry failed; code=$?;" in script
+    assert made["spec"]["backoffLimit"] == 0
     assert "cellray/template" not in made["metadata"]["labels"]
+    head = made["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (groups,) = [variable["value"] for variable in head["env"] if variable["name"] == GROUPS_VARIABLE]
+    assert json.loads(groups) == [
+        {"name": "cpu", "nodes": 4, "CPU": 4, "GPU": 0},
+        {"name": "gpu", "nodes": 8, "CPU": 6, "GPU": 1},
+    ]
     made["metadata"]["namespace"] = "cellray"
     found = [text for text in problems([made], shared / "k8s-schemas") if "there is no" not in text]
     assert [text for text in found if "names the service" not in text] == []
@@ -214,9 +226,160 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
         assert len(cluster.objects["rayjobs"]) == 2
         owner = cluster.objects["configmaps"][job]["metadata"]["ownerReferences"][0]
         assert owner["uid"] == cluster.objects["rayjobs"][job]["metadata"]["uid"]
+        cleaned = cellray(*words, "--clean", cwd=tmp_path, **here)
+        assert f"removed: {job}" in cleaned.communicate(timeout=60)[0]
+        assert list(cluster.objects["rayjobs"]) == ["cellray"] and job not in cluster.objects["configmaps"]
     assert re.search(r"\[2/2\] .* finished", said), said
     page = tmp_path / "studies" / "tiny" / "report" / "index.html"
     assert page.read_bytes() == (storage / "tiny" / "report" / "index.html").read_bytes()
+
+
+@pytest.fixture
+def supervised(template, study_file, tmp_path, monkeypatch):
+    """A cluster whose studies are a shell script, that the test writes, and a function that submits one."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("cellray.submission.kubernetes.POLL_S", 0.2)
+    monkeypatch.setattr("cellray.submission.kubernetes.TRIES_PAUSES_S", (0, 0))
+    (tmp_path / "cluster").mkdir()
+    with tiny_cluster(tmp_path / "cluster", environment()) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.config))
+        job = json.loads(json.dumps(template))
+        job["spec"]["entrypoint"] = f"sh {tmp_path}/run.sh /study/study.yaml"
+        job["metadata"]["namespace"] = "cellray"
+        cluster.objects["rayjobs"]["cellray"] = job
+
+        def submit(script: str):
+            (tmp_path / "run.sh").write_text(script)
+            space = Namespace("tiny", "cellray")
+            return space, space.submit(pack(study_file))
+
+        yield cluster, submit
+
+
+def test_a_study_that_is_wrong_ends_at_once_and_one_that_broke_off_is_tried_again(supervised, capfd):
+    _, submit = supervised
+    space, job = submit("echo Error: dataset disks: no such folder >&2; exit 2")
+    found = space.follow(job, print)
+    assert found is not None and found.trouble.name == "the study or its data are wrong" and not found.trouble.passes
+    assert found.said == "Error: dataset disks: no such folder"
+    assert str(space.last_end("tiny")) == str(found)
+
+    script = "test -f $0.once && exit 3; touch $0.once; exit 1"
+    space, job = submit(script)
+    assert space.follow(job, print) is None
+    assert "The sweep broke off (exit code 1) and goes on in 0 s." in capfd.readouterr().out
+
+    space, job = submit("echo MemoryError: no more; exit 1")
+    found = space.follow(job, print)
+    assert found is not None and found.trouble.name == "the sweep broke off again and again"
+    assert found.said == "MemoryError: no more" and not found.trouble.passes
+
+
+def test_a_lost_head_is_followed_by_a_new_start(supervised, study_file, monkeypatch, tmp_path, capsys):
+    cluster, _ = supervised
+    (tmp_path / "run.sh").write_text("test -f $0.once && exit 0; touch $0.once; exec sleep 60")
+    plain = Namespace.follow
+
+    def follow(self, job, say):
+        def heard(text):
+            say(text)
+            if "Running" in text and not cluster.lost:
+                cluster.lose_head(job)
+
+        return plain(self, job, heard)
+
+    monkeypatch.setattr(Namespace, "follow", follow)
+    with pytest.raises(StudyError, match="the report can't be fetched"):  # it got so far: no MLflow is there
+        submit_command._submit_to_kubernetes(pack(study_file), Namespace("tiny", "cellray"), tmp_path, clean=False)
+    said = capsys.readouterr().out
+    (lost,) = cluster.lost
+    assert f"{lost}: the head was lost: the job status couldn't be read for 5m0s. It starts anew" in said
+    assert "goes on from its ledger; 2 more such starts" in said
+    (new,) = [name for name in cluster.objects["rayjobs"] if name != "cellray"]
+    assert new != lost and f"RayJob {new} created" in said
+
+
+def pod(name: str, job: str, **status) -> dict:
+    metadata = {"name": name, "namespace": "cellray", "labels": {"job-name": job}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+
+
+def waiting(reason: str, message: str) -> dict:
+    return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+def test_what_pods_lack_is_shown_once_and_no_such_image_ends_it(supervised):
+    cluster, submit = supervised
+    space, job = submit("exec sleep 60")
+    about = {"kind": "Pod", "name": "head", "namespace": "cellray"}
+    event = {"reason": "FailedScheduling", "message": "0/3 nodes are available: 3 Insufficient cpu."}
+    cluster.objects["events"]["e"] = {
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e", "namespace": "cellray"}, "type": "Warning",
+        "involvedObject": about, **event,
+    }  # fmt: skip
+    cluster.objects["pods"]["head"] = pod("head", job, phase="Pending")
+    said = []
+
+    def say(text):
+        said.append(text)
+        if "no node has room" in text:
+            message = 'Back-off pulling image "cellray:none": ErrImagePull: manifest unknown: not found'
+            cluster.objects["pods"]["head"] = pod("head", job, **waiting("ImagePullBackOff", message))
+
+    found = space.follow(job, say)
+    assert [text for text in said if "head: no node has room" in text] == [
+        "head: no node has room (wait for a node, or enlarge the node pool): "
+        "FailedScheduling: 0/3 nodes are available: 3 Insufficient cpu."
+    ]
+    assert found is not None and found.trouble.name == "no such image" and found.who == "head"
+
+
+def test_a_rayjob_deleted_behind_ones_back_is_said(supervised):
+    _, submit = supervised
+    space, job = submit("exec sleep 60")
+
+    def say(text):
+        if "Running" in text:
+            subprocess.run([*space.words, "delete", "rayjobs.ray.io", job, "--wait=false"], check=True)
+
+    started = time.monotonic()
+    with pytest.raises(StudyError, match=f"RayJob {job} was deleted; .* the same command goes on"):
+        space.follow(job, say)
+    assert time.monotonic() - started < 15
+
+
+PODS = 'pods "head" is forbidden'
+CODE = "Failed FAILED AppFailed: Job entrypoint command failed with exit code"
+SAID = {
+    "JobStatusCheckTimeoutExceeded: the job status couldn't be read": ("the head was lost", True),
+    "Evicted: The node was low on resource: memory.": ("a pod was evicted", True),
+    'ImagePullBackOff: Back-off pulling image "x": 503 Unavailable': ("the image can't be pulled yet", True),
+    f"FailedToCreateHeadPod: {PODS}: exceeded quota: cellray, requested: requests.cpu=2": ("a quota is full", True),
+    "FailedScheduling: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.": ("no node has room", True),
+    "OOMKilled: ": ("out of memory", True),
+    'ErrImagePull: failed to pull image "x:y": x:y: not found': ("no such image", False),
+    'InvalidImageName: couldn\'t parse image name "X"': ("no such image", False),
+    f'FailedCreate: {PODS}: violates PodSecurity "restricted:latest"': ("admission refuses a pod", False),
+    'FailedCreate: admission webhook "v.example" denied the request: no': ("admission refuses a pod", False),
+    'CreateContainerConfigError: secret "s3" not found': ("a Secret or ConfigMap is missing", False),
+    f"{CODE} 2, last": ("the study or its data are wrong", False),
+    f"{CODE} 1, last": ("the sweep broke off again and again", False),
+    "Failed FAILED DeadlineExceeded: ": ("the study took as long as it may in all", False),
+    "Failed STOPPED None: ": ("the study was stopped", False),
+    "ValidationFailed None ValidationFailed: bad": ("the RayJob is no good", False),
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_what_passes_and_what_doesnt(text):
+    found = trouble_of(text)
+    assert found is not None and (found.name, found.passes) == SAID[text]
+
+
+def test_every_trouble_is_in_the_documentation():
+    page = (ROOT / "k8s/README.md").read_text()
+    for trouble in TROUBLES:
+        assert f"| {trouble.name} |" in page, trouble.name
 
 
 # Any Ray cluster.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -19,11 +21,28 @@ from typing import Any
 from aiohttp import web
 
 GROUPS = {
-    "ray.io": ("v1", "rayjobs", "RayJob"),
-    "batch": ("v1", "jobs", "Job"),
-    "apps": ("v1", "deployments", "Deployment"),
+    "ray.io": {"rayjobs": "RayJob"},
+    "batch": {"jobs": "Job"},
+    "apps": {"deployments": "Deployment", "statefulsets": "StatefulSet"},
+    "networking.k8s.io": {"networkpolicies": "NetworkPolicy"},
+    "storage.k8s.io": {"storageclasses": "StorageClass"},
+    "authorization.k8s.io": {"selfsubjectaccessreviews": "SelfSubjectAccessReview"},
 }
-CORE = {"configmaps": "ConfigMap", "pods": "Pod", "namespaces": "Namespace"}
+"""Kinds by their plural, of each group's version 1."""
+CORE = {
+    "configmaps": "ConfigMap",
+    "pods": "Pod",
+    "namespaces": "Namespace",
+    "events": "Event",
+    "nodes": "Node",
+    "services": "Service",
+    "endpoints": "Endpoints",
+    "serviceaccounts": "ServiceAccount",
+    "resourcequotas": "ResourceQuota",
+    "limitranges": "LimitRange",
+}
+CLUSTER_WIDE = ("namespaces", "nodes", "storageclasses", "selfsubjectaccessreviews")
+KINDS = {plural: kind for kinds in (CORE, *GROUPS.values()) for plural, kind in kinds.items()}
 
 
 class TinyCluster:
@@ -36,10 +55,15 @@ class TinyCluster:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
-        self.objects: dict[str, dict[str, Any]] = {name: {} for name in (*CORE, *(g[1] for g in GROUPS.values()))}
+        self.objects: dict[str, dict[str, Any]] = {plural: {} for plural in KINDS}
         self.logs: dict[str, bytes] = {}
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.lost: set[str] = set()
+        self.refused: dict[str, str] = {}
+        """Why admission takes no object of a kind."""
+        self.forbidden: set[str] = set()
+        """What the user may not do, as `create pods`."""
         self.config = folder / "kubeconfig"
 
     # What kubectl asks first.
@@ -51,36 +75,31 @@ class TinyCluster:
         found = [
             {
                 "name": name,
-                "versions": [{"groupVersion": f"{name}/{v}", "version": v}],
-                "preferredVersion": {"groupVersion": f"{name}/{v}", "version": v},
+                "versions": [{"groupVersion": f"{name}/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": f"{name}/v1", "version": "v1"},
             }
-            for name, (v, _, _) in GROUPS.items()
+            for name in GROUPS
         ]
         return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": found})
 
     async def resources(self, request: web.Request) -> web.Response:
         group = request.match_info.get("group")
-        if group is None:
-            found, name = list(CORE.items()), "v1"
-        else:
-            version, plural, kind = GROUPS[group]
-            found, name = [(plural, kind)], f"{group}/{version}"
+        found, name = (CORE, "v1") if group is None else (GROUPS[group], f"{group}/v1")
         listed = [
             {
                 "name": plural,
                 "singularName": kind.lower(),
-                "namespaced": plural != "namespaces",
+                "namespaced": plural not in CLUSTER_WIDE,
                 "kind": kind,
-                "verbs": ["get", "list", "create"],
+                "verbs": ["get", "list", "create", "delete", "patch"],
             }
-            for plural, kind in found
+            for plural, kind in found.items()
         ]
         return web.json_response({"kind": "APIResourceList", "groupVersion": name, "resources": listed})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """That the server checks fields itself: kubectl then doesn't."""
-        tops = {"api/v1": [("", "v1", kind, plural) for plural, kind in CORE.items()]}
-        tops |= {f"apis/{g}/{v}": [(g, v, kind, plural)] for g, (v, plural, kind) in GROUPS.items()}
+        tops = {"api/v1": ("", CORE)} | {f"apis/{name}/v1": (name, kinds) for name, kinds in GROUPS.items()}
         top = request.match_info.get("top")
         if top is None:
             return web.json_response({"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}"} for name in tops}})
@@ -88,12 +107,12 @@ class TinyCluster:
         paths = {
             f"/{top}/namespaces/{{namespace}}/{plural}/{{name}}": {
                 "patch": {
-                    "parameters": [checks],
+                    "parameters": [checks, {**checks, "name": "dryRun"}],
                     "responses": {},
-                    "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+                    "x-kubernetes-group-version-kind": {"group": tops[top][0], "version": "v1", "kind": kind},
                 }
             }
-            for group, version, kind, plural in tops[top]
+            for plural, kind in tops[top][1].items()
         }
         info = {"title": "tiny", "version": "1"}
         return web.json_response({"openapi": "3.0.0", "info": info, "paths": paths})
@@ -109,22 +128,75 @@ class TinyCluster:
             return web.json_response(stored[name])
         wanted = dict(term.split("=") for term in request.query.get("labelSelector", "").split(",") if term)
         items = [o for o in stored.values() if wanted.items() <= (o["metadata"].get("labels") or {}).items()]
-        kind = CORE.get(plural) or next(kind for _, named, kind in GROUPS.values() if named == plural)
         top = request.match_info.get("group")
         version = f"{top}/{request.match_info['version']}" if top else "v1"
-        return web.json_response({"kind": f"{kind}List", "apiVersion": version, "metadata": {}, "items": items})
+        return web.json_response(
+            {"kind": f"{KINDS[plural]}List", "apiVersion": version, "metadata": {}, "items": items}
+        )
 
     async def create(self, request: web.Request) -> web.Response:
         plural, thing = request.match_info["plural"], await request.json()
+        if plural == "selfsubjectaccessreviews":
+            asked = thing["spec"]["resourceAttributes"]
+            what = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            return web.json_response(
+                thing | {"status": {"allowed": f"{asked['verb']} {what}" not in self.forbidden}}, status=201
+            )
+        if thing["kind"] in self.refused:
+            return _refuse(403, "Forbidden", self.refused[thing["kind"]])
+        if "dryRun" in request.query:
+            return web.json_response(thing, status=201)
         name = thing["metadata"]["name"]
         if name in self.objects[plural]:
             return _refuse(409, "AlreadyExists", f'{plural} "{name}" already exists')
-        thing["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": request.match_info["namespace"]}
+        thing["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": request.match_info.get("namespace", "")}
         self.objects[plural][name] = thing
         if plural == "configmaps" and name in self.objects["rayjobs"]:
             task = asyncio.create_task(self._run(name, thing["data"]))
             self.tasks.add(task)
+        if plural == "pods":
+            self.tasks.add(asyncio.create_task(self._run_pod(thing)))
         return web.json_response(thing, status=201)
+
+    async def patch(self, request: web.Request) -> web.Response:
+        thing = json.loads(await request.read())
+        if thing["kind"] in self.refused:
+            return _refuse(403, "Forbidden", self.refused[thing["kind"]])
+        assert "dryRun" in request.query
+        return web.json_response(thing)
+
+    async def version(self, _: web.Request) -> web.Response:
+        return web.json_response({"major": "1", "minor": "36", "gitVersion": "v1.36.2"})
+
+    async def delete(self, request: web.Request) -> web.Response:
+        plural, name = request.match_info["plural"], request.match_info["name"]
+        if name not in self.objects[plural]:
+            return _refuse(404, "NotFound", f'{plural} "{name}" not found')
+        gone = self.objects[plural].pop(name)
+        if plural == "rayjobs":
+            self.objects["configmaps"].pop(name, None)
+            self.objects["jobs"].pop(name, None)
+            self.objects["pods"].pop(f"{name}-pod", None)
+            self._kill(name)
+        return web.json_response(gone)
+
+    def lose_head(self, name: str) -> None:
+        """What KubeRay says of a RayJob whose head is gone, five minutes later."""
+        self.lost.add(name)
+        self._kill(name)
+
+    def _kill(self, name: str) -> None:
+        if name in self.processes and self.processes[name].returncode is None:
+            os.killpg(self.processes[name].pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End everything that runs."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for name, process in self.processes.items():
+            self._kill(name)
+            await process.wait()
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"].removesuffix("-pod")
@@ -190,13 +262,29 @@ class TinyCluster:
             self.logs[name] += data
         code = await process.wait()
         state = ("Complete", "SUCCEEDED") if code == 0 else ("Failed", "FAILED")
-        job["status"] = {"jobDeploymentStatus": state[0], "jobStatus": state[1], "message": f"exit code {code}"}
+        job["status"] = {"jobDeploymentStatus": state[0], "jobStatus": state[1]}
+        if name in self.lost:
+            job["status"] = {"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}
+            job["status"]["message"] = "the job status couldn't be read for 5m0s"
+        elif code:
+            tail = self.logs[name].decode()[-20_000:]
+            words = (
+                f"Job entrypoint command failed with exit code {code}, last available logs (truncated to 20,000 chars):"
+            )
+            job["status"] |= {"reason": "AppFailed", "message": f"{words}\n{tail}"}
+
+    async def _run_pod(self, pod: dict[str, Any]) -> None:
+        (container,), name = pod["spec"]["containers"], pod["metadata"]["name"]
+        process = await self._start(shlex.join(container["command"]))
+        self.processes[name] = process
+        self.logs[name], _ = await process.communicate()
+        pod["status"] = {"phase": "Failed" if process.returncode else "Succeeded"}
 
     async def _start(self, command: str, separate: bool = False) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_shell(
             f"exec {command}", stdout=pipe, stderr=pipe if separate else asyncio.subprocess.STDOUT,
-            env=self.environment, cwd=self.folder,
+            env=self.environment, cwd=self.folder, start_new_session=True,
         )  # fmt: skip
 
 
@@ -222,6 +310,7 @@ def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyClus
     async def serve() -> None:
         app = web.Application(client_max_size=2**24)
         spaced = "/namespaces/{namespace}"
+        app.router.add_get("/version", cluster.version)
         app.router.add_get("/api", cluster.versions)
         app.router.add_get("/apis", cluster.groups)
         app.router.add_get("/openapi/v3", cluster.openapi)
@@ -233,6 +322,11 @@ def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyClus
             app.router.add_get(top + spaced + "/{plural}", cluster.read)
             app.router.add_post(top + spaced + "/{plural}", cluster.create)
             app.router.add_get(top + spaced + "/{plural}/{name}", cluster.read)
+            app.router.add_get(top + "/{plural}", cluster.read)
+            app.router.add_post(top + "/{plural}", cluster.create)
+            app.router.add_patch(top + "/{plural}/{name}", cluster.patch)
+            app.router.add_patch(top + spaced + "/{plural}/{name}", cluster.patch)
+            app.router.add_delete(top + spaced + "/{plural}/{name}", cluster.delete)
         app.router.add_get("/api/v1" + spaced + "/pods/{name}/log", cluster.log)
         app.router.add_get("/api/v1" + spaced + "/pods/{name}/exec", cluster.execute)
         runner = web.AppRunner(app, shutdown_timeout=1)
@@ -259,8 +353,6 @@ def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyClus
     try:
         yield cluster
     finally:
-        for process in cluster.processes.values():
-            if process.returncode is None:
-                process.kill()
+        asyncio.run_coroutine_threadsafe(cluster.close(), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, compare, data, losses, one_trial, plan, studies, submit, track
+from cellray.cli import audit, cluster, compare, data, losses, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -41,6 +41,7 @@ for command in (
     app.command(command.__name__.partition("_")[0])(command)
 track_app.command("sync")(track.track_sync)
 app.add_typer(audit.audit_app, name="audit")
+app.add_typer(cluster.cluster_app, name="cluster")
 app.add_typer(data.data_app, name="data")
 app.add_typer(losses.losses_app, name="losses")
 app.add_typer(track_app, name="track")

@@ -48,6 +48,7 @@ def train(
     Example: [bold]cellray train search_spaces/quickstart.yaml --config Dice --seed 0[/bold]
     """
     from cellray.cli.progress import ProgressObserver
+    from cellray.device import has_gpu
     from cellray.ledger import Ledger
     from cellray.results import known_study
     from cellray.study import load_study
@@ -69,7 +70,7 @@ def train(
     if planned[0].trial.training.lr == "tune":
         raise StudyError(f"{config}: its learning rate isn't chosen yet; a sweep does that first, or give training.lr")
     observer = None if as_json else ProgressObserver(out)
-    resources = study.resources
+    resources = study.resources.settled(has_gpu())
     with interruptible(), ledger.lease(observer.on_note if observer else lambda words: None):
         if observer:
             observer.on_start(study, planned)
@@ -78,7 +79,7 @@ def train(
                 planned[0].trial,
                 sets,
                 ledger,
-                gpus=resources.gpus,
+                gpus=resources.n_gpus,
                 threads=max(int(resources.cpus), 1),
                 on_epoch=lambda row: observer.on_epoch(planned[0].trial, row) if observer else None,
             )

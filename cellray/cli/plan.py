@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import AllowCode, Json, MaxConcurrent, Only, Seeds, Storage, StudyFile, choose, open_sets, out
 from cellray.cli.show import duration
+from cellray.errors import StudyError
 
 if TYPE_CHECKING:
     from cellray.forecast import Forecast
     from cellray.forecast.effect import Effect
+    from cellray.places import WorkerGroup
     from cellray.record import PlannedTrial
     from cellray.study import Study, Trial
     from cellray.trial import Sets
@@ -27,12 +30,30 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     max_concurrent: MaxConcurrent = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Plan for a cluster of so many nodes instead.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="With --nodes.")] = 0,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="With --nodes; default: as many as trials on its GPUs need.")
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Plan for the worker groups of cellray's installation there: a context of kubectl."),
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="With --context.")] = "cellray",
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, metavar="MPX_PER_S", help="Megapixels that a trial trains in a second there."),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time losses here even if that takes long.")] = False,
     allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Show a study's trials, what is done of them, what the rest will cost here, and what the study can show.
+    """Show a study's trials, what is done of them, what the rest will cost, and what the study can show.
 
-    Trains no trial: each distinct loss is timed for a few seconds, once on a machine.
+    Trains no trial: each distinct loss is timed for a few seconds, once on a machine. A study that this machine can't
+    run, or only slowly, is planned all the same, without times or by a rate.
+
+    Example: [bold]cellray plan search_spaces/ablation.yaml --nodes 8 --gpus-per-node 4 --rate 40[/bold]
     """
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
@@ -42,6 +63,7 @@ def plan(
     study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
+    groups = _nodes_described(study, nodes, gpus_per_node, cpus_per_node, context, namespace)
     ledger = Ledger(storage, study.name)
     trials = known_study(study, ledger.search()).trials()
     planned = [p for p in sets.plan(trials, ledger) if chosen is None or (p.label, p.seed) in chosen]
@@ -58,6 +80,9 @@ def plan(
             sets,
             planned,
             ledger,
+            groups=groups,
+            rate=rate,
+            measure=measure,
             limit=max_concurrent,
             n_more=n_more,
             examples=examples,
@@ -75,11 +100,34 @@ def plan(
     more = f", {n_more} of them suggestions to come" if n_more else ""
     out.print(f"[bold]{done + cost.n_todo} trials, {done} done, {cost.n_todo} to do[/bold]{more}", highlight=False)
     if cost.n_todo:
-        _print_costs(study, cost)
+        _print_costs(study, cost, not groups)
     if cost.effect is not None:
         _print_effect(cost.effect)
     for warning in cost.warnings:
         out.print(f"[yellow]Note:[/yellow] {escape(warning)}", highlight=False)
+
+
+def _nodes_described(
+    study: Study, nodes: int | None, gpus: int, cpus: int | None, context: str | None, namespace: str
+) -> list[WorkerGroup]:
+    """The nodes to plan for, if the options name any."""
+    from cellray.places import WorkerGroup
+    from cellray.submission import Namespace
+
+    if context is not None:
+        if nodes is not None:
+            raise StudyError("give either --nodes or --context")
+        return [WorkerGroup.model_validate(group) for group in Namespace(context, namespace).worker_groups()]
+    if nodes is None:
+        if gpus or cpus is not None:
+            raise StudyError("--gpus-per-node and --cpus-per-node describe nodes: give --nodes, too")
+        return []
+    if cpus is None and not gpus:
+        raise StudyError("--nodes: say what each node has, with --gpus-per-node or --cpus-per-node")
+    resources = study.resources.settled(gpus > 0)
+    share = resources.n_gpus / resources.n_workers
+    enough = resources.cpus * (gpus / share if share else 1)
+    return [WorkerGroup(name="nodes", nodes=nodes, CPU=enough if cpus is None else cpus, GPU=gpus)]
 
 
 def _examples(study: Study) -> list[Trial]:
@@ -108,7 +156,13 @@ def _print_trials(planned: list[PlannedTrial], cost: Forecast) -> None:
     for label, trial in {p.label: p.trial for p in planned}.items():
         states = [_state(p) for p in planned if p.label == label]
         kind = kinds.get(label)
-        costs = (f"{kind.epoch_s:.2g} s", duration(kind.trial_s), _gib(kind.peak_mb)) if kind else ("", "", "")
+        costs = (
+            ("", "", "")
+            if kind is None
+            else ("–", "–", _gib(kind.peak_mb))
+            if kind.epoch_s is None or kind.trial_s is None
+            else (f"{kind.epoch_s:.2g} s", duration(kind.trial_s), _gib(kind.peak_mb))
+        )
         table.add_row(escape(label), escape(trial.loss.describe()), _counted(states), *costs)
     out.print(table)
 
@@ -126,30 +180,43 @@ def _print_study(study: Study, sets: Sets, trial: Trial) -> None:
     )
 
 
-def _print_costs(study: Study, cost: Forecast) -> None:
+SOURCES = {"probe": "a probe", "rate": "the rate given", "none": ""}
+"""In words, where times come from."""
+
+
+def _print_costs(study: Study, cost: Forecast, here: bool) -> None:
     """How long what is to do will take, and what it needs."""
     resources = study.resources
-    sources = dict.fromkeys("a probe" if kind.source == "probe" else "its records" for kind in cost.kinds)
-    hours = f"{cost.cpu_hours:.2g} CPU hours" + (f", {cost.gpu_hours:.2g} GPU hours" if cost.gpu_hours else "")
     share = f"{resources.cpus:g} CPU" + (
         f" for each of {resources.n_workers} workers" if resources.n_workers > 1 else ""
     )
-    share += f", {resources.gpus:g} GPU" if resources.gpus else ""
+    share += f", {cost.gpus:g} GPU" if cost.gpus else ""
     quota = "" if cost.quota_mb is None else f" of {_size(cost.quota_mb)} allowed"
-    memory = "of a GPU" if resources.gpus else "of a process, libraries included"
+    memory = "of a GPU" if cost.gpus else "of a process, libraries included"
+    if all(kind.source in ("rate", "none") for kind in cost.kinds):
+        memory += "; counted for 32 bits, not measured"
+    at_once = f"{cost.concurrent}, limited by {cost.limited_by}" if cost.concurrent else "none on this machine"
     if cost.n_tries:
-        tried = f"{cost.n_tries} shorter trainings first choose learning rates, {duration(cost.tries_s)} in all"
+        of = "" if cost.tries_s is None else f", {duration(cost.tries_s)} in all"
+        tried = f"{cost.n_tries} shorter trainings first choose learning rates{of}"
         out.print(f"rates:   {tried}; more where the lowest or the highest rate is best", highlight=False)
     for name, words in (
-        (
-            "time",
-            f"about {duration(cost.total_s)}; {duration(cost.trial_s)} a trial (by {' and '.join(sources)}); {hours}",
-        ),
-        ("at once", f"{cost.concurrent}, limited by {cost.limited_by}; each has {share}"),
+        ("time", _time_in_words(cost, here)),
+        ("at once", f"{at_once}; each has {share}"),
         ("memory", f"{_gib(cost.peak_mb)} a worker ({memory})"),
         ("disk", f"{_size(cost.disk_mb)} more; checkpoints up to {_size(cost.checkpoints_mb)}{quota}"),
     ):
-        out.print(f"{name + ':':<9}{words}", highlight=False)
+        out.print(f"{name + ':':<9}{escape(words)}", highlight=False)
+
+
+def _time_in_words(cost: Forecast, here: bool) -> str:
+    if cost.trial_s is None or cost.cpu_hours is None or cost.gpu_hours is None:
+        return f"not measured on this machine: {cost.not_measured}"
+    sources = dict.fromkeys(SOURCES.get(kind.source, "its records") for kind in cost.kinds)
+    by = " and ".join(sources) + ("" if here or "the rate given" in sources else ", measured on this machine")
+    hours = f"{cost.cpu_hours:.2g} CPU hours" + (f", {cost.gpu_hours:.2g} GPU hours" if cost.gpu_hours else "")
+    total = "" if cost.total_s is None else f"about {duration(cost.total_s)}; "
+    return f"{total}{duration(cost.trial_s)} a trial (by {by}); {hours}"
 
 
 def _print_effect(effect: Effect) -> None:

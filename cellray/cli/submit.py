@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import typer
@@ -16,7 +17,9 @@ from cellray.cli.exposed import warn_of_exposed
 from cellray.errors import CellrayError
 
 if TYPE_CHECKING:
-    from cellray.submission import Parcel
+    from cellray.submission import Namespace, Parcel
+
+T = TypeVar("T")
 
 
 def submit(
@@ -34,11 +37,15 @@ def submit(
     retry: Annotated[
         Literal["failed"] | None, typer.Option(help="Run trials with this outcome again.", show_default=False)
     ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove this study's ended RayJobs, and nothing else.")
+    ] = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Run a study on a cluster: Kubernetes with cellray installed (k8s/README.md), or any Ray cluster by --address.
 
-    The study goes on without this command. Ctrl-C leaves it running; the same command comes back to it.
+    The study goes on without this command. Ctrl-C leaves it running; the same command comes back to it. After what
+    passes, such as a lost head, it is started anew and goes on from its ledger; what doesn't pass ends it with a line.
 
     Example: [bold]cellray submit search_spaces/ablation.yaml --context lab[/bold]
     """
@@ -61,19 +68,46 @@ def submit(
     check_study_losses(parcel.study)
     folder = Path("studies") / parcel.study.name / "report"
     if address is None:
-        cluster = Namespace(context, namespace)
-        job = cluster.running_job(parcel.study.name)
+        _submit_to_kubernetes(parcel, Namespace(context, namespace), folder, clean)
+    elif clean:
+        raise StudyError("--clean is for RayJobs of Kubernetes, not for --address")
+    else:
+        _submit_to_ray(parcel, address, storage, folder)
+
+
+def _submit_to_kubernetes(parcel: Parcel, cluster: Namespace, folder: Path, clean: bool) -> None:
+    from cellray.errors import StudyError
+    from cellray.submission import RESUBMISSIONS
+
+    def say(text: str) -> None:
+        out.print(escape(text), highlight=False, soft_wrap=True)
+
+    name = parcel.study.name
+    if clean:
+        removed = cluster.clean(name)
+        say(f"removed: {', '.join(removed)}" if removed else f"no RayJob of {name} has ended")
+        return
+    job = cluster.running_job(name)
+    if job is not None:
+        say(f"RayJob {job} of this study is running: following it")
+    elif (end := cluster.last_end(name)) is not None:
+        say(f"The last time it ended: {end}")
+    for left in reversed(range(RESUBMISSIONS + 1)):
         if job is None:
+            cluster.clean(name)
             job = cluster.submit(parcel)
-            out.print(f"RayJob {job} created in namespace {namespace}", highlight=False)
-        else:
-            out.print(f"RayJob {job} of this study is running: following it", highlight=False)
-        stop = cluster.command("delete", "rayjob", job)
-        code = _follow(lambda: cluster.follow(job, lambda text: out.print(escape(text), highlight=False)), stop)
-        n_files = cluster.fetch_report(parcel.study.name, folder)
-        out.print(f"report: {folder / 'index.html'} ({n_files} files)", highlight=False, soft_wrap=True)
-        raise typer.Exit(code)
-    _submit_to_ray(parcel, address, storage, folder)
+            say(f"RayJob {job} created in namespace {cluster.name}")
+        found = _follow(partial(cluster.follow, job, say), cluster.command("delete", "rayjob", job))
+        if found is None:
+            n_files = cluster.fetch_report(name, folder)
+            say(f"report: {folder / 'index.html'} ({n_files} files)")
+            return
+        if not found.trouble.passes or not left:
+            cluster.delete(job)
+            raise StudyError(str(found))
+        say(f"{found}. It starts anew and goes on from its ledger; {left - 1} more such starts")
+        cluster.delete(job)
+        job = None
 
 
 def _submit_to_ray(parcel: Parcel, address: str, storage: str | None, folder: Path) -> None:
@@ -105,7 +139,7 @@ def _submit_to_ray(parcel: Parcel, address: str, storage: str | None, folder: Pa
     raise typer.Exit(code)
 
 
-def _follow(follow: Callable[[], int], stop: str) -> int:
+def _follow(follow: Callable[[], T], stop: str) -> T:
     """Follow a job; Ctrl-C leaves it alone and says how to come back and how to end it."""
     try:
         return follow()

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from cellray.device import describe, pick_device
 from cellray.errors import StudyError
-from cellray.forecast.child import megapixels
 from cellray.forecast.effect import Effect, n_units, smallest_effect
 from cellray.forecast.probe import Job, ProbesDone, run_probes, work_of
 from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memory, this_machine
+from cellray.forecast.work import Work, memory_mb, probing_s, times_at, weights_mb
 from cellray.ledger import Ledger
+from cellray.places import WorkerGroup, advice, lacking, n_places
 from cellray.record import PlannedTrial, TrialRecord
 from cellray.scores import as_float
 from cellray.search.rates import Rates
 from cellray.statistics import LEAST_SEEDS
-from cellray.study import Study, Trial
-from cellray.trial import Sets, new_network
+from cellray.study import ResourcesConfig, Study, Trial
+from cellray.trial import Sets
 
 START_S = 15.0
 """Until the first trial trains: imports, Ray, the first workers, about."""
@@ -28,33 +29,31 @@ OVERHEAD_S = 0.3
 """Between two trials of a worker: storing the record, the next one's start, about (benchmarks/sweep.py)."""
 REPORT_S, REPORT_TRIAL_S = 6.0, 0.4
 """The report and MLflow's last writes at the end of a sweep, and what each trial adds to them, about."""
-RANGE_TEST_SHARE = 0.65
-"""Of a range test's steps: it ends where the loss leaps (mean of 144 trials of three studies)."""
 RECORD_MB = 1.5
 """Tables and overlays of one trial, about."""
-BYTES = 4
-"""Of a weight, and of each of Adam's two moments."""
+PATIENCE_S = 20.0
+"""What probes on CPUs may take before they have to be asked for."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one trial takes, alone in its worker."""
+    """What one trial takes, alone in its worker; times are None where nobody measured or gave them."""
 
-    step_s: float
-    epoch_s: float
+    step_s: float | None
+    epoch_s: float | None
     """With its share of the validations."""
-    training_s: float
+    training_s: float | None
     """With the range test and the validations."""
-    judging_s: float
+    judging_s: float | None
     peak_mb: float
     """Most memory of a worker: of the GPU by its tensors, or resident in its process with all libraries. Of the decoded
     images, which processes share and the system can drop, a probe has read only some."""
     source: str
-    """`probe`, or the records that the time is the mean of."""
+    """`probe`, the records that the time is the mean of, `rate` if a rate was given, or `none`."""
 
     @property
-    def trial_s(self) -> float:
-        return self.training_s + self.judging_s
+    def trial_s(self) -> float | None:
+        return None if self.training_s is None or self.judging_s is None else self.training_s + self.judging_s
 
 
 @dataclass(frozen=True)
@@ -69,25 +68,29 @@ class Kind(Costs):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the trials still to do will cost on this machine, and what the study can show."""
+    """What the trials still to do will cost, here or on the nodes described, and what the study can show."""
 
     n_todo: int
     """With trials that aren't known yet."""
     n_tries: int
     """Shorter trainings that choose learning rates before; more where the lowest or the highest rate is best."""
-    tries_s: float
-    """Of all of them, one after the other."""
+    tries_s: float | None
+    """Of all of them, one after the other; None as for its kinds."""
     kinds: tuple[Kind, ...]
     concurrent: int
-    """Trials at once."""
+    """Trials at once; 0 if this machine can't hold one."""
     limited_by: str
-    """What sets that: `CPUs`, `GPUs`, `memory`, `max_concurrent` or `trials`."""
-    trial_s: float
-    """Of a mean trial; 0 if nothing is to do."""
-    total_s: float
+    """What sets that: `CPUs`, `GPUs`, `nodes`, `memory`, `max_concurrent` or `trials`."""
+    trial_s: float | None
+    """Of a mean trial; 0 if nothing is to do; None as for its kinds."""
+    total_s: float | None
     """From the command to the report."""
-    cpu_hours: float
-    gpu_hours: float
+    cpu_hours: float | None
+    gpu_hours: float | None
+    not_measured: str
+    """Why there are no times; '' if there are."""
+    gpus: float
+    """Of a trial."""
     peak_mb: float
     """Of one worker, the largest kind's."""
     disk_mb: float
@@ -106,32 +109,41 @@ def forecast(
     ledger: Ledger,
     *,
     machine: Machine | None = None,
+    groups: Sequence[WorkerGroup] = (),
+    rate: float | None = None,
+    measure: bool = False,
     limit: int | None = None,
     n_more: int = 0,
     examples: Sequence[Trial] = (),
     progress: ProbesDone = lambda done, of: None,
 ) -> Forecast:
-    """The cost of a study's missing trials on this machine.
+    """The cost of a study's missing trials, on this machine or on a cluster that is only described.
 
     Each distinct loss, network and training is timed by a probe of a few seconds, unless the ledger has records of the
-    same kind from such a machine; then their mean counts.
+    same kind from such a machine; then their mean counts. Where this machine can't do what a trial does, or would take
+    long to try it, nothing is timed; all else is counted.
 
     Args:
         study: The study.
         sets: Its data.
         plan: Its trials and what is done of them.
         ledger: With the records of those.
-        machine: What there is for trials; None: this machine.
+        machine: What is here for trials; None: this machine.
+        groups: Nodes of a cluster to plan for; none: this machine.
+        rate: Megapixels that a trial trains in a second: times follow from it, and nothing is timed.
+        measure: Time on CPUs even if it takes long.
         limit: `--max-concurrent`, if given.
         n_more: Trials of suggestions that aren't known yet.
         examples: What those may be like: each counts as the mean of these; none: as the mean of the plan's.
         progress: Told how many probes are done, and of how many.
 
     Raises:
-        StudyError: If a probe fails, or if not even one trial fits on the machine's CPUs and GPUs.
+        StudyError: If a probe fails, or if not even one trial fits on the nodes described.
         ValueError: If there is neither a plan nor an example.
     """
-    machine, resources = machine or this_machine(), study.resources
+    machine = machine or this_machine()
+    has_gpus = any(group.GPU for group in groups) if groups else machine.gpus > 0
+    resources = study.resources.settled(has_gpus)
     todo = [planned for planned in plan if not planned.done]
     n_todo, n_all = len(todo) + n_more, len(plan) + n_more
     known = [planned.trial for planned in plan]
@@ -139,32 +151,41 @@ def forecast(
     if not likely:
         raise ValueError("neither a plan nor an example of what it may hold")
     n, limited_by = at_once(resources, machine, limit)
-    if n < 1:
-        raise StudyError(
-            f"resources: a trial needs {resources.cpus * resources.n_workers:g} CPUs and {resources.gpus:g} GPUs, and "
-            f"this machine has {machine.cpus:g} and {machine.gpus}"
+    fits_here = n > 0
+    warnings = []
+    if groups:
+        n, limited_by = _at_once_on(groups, resources, limit)
+    elif not fits_here:
+        warnings.append(
+            f"this machine can't run the study: a trial needs {resources.cpus * resources.n_workers:g} CPUs and "
+            f"{resources.n_gpus:g} GPUs, and it has {machine.cpus:g} and {machine.gpus}"
         )
     if 0 < n_todo < n:
         n, limited_by = n_todo, "trials"
     wanted = [planned.trial for planned in todo] + (likely if n_more else [])
-    kinds = _kinds(study, sets, wanted, plan, n, progress)
+    by_signature: dict[str, Trial] = {}
+    for trial in wanted:
+        by_signature.setdefault(_signature(trial), trial)
+    not_measured = "" if rate else _why_not(by_signature.values(), sets, plan, resources, fits_here, measure)
+    kinds = _kinds(by_signature, sets, plan, resources, max(n, 1), rate, bool(not_measured), progress)
     peak_mb = max((kind.peak_mb for kind in kinds.values()), default=0.0)
-    trouble = memory_trouble(n, peak_mb, resources, machine)
+    trouble = memory_trouble(n, peak_mb, resources, machine) if fits_here and not groups else None
     if trouble:
+        warnings.append(trouble)
         n, limited_by = max(most_in_memory(peak_mb, resources, machine), 1), "memory"
-    times = [_time(kinds[_signature(p.trial)], p) for p in todo]
-    times += [mean(kinds[_signature(trial)].trial_s for trial in likely)] * n_more if n_more else []
+    times = _times(kinds, todo, likely, n_more)
     tries = _tries(kinds, todo, Rates(study, sets, ledger))
     if n_more and likely[0].training.lr == "tune":
         config = likely[0].training.tune
         n_new = len(config.rates) * config.seeds * math.ceil(n_more / len(study.seeds))
-        tries += [config.share * mean(kinds[_signature(trial)].training_s for trial in likely)] * n_new
-    busy_s = sum(times) + sum(tries)
+        tries += [_shortened(config.share, _mean([kinds[_signature(trial)].training_s for trial in likely]))] * n_new
+    tries_s = _known(tries)
+    busy_s = None if times is None or tries_s is None else sum(times) + sum(tries_s)
     report_s = REPORT_S + REPORT_TRIAL_S * n_all
-    checkpoint_mb, running_mb = _checkpoint_mb(likely[0])
+    checkpoint_mb = weights_mb(likely[0])
+    running_mb = 3 * checkpoint_mb  # weights and Adam's two moments
     checkpoints_mb = n_all * checkpoint_mb + n * running_mb
     quota_mb = None if resources.checkpoints_gb is None else resources.checkpoints_gb * 1e9 / 2**20
-    warnings = [trouble] if trouble else []
     if quota_mb is not None and n_all * checkpoint_mb > quota_mb:
         least = math.ceil(n_all * checkpoint_mb * 2**20 / 1e8) / 10
         warnings.append(
@@ -173,19 +194,23 @@ def forecast(
         )
     if len(study.seeds) < LEAST_SEEDS:
         warnings.append(f"with fewer than {LEAST_SEEDS} seeds the report decides no pair of configurations")
+    total_s = None
+    if times is not None and tries_s is not None and n:
+        spans = (makespan([t + OVERHEAD_S for t in part], n) for part in (tries_s, times))
+        total_s = START_S + sum(spans) + report_s if n_todo else 0.0
     return Forecast(
         n_todo=n_todo,
         n_tries=len(tries),
-        tries_s=sum(tries),
+        tries_s=None if tries_s is None else sum(tries_s),
         kinds=tuple(kinds.values()),
         concurrent=n,
         limited_by=limited_by,
-        trial_s=sum(times) / n_todo if n_todo else 0.0,
-        total_s=START_S + sum(makespan([t + OVERHEAD_S for t in part], n) for part in (tries, times)) + report_s
-        if n_todo
-        else 0.0,
-        cpu_hours=busy_s * resources.cpus * resources.n_workers / 3600,
-        gpu_hours=busy_s * resources.gpus / 3600,
+        trial_s=None if times is None else sum(times) / n_todo if n_todo else 0.0,
+        total_s=total_s,
+        cpu_hours=None if busy_s is None else busy_s * resources.cpus * resources.n_workers / 3600,
+        gpu_hours=None if busy_s is None else busy_s * resources.n_gpus / 3600,
+        not_measured=not_measured,
+        gpus=resources.n_gpus,
         peak_mb=peak_mb,
         disk_mb=n_todo * (checkpoint_mb + RECORD_MB) + min(n, n_todo) * running_mb,
         checkpoints_mb=checkpoints_mb,
@@ -201,6 +226,61 @@ def forecast(
     )
 
 
+def _at_once_on(groups: Sequence[WorkerGroup], resources: ResourcesConfig, limit: int | None) -> tuple[int, str]:
+    """Trials at once on the nodes of a cluster, and what sets the number."""
+    nodes = [group.node for group in groups for _ in range(group.nodes)]
+    n = n_places(resources, nodes) // resources.n_workers
+    if n < 1:
+        words = ", ".join(map(str, groups))
+        raise StudyError(f"resources: {words}: no trial fits: {lacking(resources, nodes)}; {advice(resources, nodes)}")
+    most = limit or resources.max_concurrent
+    return (most, "max_concurrent") if most is not None and most < n else (n, "nodes")
+
+
+def _why_not(
+    trials: Iterable[Trial],
+    sets: Sets,
+    plan: Sequence[PlannedTrial],
+    resources: ResourcesConfig,
+    fits_here: bool,
+    measure: bool,
+) -> str:
+    """Why nothing is timed on this machine; '' if it is."""
+    give = "with --rate (Mpx that a trial trains in a second there) times are worked out"
+    if not fits_here:
+        return f"it can't hold a trial; {give}"
+    if resources.n_gpus or measure:
+        return ""
+    here = _device(resources)
+    unseen = [trial for trial in trials if not _comparable(plan, _signature(trial), here)]
+    seconds = sum(probing_s(trial, Work.of(trial, sets)) for trial in unseen)
+    if seconds <= PATIENCE_S:
+        return ""
+    minutes = math.ceil(seconds / 60)
+    return f"timing takes up to {minutes} min on its CPUs (--measure does it); {give}"
+
+
+def _times(
+    kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], likely: Sequence[Trial], n_more: int
+) -> list[float] | None:
+    """Seconds of each trial to do; None if a kind has none."""
+    times = [_time(kinds[_signature(planned.trial)], planned) for planned in todo]
+    if n_more:
+        times += [_mean([kinds[_signature(trial)].trial_s for trial in likely])] * n_more
+    return _known(times)
+
+
+def _known(times: Sequence[float | None]) -> list[float] | None:
+    """The times, if all of them are known."""
+    found = [seconds for seconds in times if seconds is not None]
+    return found if len(found) == len(times) else None
+
+
+def _mean(times: Sequence[float | None]) -> float | None:
+    known = _known(times)
+    return None if known is None else mean(known)
+
+
 def makespan(times: Sequence[float], n_at_once: int) -> float:
     """Seconds until all are done, if each begins in its order as soon as a place is free."""
     ends = [0.0] * max(n_at_once, 1)
@@ -209,19 +289,23 @@ def makespan(times: Sequence[float], n_at_once: int) -> float:
     return max(ends)
 
 
-def _time(kind: Kind, planned: PlannedTrial) -> float:
+def _time(kind: Kind, planned: PlannedTrial) -> float | None:
     """Seconds of a trial to do; one that has its weights is only judged."""
     return kind.judging_s if planned.record is not None and not planned.is_stopped else kind.trial_s
 
 
-def _tries(kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], rates: Rates) -> list[float]:
-    """Seconds of each training that is still to try a learning rate, as far as is known now."""
+def _tries(kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], rates: Rates) -> list[float | None]:
+    """Seconds of each training that is still to try a learning rate, as far as is known; None where not measured."""
     waiting = {p.label: p.trial for p in todo if p.trial.training.lr == "tune"}
     return [
-        trial.training.tune.share * kinds[_signature(trial)].training_s
+        _shortened(trial.training.tune.share, kinds[_signature(trial)].training_s)
         for trial in waiting.values()
         for _ in rates.now(trial).missing
     ]
+
+
+def _shortened(share: float, seconds: float | None) -> float | None:
+    return None if seconds is None else share * seconds
 
 
 def _with_all_terms(trial: Trial) -> Trial:
@@ -231,22 +315,20 @@ def _with_all_terms(trial: Trial) -> Trial:
 
 
 def _kinds(
-    study: Study,
+    groups: Mapping[str, Trial],
     sets: Sets,
-    trials: Sequence[Trial],
     plan: Sequence[PlannedTrial],
+    resources: ResourcesConfig,
     n_at_once: int,
+    rate: float | None,
+    without_times: bool,
     progress: ProbesDone,
 ) -> dict[str, Kind]:
     """By signature, one entry for each loss, network and training among the trials, in their order."""
-    groups: dict[str, Trial] = {}
-    for trial in trials:
-        groups.setdefault(_signature(trial), trial)
-    resources = study.resources
-    here = describe(pick_device(resources.gpus), max(int(resources.cpus), 1))
+    here = "" if rate or without_times else _device(resources)
     records = {signature: _comparable(plan, signature, here) for signature in groups}
     # Judging takes the same time whatever the loss: one probe for each network. It comes last, when all is warm.
-    unseen = {signature: trial for signature, trial in groups.items() if not records[signature]}
+    unseen = {signature: trial for signature, trial in groups.items() if here and not records[signature]}
     networks = {_network(trial): trial for trial in unseen.values()}
     jobs = [Job("training", trial) for trial in unseen.values()] + [Job("judging", t) for t in networks.values()]
     answers = run_probes(jobs, sets, resources, n_at_once=n_at_once, progress=progress) if jobs else []
@@ -254,17 +336,24 @@ def _kinds(
     judging = dict(zip(networks, answers[len(unseen) :], strict=True))
     kinds = {}
     for signature, trial in groups.items():
-        costs = (
-            _recorded(trial, sets, records[signature])
-            if records[signature]
-            else _probed(trial, sets, training[signature], judging[_network(trial)])
-        )
+        if not here:
+            costs = _unseen(trial, sets, resources, rate)
+        elif records[signature]:
+            costs = _recorded(trial, sets, records[signature])
+        else:
+            peak_mb = max(training[signature]["peak_mb"], judging[_network(trial)]["peak_mb"])
+            costs = _added(Work.of(trial, sets), training[signature], judging[_network(trial)], peak_mb, "probe")
         terms = " + ".join(str(term.name) for term in trial.loss.terms if term.weight)
         mine = [p for p in plan if _signature(p.trial) == signature]
         labels = tuple(dict.fromkeys(p.label for p in mine))
         n_todo = sum(not p.done for p in mine)
         kinds[signature] = Kind(**vars(costs), labels=labels, loss=terms or str(trial.loss.name), n_todo=n_todo)
     return kinds
+
+
+def _device(resources: ResourcesConfig) -> str:
+    """What records of a trial on this machine call its device."""
+    return describe(pick_device(resources.n_gpus), max(int(resources.cpus), 1))
 
 
 def _signature(trial: Trial) -> str:
@@ -300,7 +389,7 @@ def _recorded(trial: Trial, sets: Sets, records: Sequence[TrialRecord]) -> Costs
     )
     epoch_s = mean(trained_s) / mean(as_float(record.epochs) for record in records)
     return Costs(
-        step_s=epoch_s / _steps_per_epoch(trial, sets),
+        step_s=epoch_s / Work.of(trial, sets).steps_per_epoch,
         epoch_s=epoch_s,
         training_s=training_s,
         judging_s=judging_s,
@@ -309,33 +398,26 @@ def _recorded(trial: Trial, sets: Sets, records: Sequence[TrialRecord]) -> Costs
     )
 
 
-def _probed(trial: Trial, sets: Sets, training: dict[str, float], judging: dict[str, float]) -> Costs:
-    """The costs of a kind from its probes: what they timed, times how often a trial does it."""
-    settings, split, step_s = trial.training, sets.split(trial), training["step_s"]
-    val_mpx = megapixels(sets.train, split.val)
-    judged_mpx = megapixels(sets.train, split.test) + sum(megapixels(d, range(len(d))) for d in sets.external.values())
-    steps_per_epoch = _steps_per_epoch(trial, sets)
-    steps = settings.steps or (settings.epochs or 0) * steps_per_epoch
-    validations = math.ceil(steps / steps_per_epoch / settings.validate_every)
-    validation_s = settings.batch_norm_batches * training["forward_s"] + val_mpx * training["validation_s"]
-    tested = RANGE_TEST_SHARE * settings.range_test.steps if settings.lr == "range_test" else 0.0
+def _unseen(trial: Trial, sets: Sets, resources: ResourcesConfig, rate: float | None) -> Costs:
+    """The costs of a kind by what it does alone: with times where a rate is given."""
+    peak_mb = memory_mb(trial, resources.n_workers, resources.n_gpus > 0)
+    if rate is None:
+        return Costs(None, None, None, None, peak_mb, "none")
+    work = Work.of(trial, sets)
+    return _added(work, *times_at(work, rate), peak_mb, "rate")
+
+
+def _added(work: Work, training: dict[str, float], judging: dict[str, float], peak_mb: float, source: str) -> Costs:
+    """The costs of a kind: what was timed, times how often a trial does it."""
+    step_s = training["step_s"]
+    validation_s = work.batch_norm_batches * training["forward_s"] + work.val_mpx * training["validation_s"]
     return Costs(
         step_s=step_s,
-        epoch_s=steps_per_epoch * step_s + validation_s / settings.validate_every,
-        training_s=(steps + tested) * step_s + validations * validation_s,
-        judging_s=(val_mpx + judged_mpx) * judging["predict_s"]
-        + val_mpx * judging["search_s"]
-        + judged_mpx * judging["judge_s"],
-        peak_mb=max(training["peak_mb"], judging["peak_mb"]),
-        source="probe",
+        epoch_s=work.steps_per_epoch * step_s + validation_s / work.validate_every,
+        training_s=(work.steps + work.tested) * step_s + work.validations * validation_s,
+        judging_s=(work.val_mpx + work.judged_mpx) * judging["predict_s"]
+        + work.val_mpx * judging["search_s"]
+        + work.judged_mpx * judging["judge_s"],
+        peak_mb=peak_mb,
+        source=source,
     )
-
-
-def _steps_per_epoch(trial: Trial, sets: Sets) -> int:
-    return math.ceil(len(sets.split(trial).train) / trial.training.batch_size)
-
-
-def _checkpoint_mb(trial: Trial) -> tuple[float, float]:
-    """Size of a trial's best weights, and of what a running one has besides: weights and Adam's two moments."""
-    weights = BYTES * sum(p.numel() for p in new_network(trial, "meta").parameters()) / 2**20
-    return weights, 3 * weights

@@ -75,7 +75,7 @@ def run_probes(
         StudyError: If a probe fails, as a trial would.
     """
     n_processes = max(min(n_at_once * resources.n_workers, MOST_PROCESSES), 1)
-    device, threads = pick_device(resources.gpus), max(int(resources.cpus), 1)
+    device, threads = pick_device(resources.n_gpus), max(int(resources.cpus), 1)
     jobs = [_as_worker(job, resources.n_workers) for job in jobs]
     where = {"device": describe(device, threads), "torch": torch.__version__, "at once": n_processes}
     files = [default_cache_dir() / "probes" / f"{_name(job, sets, where)}.json" for job in jobs]
@@ -84,7 +84,7 @@ def run_probes(
     progress(len(jobs) - len(todo), len(jobs))
     if todo:
         alone_on_cpu = device.type == "cpu" and threads == 1 and resources.cpus >= 1
-        task = ProbeTask(jobs[0].trial.data, [jobs[k] for k in todo], resources.gpus, threads, alone_on_cpu)
+        task = ProbeTask(jobs[0].trial.data, [jobs[k] for k in todo], resources.n_gpus, threads, alone_on_cpu)
         answers = _measure(task, n_processes, lambda n: progress(len(jobs) - len(todo) + n, len(jobs)))
         for k, answer in zip(todo, answers, strict=True):
             known[k] = answer

@@ -42,11 +42,11 @@ def at_once(resources: ResourcesConfig, machine: Machine, limit: int | None = No
         The number, 0 if not even one fits, and one of `CPUs`, `GPUs`, `max_concurrent`.
     """
     bounds = {"CPUs": int(machine.cpus / (resources.cpus * resources.n_workers) + _ROUNDING)}
-    if resources.gpus:
+    if resources.n_gpus:
         bounds["GPUs"] = (
-            int(machine.gpus / resources.gpus + _ROUNDING)
-            if resources.gpus >= 1
-            else machine.gpus * int(1 / resources.gpus + _ROUNDING)  # no trial lies on two GPUs
+            int(machine.gpus / resources.n_gpus + _ROUNDING)
+            if resources.n_gpus >= 1
+            else machine.gpus * int(1 / resources.n_gpus + _ROUNDING)  # no trial lies on two GPUs
         )
     most = limit or resources.max_concurrent
     if most is not None:
@@ -64,11 +64,11 @@ def most_in_memory(peak_mb: float, resources: ResourcesConfig, machine: Machine)
         resources: Of one trial.
         machine: Whose memory.
     """
-    if resources.gpus:
+    if resources.n_gpus:
         each = int(machine.gpu_memory_mb * (1 - KEPT_FREE) / (peak_mb + CUDA_CONTEXT_MB))
-        if resources.gpus < 1:
-            return machine.gpus * min(each, int(1 / resources.gpus + _ROUNDING))
-        return int(machine.gpus / resources.gpus + _ROUNDING) if each else 0
+        if resources.n_gpus < 1:
+            return machine.gpus * min(each, int(1 / resources.n_gpus + _ROUNDING))
+        return int(machine.gpus / resources.n_gpus + _ROUNDING) if each else 0
     free = machine.memory_mb * (1 - KEPT_FREE)
     return 10**6 if free == float("inf") or not peak_mb else int(free / (peak_mb * resources.n_workers))
 
@@ -87,7 +87,7 @@ def memory_trouble(n: int, peak_mb: float, resources: ResourcesConfig, machine: 
     most = most_in_memory(peak_mb, resources, machine)
     if n <= most:
         return None
-    if resources.gpus:
+    if resources.n_gpus:
         has, unit = machine.gpu_memory_mb, "GPU"
         need = f"each worker takes about {(peak_mb + CUDA_CONTEXT_MB) / 1024:.1f} GiB of its GPU"
     else:
@@ -96,7 +96,7 @@ def memory_trouble(n: int, peak_mb: float, resources: ResourcesConfig, machine: 
     words = f"memory: {need}, and the {unit} has {has / 1024:.1f} GiB"
     if most == 0:
         return f"{words}, so not even one fits: set training.batch_size or training.crop_px lower"
-    if resources.gpus and resources.gpus < 1:
+    if resources.n_gpus and resources.n_gpus < 1:
         share = 1 / max(most // machine.gpus, 1)
         return f"{words}, so {most} of {n} fit at once: set resources.gpus to {share:.3g}"
     return f"{words}, so {most} of {n} fit at once: set resources.max_concurrent to {most}"

@@ -249,8 +249,9 @@ class ResourcesConfig(Settings):
 
     cpus: Positive = 1
     """For each worker of a trial."""
-    gpus: float = Field(default=0, ge=0)
-    """For the whole trial: below 1, trials share a GPU; above 1, a whole number, shared out evenly to its workers."""
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    """For the whole trial: below 1, trials share a GPU; above 1, a whole number, shared out evenly to its workers.
+    `auto`: one (with `workers`, one each) where the machine or cluster has GPUs, else none."""
     workers: int | None = Field(default=None, ge=1)
     """Processes that train one trial together. None: one for each whole GPU, at least one."""
     max_concurrent: int | None = Field(default=None, ge=1)
@@ -260,6 +261,8 @@ class ResourcesConfig(Settings):
 
     @model_validator(mode="after")
     def every_worker_has_its_gpus(self) -> ResourcesConfig:
+        if self.gpus == "auto":
+            return self
         if self.gpus > 1 and self.gpus % 1:
             words = f"above 1, a trial needs whole GPUs, got {self.gpus:g}: take {math.ceil(self.gpus)}, or at most 1"
             raise SettingsError([Problem(("gpus",), words)])
@@ -271,7 +274,24 @@ class ResourcesConfig(Settings):
     @property
     def n_workers(self) -> int:
         """Processes that train one trial together."""
-        return self.workers or max(int(self.gpus), 1)
+        return self.workers or (1 if self.gpus == "auto" else max(int(self.gpus), 1))
+
+    @property
+    def n_gpus(self) -> float:
+        """GPUs of a trial.
+
+        Raises:
+            ValueError: If that is still left to the machine: see `settled`.
+        """
+        if self.gpus == "auto":
+            raise ValueError("resources.gpus is auto and not settled yet")
+        return self.gpus
+
+    def settled(self, has_gpus: bool) -> ResourcesConfig:
+        """The same with a number for `auto`, on a machine or cluster with or without GPUs."""
+        if self.gpus != "auto":
+            return self
+        return self.model_copy(update={"gpus": float(self.n_workers) if has_gpus else 0.0})
 
 
 class ConfigurationConfig(Settings):

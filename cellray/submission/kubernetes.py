@@ -10,31 +10,32 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from cellray.errors import StudyError
+from cellray.places import GROUPS_VARIABLE
 from cellray.submission.parcel import Parcel
 from cellray.submission.reports import untar_report
+from cellray.submission.troubles import ENDED, Finding, Manifest, end_of, pod_findings
 
 TEMPLATE = "cellray/template"
 STUDY_LABEL = "cellray/study"
 STUDY_VOLUME = "study"
 """Volume of the head that holds the study; mounted where the template's entrypoint reads it."""
-ENDED = ("Complete", "Failed", "ValidationFailed")
 MAX_NAME = 47
 """Characters of a RayJob's name, which its cluster and pods extend."""
 FAILED_TRIALS = 3
 """Exit code of a sweep that ended with failed trials."""
+TRIES_PAUSES_S = (15, 60, 240)
+"""A sweep that broke off (exit code other than 0, 2 and 3) is started again in its cluster after each of these."""
+RESUBMISSIONS = 3
+"""New clusters that a study gets after what passes, such as a lost head."""
 POLL_S = 3.0
 RAYJOB_AWAY_S = 300.0
 """A Kubernetes API that doesn't answer for so long isn't asked any more."""
-
-
-Manifest = dict[str, Any]
-"""An object of Kubernetes, as its JSON says it."""
 
 
 class Namespace:
@@ -82,18 +83,40 @@ class Namespace:
         text = self.kubectl("create", "--filename=-", "--output=json", given=json.dumps(manifest).encode())
         return json.loads(text)
 
+    def jobs(self, study: str) -> list[Manifest]:
+        """The RayJobs of studies of that name, the newest last."""
+        found = self.read("rayjobs.ray.io", f"--selector={STUDY_LABEL}={label_of(study)}")["items"]
+        return sorted(found, key=lambda job: str(job["metadata"].get("creationTimestamp", "")))
+
     def running_job(self, study: str) -> str | None:
         """The RayJob of a study of that name that hasn't ended, if there is one."""
-        for job in self.read("rayjobs.ray.io", f"--selector={STUDY_LABEL}={label_of(study)}")["items"]:
+        for job in self.jobs(study):
             if (job.get("status") or {}).get("jobDeploymentStatus") not in ENDED:
                 return str(job["metadata"]["name"])
         return None
 
-    def submit(self, parcel: Parcel) -> str:
-        """Start a study; returns the RayJob's name.
+    def last_end(self, study: str) -> Finding | None:
+        """What the newest RayJob of a study failed of, if it has ended."""
+        jobs = self.jobs(study)
+        status = (jobs[-1].get("status") or {}) if jobs else {}
+        return end_of(jobs[-1]["metadata"]["name"], status) if status.get("jobDeploymentStatus") in ENDED else None
+
+    def delete(self, job: str) -> None:
+        """Remove a RayJob, and with it its cluster, pods and study."""
+        self.kubectl("delete", "rayjobs.ray.io", job, "--ignore-not-found", "--wait=false")
+
+    def clean(self, study: str) -> list[str]:
+        """Remove the RayJobs of a study that have ended, with their pods; returns their names."""
+        ended = [job for job in self.jobs(study) if (job.get("status") or {}).get("jobDeploymentStatus") in ENDED]
+        for job in ended:
+            self.delete(job["metadata"]["name"])
+        return [job["metadata"]["name"] for job in ended]
+
+    def template(self) -> Manifest:
+        """The RayJob that the installation brought.
 
         Raises:
-            StudyError: If cellray isn't installed in this namespace, or the cluster refuses.
+            StudyError: If there is none.
         """
         found = self.read("rayjobs.ray.io", f"--selector={TEMPLATE}=true")["items"]
         if not found:
@@ -101,7 +124,19 @@ class Namespace:
                 f"no RayJob with the label {TEMPLATE} in namespace {self.name!r}; "
                 "install cellray there first (k8s/README.md)"
             )
-        made = self.create(rayjob(found[0], parcel, f"{uuid.uuid4().hex[:5]}"))
+        return found[0]
+
+    def worker_groups(self) -> list[dict[str, str | float]]:
+        """The worker groups that a study gets there."""
+        return worker_groups(self.template()["spec"]["rayClusterSpec"])
+
+    def submit(self, parcel: Parcel) -> str:
+        """Start a study; returns the RayJob's name.
+
+        Raises:
+            StudyError: If cellray isn't installed in this namespace, or the cluster refuses.
+        """
+        made = self.create(rayjob(self.template(), parcel, f"{uuid.uuid4().hex[:5]}"))
         name = str(made["metadata"]["name"])
         # The job first, so that the study can belong to it and goes when it goes; the head's pod waits for it.
         owner = {"apiVersion": made["apiVersion"], "kind": "RayJob", "name": name, "uid": made["metadata"]["uid"]}
@@ -114,41 +149,57 @@ class Namespace:
             raise
         return name
 
-    def follow(self, job: str, say: Callable[[str], None]) -> int:
-        """Show what a RayJob prints until it ends.
+    def follow(self, job: str, say: Callable[[str], None]) -> Finding | None:
+        """Show what a RayJob prints, and what its pods lack, until it ends or something doesn't pass.
 
         Returns:
-            0; the study's own table says which trials failed.
+            What it failed of; None if the study is done. Its own table says which trials failed.
 
         Raises:
-            StudyError: If the sweep failed, or the cluster doesn't answer for long.
+            StudyError: If the RayJob was deleted, or the cluster doesn't answer for long.
         """
-        shown, since, last_answer = "", "", time.monotonic()
-        while True:
-            try:
-                status = self.read("rayjobs.ray.io", job).get("status") or {}
-                last_answer = time.monotonic()
-            except StudyError:
-                if time.monotonic() - last_answer > RAYJOB_AWAY_S:
-                    raise
+        shown, told, last_answer = "", set[str](), time.monotonic()
+        with self._logs(job) as logs:
+            while True:
+                try:
+                    things = self.read("rayjobs.ray.io,pods,events")["items"]
+                    last_answer = time.monotonic()
+                except StudyError:
+                    if time.monotonic() - last_answer > RAYJOB_AWAY_S:
+                        raise
+                    time.sleep(POLL_S)
+                    continue
+                mine = [t for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job]
+                if not mine:
+                    raise StudyError(
+                        f"RayJob {job} was deleted; what the study has done is in its ledger, "
+                        f"and the same command goes on"
+                    )
+                status = mine[0].get("status") or {}
+                state = str(status.get("jobDeploymentStatus") or "New")
+                if state != shown:
+                    say(f"{job}: {state}")
+                    shown = state
+                if state in (*ENDED, "Running"):  # one that ended quickly has something to show, too
+                    logs.show()
+                if state in ENDED:
+                    logs.finish()
+                    return end_of(job, status)
+                for finding in pod_findings(*_pods_and_events(things, job, status)):
+                    if not finding.trouble.passes:
+                        return finding
+                    if (key := f"{finding.who} {finding.trouble.name}") not in told:
+                        say(str(finding))
+                        told.add(key)
                 time.sleep(POLL_S)
-                continue
-            state = str(status.get("jobDeploymentStatus") or "New")
-            if state != shown:
-                say(f"{job}: {state}")
-                shown = state
-            if state in (*ENDED, "Running"):  # one that ended quickly has something to show, too
-                more = [f"--since-time={since}"] if since else []
-                command = [*self.words, "logs", "--follow", f"job/{job}", *more]
-                subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
-                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            if state in ENDED:
-                break
-            time.sleep(POLL_S)
-        if status.get("jobStatus") == "SUCCEEDED":
-            return 0
-        reason = status.get("message") or status.get("reason") or "no reason given"
-        raise StudyError(f"{job} ended as {status.get('jobStatus') or state}: {reason}")
+
+    @contextmanager
+    def _logs(self, job: str) -> Iterator[_Logs]:
+        logs = _Logs([*self.words, "logs", "--follow", f"job/{job}"])
+        try:
+            yield logs
+        finally:
+            logs.stop()
 
     def fetch_report(self, study: str, folder: Path) -> int:
         """Bring a study's report here, through the pod of MLflow, which sees the storage; returns the number of files.
@@ -162,6 +213,43 @@ class Namespace:
             said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise StudyError(f"the report can't be fetched: {said[0]}")
         return untar_report(io.BytesIO(done.stdout), folder)
+
+
+def _pods_and_events(things: list[Manifest], job: str, status: Manifest) -> tuple[list[Manifest], list[Manifest]]:
+    """Of a namespace's objects, the pods of a RayJob (its cluster's and its submitter's), and events about it all."""
+    cluster = status.get("rayClusterName")
+    marks = {("job-name", job), ("ray.io/cluster", cluster)}
+    pods = [t for t in things if t["kind"] == "Pod" and marks & set((t["metadata"].get("labels") or {}).items())]
+    names = {job, cluster, *(pod["metadata"]["name"] for pod in pods)}
+    return pods, [t for t in things if t["kind"] == "Event" and t["involvedObject"].get("name") in names]
+
+
+class _Logs:
+    """What a job's submitter prints, passed on by kubectl beside the questions for the job's state."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command, self._since = command, ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def show(self) -> None:
+        """See that it is shown: kubectl ends when the connection does."""
+        if self._process is None or self._process.poll() is not None:
+            more = [f"--since-time={self._since}"] if self._since else []
+            self._process = subprocess.Popen([*self._command, *more], stderr=subprocess.DEVNULL)
+        self._since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def finish(self) -> None:
+        """Wait until the rest is shown."""
+        if self._process is not None:
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.stop()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
 
 
 def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
@@ -187,9 +275,13 @@ def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
             "see k8s/README.md"
         )
     volume["configMap"] = {"name": name}
-    # 3: done, but some trials failed. No reason for Kubernetes to start all over again.
+    for container in head["containers"]:
+        for variable in container.get("env", []):
+            if variable["name"] == GROUPS_VARIABLE:
+                variable.pop("valueFrom", None)
+                variable["value"] = json.dumps(worker_groups(spec["rayClusterSpec"]))
     command = shlex.join([*shlex.split(spec["entrypoint"]), *parcel.words])
-    spec["entrypoint"] = shlex.join(["sh", "-c", f"{command} || test $? -eq {FAILED_TRIALS}"])
+    spec["entrypoint"] = shlex.join(["sh", "-c", _persistent(command)])
     labels = {key: value for key, value in (source.get("labels") or {}).items() if key != TEMPLATE}
     annotations = {
         key: value
@@ -206,6 +298,52 @@ def rayjob(template: Manifest, parcel: Parcel, suffix: str) -> Manifest:
         },
         "spec": spec,
     }
+
+
+def _persistent(command: str) -> str:
+    """A shell's words for a sweep that is tried again where it broke off, and not where that is no use.
+
+    Exit code 3 says that it is done, though some trials failed: a success to Kubernetes. Code 2 (the study or its data
+    are wrong) and a signal to stop end it at once.
+    """
+    pauses = " ".join(map(str, TRIES_PAUSES_S))
+    return (
+        f"for pause in {pauses} none; do {command}; code=$?; "
+        f"case $code in 0|{FAILED_TRIALS}) exit 0;; 2|130|143) exit $code;; esac; "
+        f"test $pause = none && exit $code; "
+        f'echo "The sweep broke off (exit code $code) and goes on in $pause s."; sleep $pause; done'
+    )
+
+
+def worker_groups(cluster: Manifest) -> list[dict[str, str | float]]:
+    """The worker groups of a RayCluster's spec, as `places.WorkerGroup` says them."""
+    groups: list[dict[str, str | float]] = []
+    for group in cluster.get("workerGroupSpecs", []):
+        ray, resources = group["template"]["spec"]["containers"][0], group.get("resources") or {}
+        limits = (ray.get("resources") or {}).get("limits") or {}
+        gpus = sum(quantity(amount) for name, amount in limits.items() if name.endswith("/gpu"))
+        given = group.get("rayStartParams") or {}
+        groups.append(
+            {
+                "name": group["groupName"],
+                "nodes": int(group.get("maxReplicas", group.get("replicas", 0))),
+                "CPU": float(given.get("num-cpus", resources.get("CPU", quantity(limits.get("cpu", 0))))),
+                "GPU": float(given.get("num-gpus", resources.get("GPU", gpus))),
+            }
+        )
+    return groups
+
+
+def quantity(text: object) -> float:
+    """A number as Kubernetes writes it: `2`, `1500m`, `8Gi`."""
+    found = re.fullmatch(r"([0-9.]+)(|m|[kMGTP]i?)", str(text))
+    if found is None:
+        raise StudyError(f"expected a quantity of Kubernetes such as 2, 1500m or 8Gi, got {text!r}")
+    number, unit = float(found[1]), found[2]
+    if unit == "m":
+        return number / 1000
+    power = " kMGTP".index(unit[:1] or " ")
+    return number * (1024 if unit.endswith("i") else 1000) ** power
 
 
 def dns_name(text: str) -> str:

@@ -1,28 +1,22 @@
-"""Ray for one sweep: started here or joined, and asked whether it can hold the trials at all."""
+"""Ray for one sweep: started here or joined."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from cellray.device import ALLOCATOR_ENV
 from cellray.errors import StudyError
-from cellray.study import ResourcesConfig, Study
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
-MOST_NODES = 100
-"""Counted of one group of an autoscaling cluster that names no limit."""
-_ROUNDING = 1e-9  # three workers with 1/3 GPU each fit on one
 
 
 @contextmanager
@@ -138,107 +132,6 @@ def _without_messages() -> Iterator[None]:
         yield
     finally:
         setattr(worker, name, plain)
-
-
-def check_feasible(study: Study) -> None:
-    """Raise `StudyError` unless the nodes of the running cluster can hold one trial; each worker lies on one node.
-
-    Ray itself would wait for ever for resources that no node has. The error names the shortest change of the study with
-    which a trial would fit. Nodes that an autoscaling cluster may start count too.
-    """
-    nodes = _nodes()
-    resources = study.resources
-    if n_places(resources, nodes) >= resources.n_workers:
-        return
-    change = shortest_change(resources, nodes)
-    if change is None:
-        advice = "no change of the study helps: add nodes"
-    else:
-        advice = "set " + " and ".join(f"resources.{name} to {value:g}" for name, value in change.items())
-    raise StudyError(f"resources: the cluster can't hold one trial: {_lacking(resources, nodes)}; {advice}")
-
-
-def room_for(resources: ResourcesConfig) -> int:
-    """How many trials the running cluster holds at once, at least one."""
-    return max(n_places(resources, _nodes()) // resources.n_workers, 1)
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each node of the running cluster has, and each that an autoscaler may add to them."""
-    import ray
-    from ray._private.state import state  # where Ray Train and Ray Data ask; there is no public way
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with suppress(AttributeError):  # private, so it may change
-        for group in getattr(state.get_cluster_config(), "node_group_configs", ()):
-            n_more = group.max_count if group.max_count >= 0 else MOST_NODES
-            nodes += [dict(group.resources)] * min(n_more, MOST_NODES)
-    return nodes
-
-
-def n_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many workers of a trial the nodes hold, all of them empty.
-
-    Args:
-        resources: Of one trial.
-        nodes: What each node has, by Ray's names (`CPU`, `GPU`).
-    """
-    share = resources.gpus / resources.n_workers
-    total = 0
-    for node in nodes:
-        rooms = [int(node.get("CPU", 0.0) / resources.cpus + _ROUNDING)]
-        if share:
-            gpus = int(node.get("GPU", 0.0) + _ROUNDING)
-            # a worker with a part of a GPU doesn't lie on two
-            rooms.append(gpus * int(1 / share + _ROUNDING) if share < 1 else int(gpus / share))
-        total += min(rooms)
-    return total
-
-
-def shortest_change(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
-    """The fewest settings, each lowered as little as possible, with which the nodes hold one trial.
-
-    Of several single settings the one that costs the trial least: CPUs, then GPUs, then workers.
-
-    Returns:
-        Value by name (`cpus`, `gpus`, `workers`), or None if nothing helps.
-    """
-    most = int(max((node.get("CPU", 0.0) for node in nodes), default=0.0))
-    lower: dict[str, list[float]] = {
-        "cpus": [float(n) for n in range(min(math.ceil(resources.cpus) - 1, most), 0, -1)],
-        "gpus": [float(n) for n in range(math.ceil(resources.gpus) - 1, -1, -1)],
-        "workers": [float(n) for n in range(resources.n_workers - 1, 0, -1)],
-    }
-    for names in (("cpus",), ("gpus",), ("workers",), ("gpus", "cpus"), ("workers", "cpus"), ("workers", "gpus")):
-        for values in itertools.product(*(lower[name] for name in names)):
-            change = dict(zip(names, values, strict=True))
-            try:
-                changed = ResourcesConfig.model_validate({**resources.model_dump(exclude_none=True), **change})
-            except ValueError:  # GPUs that can't be shared out evenly to the workers
-                continue
-            if n_places(changed, nodes) >= changed.n_workers:
-                return change
-    return None
-
-
-def _lacking(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> str:
-    """What one trial needs and the nodes don't have."""
-    n = resources.n_workers
-    need = {"CPU": resources.cpus * n, "GPU": resources.gpus}
-    if n > 1:
-        totals = " and ".join(f"{amount:g} {name}s" for name, amount in need.items() if amount)
-        return f"it needs {totals} in {n} equal workers, and its nodes have room for {n_places(resources, nodes)}"
-    best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in need}
-    lacking = [
-        f"{amount:g} {name}{'s' if amount > 1 else ''} (largest node: {best[name]:g})"
-        for name, amount in need.items()
-        if amount > best[name]
-    ]
-    return (
-        f"it needs {' and '.join(lacking)}"
-        if lacking
-        else (f"no node has both {need['CPU']:g} CPU{'s' if need['CPU'] > 1 else ''} and {need['GPU']:g} GPU")
-    )
 
 
 def _first_line(error: Exception) -> str:

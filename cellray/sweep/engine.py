@@ -10,7 +10,7 @@ from cellray.observers import Observer, tell
 from cellray.record import TrialRecord
 from cellray.search import Agenda
 from cellray.study import Study
-from cellray.sweep.cluster import check_feasible
+from cellray.sweep.capacity import check_feasible, settle
 from cellray.sweep.nodes import check_nodes
 from cellray.trial import Sets
 
@@ -57,7 +57,8 @@ def run_sweep(
         agenda = Agenda(study, sets, ledger, chosen=chosen)
         with nullcontext() if agenda.is_finished else cluster():
             if not agenda.is_finished:
-                check_feasible(study)
+                study = study.model_copy(update={"resources": settle(study.resources)})
+                check_feasible(study.resources, lambda words: tell(observers, "on_note", words))
                 check_nodes(study.data, sets, ledger)
             agenda.write()
             agenda.stopped.clear()  # the plan has them

@@ -24,7 +24,7 @@ from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
 from cellray.search import Agenda
 from cellray.study import DataConfig, ResourcesConfig, Study, Trial
-from cellray.sweep.cluster import room_for
+from cellray.sweep.capacity import nodes_in_words, room_for
 from cellray.sweep.quota import keep_within
 from cellray.sweep.tuning import (
     cause_of_death,
@@ -59,10 +59,10 @@ def run_agenda(
     """
     resources, interrupted = study.resources, threading.Event()
     max_concurrent = max_concurrent or resources.max_concurrent
-    feed = Feed(agenda, sets, interrupted)
+    feed, scheduler = Feed(agenda, sets, interrupted), Stoppable(interrupted)
     # The workers of a trial with several take their resources themselves, all at once; so many trials as fit may wait
     # for them.
-    need = {"cpu": float(resources.cpus), "gpu": float(resources.gpus)}
+    need = {"cpu": float(resources.cpus), "gpu": float(resources.n_gpus)}
     if resources.n_workers > 1:
         need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
         max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
@@ -76,13 +76,13 @@ def run_agenda(
                 num_samples=-1,
                 reuse_actors=True,
                 max_concurrent_trials=max_concurrent,
-                scheduler=Stoppable(interrupted),
+                scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
                 name=study.name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[News(feed, study, ledger, observers)],
+                callbacks=[News(feed, study, ledger, observers, scheduler)],
                 failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
             ),
         ).fit()
@@ -127,25 +127,33 @@ class News(TrialProgressCallback):
     Takes the place of Tune's own progress lines, which it would print whatever its verbosity.
     """
 
-    def __init__(self, feed: Feed, study: Study, ledger: Ledger, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self, feed: Feed, study: Study, ledger: Ledger, observers: Sequence[Observer], scheduler: Stoppable
+    ) -> None:
         super().__init__()
         self._feed, self._study, self._ledger, self._observers = feed, study, ledger, observers
+        self._scheduler = scheduler
         self._idle_since = time.monotonic()
+        self._said = ""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **_: object) -> None:
-        """Say so when nothing runs for a while because resources are missing."""
+        """Say so when nothing runs for a while because resources are missing; again only when the nodes change."""
         states = [trial.status for trial in trials]
-        if "RUNNING" in states or "PENDING" not in states:
+        if "RUNNING" in states or "PENDING" not in states or self._scheduler.is_any_starting:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > WAITING_S:
             self._idle_since = time.monotonic()
             resources = self._study.resources
-            each = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs each"
-            words = f"waiting for resources: {states.count('PENDING')} trials are pending, {each}"
-            tell(self._observers, "on_note", words)
+            words = (
+                f"waiting for resources: each trial needs {resources.cpus * resources.n_workers:g} CPUs and "
+                f"{resources.n_gpus:g} GPUs; {nodes_in_words()}"
+            )
+            if words != self._said:
+                tell(self._observers, "on_note", words)
+            self._said = words
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
         started = self._feed.tasks[trial.trial_id]
@@ -200,6 +208,8 @@ class Stoppable(FIFOScheduler):
     def __init__(self, interrupted: threading.Event) -> None:
         super().__init__()
         self._interrupted = interrupted
+        self.is_any_starting = False
+        """Whether a process of a trial was starting when one was last looked for."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return FIFOScheduler, ()
@@ -214,8 +224,10 @@ class Stoppable(FIFOScheduler):
         such machine would get any, as long as trials end faster than processes start.
         """
         if not self._interrupted.is_set():
-            waiting = (trial for trial in tune_controller.get_trials() if trial.status == "PENDING")
-            return next((trial for trial in waiting if not is_starting(trial, tune_controller)), None)
+            pending = [trial for trial in tune_controller.get_trials() if trial.status == "PENDING"]
+            waiting = [trial for trial in pending if not is_starting(trial, tune_controller)]
+            self.is_any_starting = len(waiting) < len(pending)
+            return waiting[0] if waiting else None
         for trial in tune_controller.get_trials():
             if trial.status == "PENDING":
                 tune_controller.stop_trial(trial)
@@ -229,7 +241,7 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     def report(row: EpochRow) -> None:
         tune.report({"row": row})
 
-    cpus, gpus = float(resources.cpus), float(resources.gpus)
+    cpus, gpus = float(resources.cpus), float(resources.n_gpus)
     try:
         if resources.n_workers > 1:
             n = resources.n_workers

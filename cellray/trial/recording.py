@@ -112,14 +112,17 @@ def _data_facts(sets: Sets, split: Split) -> DataFacts:
     )
 
 
-def make_provenance(device: torch.device, threads: int, workers: int, started: datetime, ended: datetime) -> Provenance:
-    """By what, where and when a record is made."""
+def make_provenance(
+    device: torch.device, gpus: float, threads: int, workers: int, started: datetime, ended: datetime
+) -> Provenance:
+    """By what, where and when a record is made; `gpus` of each of the workers."""
     return Provenance(
         cellray=cellray.__version__,
         code=code_version(),
         torch=torch.__version__,
         python=platform.python_version(),
         device=describe(device, threads) + (f", {workers} workers" if workers > 1 else ""),
+        gpus=gpus * workers,
         host=socket.gethostname(),
         started=_iso(started),
         ended=_iso(ended),

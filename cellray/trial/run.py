@@ -105,7 +105,7 @@ def run_trial(
             evaluation=monotonic() - clock - trained_s if judged else 0.0,
         ),
         peak_memory_mb=peak_memory_mb(device),
-        provenance=make_provenance(device, threads, team.size, started, datetime.now(UTC)),
+        provenance=make_provenance(device, gpus, threads, team.size, started, datetime.now(UTC)),
     )
     tables = {
         "history": pd.DataFrame(fitted.run.history if fitted else []),
@@ -158,7 +158,9 @@ def _record_unjudged(
         judged=None,
         seconds=Seconds(training=run.seconds if run else 0.0, evaluation=0.0),
         peak_memory_mb=max((row["peak_memory_mb"] for row in run.history), default=0.0) if run else 0.0,
-        provenance=make_provenance(torch.device("cpu"), 1, 1, now, now).model_copy(update={"device": ""}),
+        provenance=make_provenance(torch.device("cpu"), 0, 1, 1, now, now).model_copy(
+            update={"device": "", "gpus": None}
+        ),
     )
     tables = {name: pd.DataFrame() for name in TABLES}
     files = {"traceback.txt": trace.encode()} if trace else {}
