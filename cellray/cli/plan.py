@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import AllowCode, Json, MaxConcurrent, Only, Seeds, Storage, StudyFile, choose, open_sets, out
-from cellray.cli.show import duration
+from cellray.times import duration
 
 if TYPE_CHECKING:
     from cellray.forecast import Forecast

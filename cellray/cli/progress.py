@@ -102,11 +102,10 @@ class ProgressObserver(Observer):
 
 
 def _n_expected(study: Study, plan: list[PlannedTrial]) -> int:
-    """Trials of the whole sweep as far as can be said: a search has its budget, a race may end before its own."""
+    """Trials of the whole sweep as far as can be said; one that gives seeds may end before its budget."""
     n_seeds = len(study.seeds)
     if study.search is not None:
         return study.search.budget * n_seeds
-    if study.racing is not None:
-        most = len(study.configurations) * n_seeds
-        return min(most, study.racing.budget or most)
+    if study.decide is not None and study.decide.most_trials is not None:
+        return study.decide.most_trials
     return len(plan)

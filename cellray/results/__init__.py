@@ -1,6 +1,6 @@
 """The results of a study: its plan, records and samples, read once, and trials as arrays to compare."""
 
-from cellray.results.block import Block, make_block
+from cellray.results.block import Block, ended_runs, make_block
 from cellray.results.core import Results
 from cellray.results.plan import Plan, known_study, plan_of
 from cellray.results.samples import Sample, Samples, sample_of
@@ -11,6 +11,7 @@ __all__ = [
     "Results",
     "Sample",
     "Samples",
+    "ended_runs",
     "known_study",
     "make_block",
     "plan_of",
