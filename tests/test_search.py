@@ -293,8 +293,9 @@ class TestRules:
     def test_where_images_are_lacking_no_seeds_are_given(self):
         rng = np.random.default_rng(0)
         values = 0.8 + np.array([0.03, -0.03])[:, None, None] * rng.standard_normal((1, 1, 4))
-        values = values + 0.001 * rng.standard_normal((2, 5, 4))
-        look = look_at(values, [5, 5], (5, 7, 10), lambda score: 0.02)
+        values = values + 0.001 * rng.standard_normal((2, 10, 4))
+        assert look_at(values[:, :5], [5, 5], (5, 7, 10, 14), lambda score: 0.005).needs == (0, 1)
+        look = look_at(values, [10, 10], (5, 7, 10, 14), lambda score: 0.005)
         assert look.needs == () and look.note.startswith("test images are lacking, not seeds")
 
 

@@ -103,9 +103,4 @@ class ProgressObserver(Observer):
 
 def _n_expected(study: Study, plan: list[PlannedTrial]) -> int:
     """Trials of the whole sweep as far as can be said; one that gives seeds may end before its budget."""
-    n_seeds = len(study.seeds)
-    if study.search is not None:
-        return study.search.budget * n_seeds
-    if study.decide is not None and study.decide.most_trials is not None:
-        return study.decide.most_trials
-    return len(plan)
+    return len(plan) if study.most_trials is None else study.most_trials

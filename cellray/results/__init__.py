@@ -2,7 +2,7 @@
 
 from cellray.results.block import Block, ended_runs, make_block
 from cellray.results.core import Results
-from cellray.results.plan import Plan, known_study, plan_of
+from cellray.results.plan import Plan, known_study, known_trials, plan_of
 from cellray.results.samples import Sample, Samples, sample_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Samples",
     "ended_runs",
     "known_study",
+    "known_trials",
     "make_block",
     "plan_of",
     "sample_of",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cellray.metrics import METRICS
 from cellray.record import PlannedTrial, SearchLog, TrialRecord
-from cellray.study import ConfigurationConfig, Study
+from cellray.study import ConfigurationConfig, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,18 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
         within=None if study.decide is None else study.decide.within,
         is_drawn=study.data.train.synthetic is not None,
     )
+
+
+def known_trials(study: Study, log: SearchLog | None) -> list[Trial]:
+    """The trials that its sweeps have planned so far, and those that it begins with."""
+    known = known_study(study, log)
+    if not study.gives_seeds or log is None:
+        return known.trials()
+    counts = {tried.label: tried.seeds for tried in log.configurations}
+    order = known.more_seeds(max(counts.values(), default=0))
+    first = len(study.first_seeds)
+    every = known.with_seeds(max(len(order), first)).trials()
+    return [trial for trial in every if trial.seed in order[: max(counts.get(trial.label, 0), first)]]
 
 
 def known_study(study: Study, log: SearchLog | None) -> Study:

@@ -120,8 +120,7 @@ class Agenda:
 
     def _trials(self, configuration: ConfigurationConfig, n_seeds: int) -> list[Trial]:
         """A configuration with the first seeds."""
-        seeds = self._study.more_seeds(n_seeds)
-        return self._study.model_copy(update={"configurations": (configuration,), "seeds": seeds}).trials()
+        return self._study.with_configurations([configuration]).with_seeds(n_seeds).trials()
 
     def _give(self, entry: Entry, trials: list[Trial]) -> None:
         """Give a configuration trials; those that aren't done are run as far as its next rung."""

@@ -47,6 +47,10 @@ def rung_epochs(config: StoppingConfig, n_epochs: int, validate_every: int) -> l
     return sorted(epoch for epoch in epochs if epoch < n_epochs)
 
 
+ENOUGH_TO_TELL = 10
+"""Seeds from which it can be told whether more of them, or images, are what is lacking."""
+
+
 @dataclass(frozen=True)
 class SeedLook:
     """What is known when all trials given so far have ended, and who needs further seeds."""
@@ -115,7 +119,7 @@ def look_at(
     if place + 1 == len(planned):
         why = "no configuration is given more" if planned[-1] >= SEED_LOOKS[-1] else "the budget allows no more of two"
         return SeedLook(said, alpha, within, note=f"after {planned[-1]} seeds {why}")
-    if lacks_images(values, said, alpha, within):
+    if max(given) >= ENOUGH_TO_TELL and lacks_images(values, said, within):
         note = (
             f"test images are lacking, not seeds: with {SEED_LOOKS[-1]} of each it would still not be decided within "
         )
@@ -124,11 +128,11 @@ def look_at(
     return SeedLook(said, alpha, within, needs, planned[place + 1])
 
 
-def lacks_images(values: np.ndarray, said: Statement, alpha: float, within: float) -> bool:
-    """Whether as many seeds as any study gives would do on these test images, and not on new ones."""
+def lacks_images(values: np.ndarray, said: Statement, within: float) -> bool:
+    """Whether as many seeds as any study gives would do on these test images, and not on new ones, even at 5 %."""
     if values.shape[2] < 2:
         return False
-    more = Bootstrap(moments(values).with_seeds(SEED_LOOKS[-1]), alpha=alpha)
+    more = Bootstrap(moments(values).with_seeds(SEED_LOOKS[-1]))
     only = np.arange(len(values)) == said.take
     here, new = (more.statement(new_images=on_new, preferred=only) for on_new in (False, True))
     if here is None or new is None:

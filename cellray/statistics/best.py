@@ -124,7 +124,7 @@ class Bootstrap:
 
     Args:
         of: Of the configurations at hand.
-        alpha: Probability of a wrong statement.
+        alpha: Probability of a wrong statement; of one look of several, which share out 5 %.
         n_draws: From a fixed seed, so that the same trials give the same statement; three times as many for a small
             alpha.
     """
@@ -147,18 +147,11 @@ class Bootstrap:
         of, who = self.of, self._who
         if len(who) < 2:
             return None
-        mean, error = of.mean[who], self._errors(new_images)
+        mean, half = of.mean[who], self._chance(new_images)
         rivals = _rivals(mean, of.sd[who])
-        drawn, drawn_rivals = self._drawn[new_images], self._drawn_rivals
-        largest = np.where(drawn_rivals[:, None], drawn, -np.inf).max(2)
-        critical = np.maximum(np.quantile(largest, 1 - self.alpha, axis=0), 0.0)
-        possible = _leads(mean, error)[:, rivals].max(1) <= critical
-        if best is not None:
-            possible = who == best
+        possible = (mean[rivals] - mean[:, None] <= half[:, rivals]).all(1) if best is None else who == best
         # how far each that may be the best is ahead of every other one, at most
-        ahead = mean[:, None] - mean + critical[:, None] * error
-        np.fill_diagonal(ahead, 0.0)
-        ahead = np.where(possible[:, None], np.maximum(ahead, 0.0), 0.0)
+        ahead = np.where(possible[:, None], np.maximum(mean[:, None] - mean + half, 0.0), 0.0)
         bound = np.where(rivals, ahead.max(0), np.inf)
         chosen = rivals if preferred is None or not (rivals & preferred[who]).any() else rivals & preferred[who]
         take = int(np.where(chosen, bound, np.inf).argmin())
@@ -187,6 +180,21 @@ class Bootstrap:
         reached = (largest >= lead[behind, better].astype(np.float32)).sum(0)
         found[who[better], who[behind]] = np.maximum.accumulate((reached + 1) / (len(drawn) + 1))
         return found
+
+    def _chance(self, new_images: bool) -> Floats:
+        """How far the column may be ahead of the row by chance, if the row is the best; shape (k, k), 0 with itself."""
+
+        def part(new: bool, alpha: float) -> Floats:
+            largest = np.where(self._drawn_rivals[:, None], self._drawn[new], -np.inf).max(2)
+            critical = np.maximum(np.quantile(largest, 1 - alpha, axis=0), 0.0)
+            return (critical[:, None] * self._errors(new)) ** 2
+
+        square = part(False, self.alpha)
+        if new_images:
+            # looking again brings new seeds, but the same images: what those add isn't shared out over the looks
+            square = square + np.maximum(part(True, ALPHA) - part(False, ALPHA), 0.0)
+        np.fill_diagonal(square, 0.0)
+        return np.sqrt(square)
 
     def _errors(self, new_images: bool) -> Floats:
         of, at = self.of, np.ix_(self._who, self._who)

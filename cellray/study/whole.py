@@ -157,10 +157,21 @@ class Study(Settings):
         first = self.decide.first if self.decide is not None and self.gives_seeds else None
         return self.seeds[:first]
 
+    @property
+    def most_trials(self) -> int | None:
+        """Trials that results may lead to; None: as many as are listed, or as its hours allow."""
+        if self.search is not None:
+            return self.search.budget * len(self.seeds)
+        return self.decide.most_trials if self.decide is not None else None
+
     def more_seeds(self, n: int) -> tuple[int, ...]:
         """The first n seeds: those of the file, and then the whole numbers that aren't among them."""
         further = (seed for seed in count() if seed not in self.seeds)
         return (*self.seeds, *islice(further, max(n - len(self.seeds), 0)))[:n]
+
+    def with_seeds(self, n: int) -> Study:
+        """The same study with the first n seeds for all."""
+        return self.model_copy(update={"seeds": self.more_seeds(n), "decide": None})
 
     @property
     def searched_by(self) -> tuple[str, ...]:
@@ -229,7 +240,7 @@ class Study(Settings):
         return self.evaluation.model_copy(update=changes)
 
     def trials(self) -> list[Trial]:
-        """Every listed configuration with every seed, all configurations of a seed before the next seed."""
+        """Every listed configuration with every seed that all get, all configurations of a seed before the next one."""
         resolved = [(c.label, self.quirks_of(c), *self.recipe(c)) for c in self.configurations]
         return [
             Trial(
@@ -244,7 +255,7 @@ class Study(Settings):
                 training=training,
                 evaluation=self.judged_by,
             )
-            for seed in self.seeds
+            for seed in self.first_seeds
             for label, quirks, model, loss, training in resolved
         ]
 
