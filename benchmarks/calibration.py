@@ -1,9 +1,10 @@
-"""Do the report's intervals hold, and does it ever name a false winner? Simulated studies whose truth is known.
+"""How often is the report's answer wrong, and how often has it one? Simulated studies whose truth is known.
 
-Each study has 12 configurations, 5 seeds and 70 images. Cells an image follow FNC yellow (mean 7.9, median 4, a sixth
-of the images empty); found and spurious cells are drawn with effects of the seed, the image, the configuration on the
-image and all together, as large as those seen in studies of real images. Each trial's micro-averaged F1 then goes the
-way of the report: jackknife, crossed means, paired tests, ranks.
+Each study has 12 configurations whose means, spreads over seeds, collapses and images are like those of studies of real
+images, or as hard on the method as they can be. A score is a mean over images of what each adds; images have as many
+cells as they like, so some weigh much more than others, and the configurations' luck with a seed is correlated.
+
+Then the same studies with seeds where they decide (`search.rules.look_at`), against as many seeds for all.
 
 Run: python benchmarks/calibration.py [studies for each scenario]
 """
@@ -19,191 +20,216 @@ from functools import partial
 
 import numpy as np
 
-from cellray.metrics import metrics_of
-from cellray.statistics import (
-    contenders,
-    contributions,
-    crossed_mean,
-    mean_median,
-    paired_tests,
-    rank_table,
-    resampled_means,
-)
-from cellray.statistics.pairs import holm, superiority, wilcoxon
+from cellray.search.rules import look_at, looks
+from cellray.statistics import ALPHA, LEAST_SEEDS, SEED_LOOKS, Bootstrap, crossed_mean, find_best, holm, moments, winner
 
-N_CONFIGURATIONS, N_SEEDS, N_IMAGES = 12, 5, 70
-LABELS = [f"c{i:02d}" for i in range(N_CONFIGURATIONS)]
-MEAN_CELLS, DISPERSION = 7.9, 0.8
+K = 12
+SMALL = (
+    (0.846, 0.834, 0.822, 0.819, 0.815, 0.814, 0.811, 0.807, 0.789, 0.783, 0.706, 0.574),
+    (0.006, 0.009, 0.022, 0.016, 0.017, 0.011, 0.012, 0.015, 0.019, 0.043, 0.079, 0.135),
+)
+"""Means and SDs over seeds of F1 in docs/results/real_small.md."""
+RARE = (
+    (0.776, 0.760, 0.750, 0.726, 0.685, 0.657, 0.602, 0.546, 0.497, 0.492, 0.318, 0.093),
+    (0.015, 0.021, 0.028, 0.044, 0.064, 0.069, 0.184, 0.108, 0.165, 0.284, 0.296, 0.157),
+)
+"""Of docs/results/real_rare.md."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Sizes of the effects, in logits of the recall; one that applies to the configurations alike unless it says."""
+    """Truths in units of the score."""
 
     name: str
-    skill: tuple[float, ...] = (0.0,) * N_CONFIGURATIONS
-    """Of each configuration."""
-    seed: float = 0.12
-    """Of a configuration's seed; 0.12 makes an SD of some 0.02 of F1."""
-    image: float = 0.8
-    image_configuration: float = 0.35
-    rest: float = 0.4
-    collapse: float = 0.0
-    """Probability that a trial predicts nothing."""
+    mean: tuple[float, ...] = (0.8,) * K
+    sd: tuple[float, ...] = (0.02,) * K
+    """Over seeds, of a run's score on the test images."""
+    n_seeds: int = 5
+    n_images: int = 70
+    image: float = 0.04
+    """SD of what one image adds to one configuration, beyond what it adds to all."""
+    rest: float = 0.045
+    """SD of one image with one configuration and seed beyond that."""
+    correlation: float = 0.3
+    """Of two configurations with the same seed."""
+    collapse: tuple[float, ...] = (0.0,) * K
+    """Probability that a run collapses."""
+    fails: bool = False
+    """A named failure: shown, and not asked to hold."""
 
 
+EVEN = tuple(float(sd) for sd in np.geomspace(0.003, 0.3, K))
+TWO = (0.85, 0.85, *(0.7,) * 10)
 SCENARIOS = (
-    Scenario("all alike"),
-    Scenario("all alike, seeds hardly matter", seed=0.02),
-    Scenario("all alike, seeds matter most", seed=0.4),
-    Scenario("all alike, one trial in ten collapses", collapse=0.1),
-    Scenario("two best alike, ten far behind", skill=(1.0, 1.0) + (-0.5,) * 10),
-    Scenario("two best alike, seeds hardly matter", skill=(1.0, 1.0) + (-0.5,) * 10, seed=0.02),
+    *(Scenario(f"like real_small, {n} seeds", *SMALL, n_seeds=n) for n in (3, 5, 10)),
+    *(Scenario(f"like real_rare, {n} seeds, 8 images", *RARE, n_seeds=n, n_images=8, rest=0.03) for n in (3, 5, 10)),
+    Scenario("like real_rare, 5 seeds, 70 images", *RARE),
+    Scenario("two best alike, ten far behind", TWO),
+    Scenario("five best alike with the spreads of real_small", (0.82,) * 5 + SMALL[0][5:], SMALL[1]),
+    Scenario(
+        "five best alike with the spreads of real_rare", (0.75,) * 5 + RARE[0][5:], RARE[1], n_images=8, rest=0.03
+    ),
+    Scenario("two best alike, seeds hardly matter", TWO, sd=(0.006,) * K),
+    Scenario("two best alike, 8 images", TWO, n_images=8),
+    Scenario("a wide best one", (0.85, *(0.8,) * 11), (0.15, *(0.01,) * 11)),
+    Scenario("two best alike, one of them wide", (0.85, 0.85, *(0.7,) * 10), (0.1, *(0.01,) * 11)),
+    Scenario("like real_small, one run in ten collapses", *SMALL, collapse=(0.1,) * K),
+    Scenario("all alike", fails=True),
+    Scenario("all alike but for their spreads", sd=EVEN, fails=True),
+    Scenario("all alike but for their collapses", collapse=tuple(float(c) for c in np.linspace(0, 0.4, K)), fails=True),
 )
+"""Where all are alike the best isn't one but twelve: each may be lost, the set as a whole loses someone more often."""
 
 
-def draw(scenario: Scenario, rng: np.random.Generator, n_seeds: int, n_images: int) -> np.ndarray:
-    """TP, FP and FN of each configuration, seed and image; shape (3, 12, n_seeds, n_images)."""
-    shape = (N_CONFIGURATIONS, n_seeds, n_images)
-    n_true = rng.negative_binomial(DISPERSION, DISPERSION / (DISPERSION + MEAN_CELLS), n_images)
-    common = 0.5 * scenario.seed * rng.standard_normal((1, n_seeds, 1))  # paired seeds share a part
-    logit = 1.0 + np.array(scenario.skill)[:, None, None] + common
-    logit = logit + scenario.seed * rng.standard_normal((N_CONFIGURATIONS, n_seeds, 1))
-    logit = logit + scenario.image * rng.standard_normal((1, 1, n_images))
-    logit = logit + scenario.image_configuration * rng.standard_normal((N_CONFIGURATIONS, 1, n_images))
-    logit = logit + scenario.rest * rng.standard_normal(shape)
-    tp = rng.binomial(n_true, 1 / (1 + np.exp(-logit)))
-    fp = rng.poisson(0.2 * (n_true + 1) * np.exp(-0.5 * (logit - 1)))
-    if scenario.collapse:
-        lost = rng.random((N_CONFIGURATIONS, n_seeds, 1)) < scenario.collapse
-        tp, fp = np.where(lost, 0, tp), np.where(lost, 0, fp)
-    return np.stack([tp, fp, n_true - tp])
+def draw(scenario: Scenario, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What each image adds to each run (k, n_seeds, n_images), NaN where it collapsed; the truth on these images."""
+    s = scenario
+    sd, mean = np.array(s.sd), np.array(s.mean)
+    weight = np.sqrt(rng.gamma(2.0, 0.5, s.n_images))  # its square has a mean of 1
+    of_seed = np.sqrt(np.maximum(sd**2 - s.rest**2 / s.n_images, sd**2 / 4))
+    luck = np.sqrt(s.correlation) * rng.standard_normal((1, s.n_seeds)) + np.sqrt(
+        1 - s.correlation
+    ) * rng.standard_normal((K, s.n_seeds))
+    own = mean[:, None] + s.image * weight * rng.standard_normal((K, s.n_images))
+    values = own[:, None] + (of_seed[:, None] * luck)[..., None] + 0.15 * weight * rng.standard_normal(s.n_images)
+    values = values + s.rest * weight * rng.standard_normal(values.shape)
+    values[rng.random(values.shape[:2]) < np.array(s.collapse)[:, None]] = np.nan
+    return values, own.mean(1)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What endless seeds and images would show of each configuration; alike ones share it exactly."""
-
-    f1: np.ndarray
-    """Mean over seeds of the micro-averaged F1."""
-    medae: np.ndarray
-    """Mean over seeds of the median over images of |true - predicted count|."""
-
-
-def truth(scenario: Scenario) -> Truth:
-    """By drawing 1,200 seeds and 120,000 images."""
-    rng = np.random.default_rng(99)
-    f1, medae = [], []
-    for _ in range(60):
-        counts = draw(scenario, rng, 20, 2000)
-        tp, fp, fn = counts.sum(-1)
-        f1.append((2 * tp / (2 * tp + fp + fn)).mean(-1))
-        medae.append(np.median(np.abs(counts[2] - counts[1]), axis=-1).mean(-1))
-    skill = np.array(scenario.skill)
-
-    def shared(values: list[np.ndarray]) -> np.ndarray:
-        means = np.mean(values, axis=0)
-        return np.array([means[skill == s].mean() for s in skill])
-
-    return Truth(shared(f1), shared(medae))
-
-
-def scores(counts: np.ndarray) -> np.ndarray:
-    """What each image adds to each trial's F1; shape (12, n_seeds, n_images)."""
-    units = np.arange(counts.shape[-1])
-    values = np.empty(counts.shape[1:])
-    for c, s in np.ndindex(*values.shape[:2]):
-        tp, fp, fn = counts[:, c, s].astype(float)
-        terms = {"tp_iou": tp, "fp_iou": fp, "fn_iou": fn, "f1_iou_image": tp, "n_images": np.ones_like(tp)}
-        values[c, s] = contributions(terms, units, metrics_of)["f1_iou"]
-    return values
-
-
-def judge(counts: np.ndarray, known: Truth, rng_seed: int, *, bootstrap: bool) -> dict[str, float]:
-    """What one study claims, and what of it is false."""
-    values, true = scores(counts), known.f1
-    pairs = paired_tests(values, LABELS, detail=False)
-    a, b = (np.array([LABELS.index(label) for label in pairs[side]]) for side in ("a", "b"))
-    gap = true[a] - true[b]
-    ranks = rank_table(values.mean((1, 2)), values.mean(1), pairs, LABELS)
-    named = ranks[(ranks.rank_low == 1) & (ranks.rank_high == 1)].index
-    best = np.flatnonzero(np.isclose(true, true.max()))
-    middle = crossed_mean(values)
-    low, high = middle.interval()
-    medians = np.array([mean_median(np.abs(fn - fp)) for _, fp, fn in counts.transpose(1, 0, 2, 3).astype(float)])
-    chance = superiority(crossed_mean(values[a] - values[b]))[:, gap == 0]
-    possible = contenders(pairs, LABELS)
-    found = {
-        "winner": float(len(named) > 0),
-        "false winner": float(any(len(best) > 1 or i not in best for i in named)),
-        "false pair": float((pairs.decided & (gap <= 0)).any()),
-        "pairs decided": float(pairs.decided.mean()),
-        "coverage of a difference": float(((pairs.low <= gap) & (gap <= pairs.high)).mean()),
-        "coverage of a mean": float(((low <= true) & (true <= high)).mean()),
-        "coverage of a median": float(((medians[:, 1] <= known.medae) & (known.medae <= medians[:, 2])).mean()),
-        "the best (each of equals) ruled out": float(np.mean([LABELS[i] not in possible for i in best])),
-        "still contenders": len(possible) / len(LABELS),
-        "rank interval holds": float(covers(ranks, true)),
+def judge(scenario: Scenario, values: np.ndarray, here: np.ndarray) -> dict[str, float]:
+    """What one study says, and what of it is false."""
+    true = np.array(scenario.mean)
+    best = np.flatnonzero(true == true.max())
+    has = ~np.isnan(values).any(2)
+    bootstrap = Bootstrap(moments(values))
+    said, said_here = (bootstrap.statement(new_images=new, preferred=has.all(1)) for new in (True, False))
+    assert said is not None and said_here is not None
+    named = winner(values)
+    possible = said.may_be_best if named is None else np.arange(K) == named
+    missed = (~possible & (has.sum(1) >= LEAST_SEEDS))[best]
+    better = np.argwhere(bootstrap.pair_p() < ALPHA)
+    gap = true[better[:, 0]] - true[better[:, 1]] if len(better) else np.zeros(0)
+    n_true = (true[:, None] > true).sum()
+    before = as_before(values)
+    short = true.max() - true[said.take]
+    loss = said.loss if named is None else 0.0 if named == said.take else said.loss
+    losses = np.where(np.isnan(said.losses), np.inf, said.losses)
+    return {
+        "a best one is missed": float(missed.mean()),
+        "someone of them is": float(missed.any()),
+        "bound is wrong": float(short > loss + 1e-12),
+        "any bound is wrong": float((true.max() - true > losses + 1e-12).any()),
+        "on this test set: missed": float(not said_here.may_be_best[here.argmax()]),
+        "on this test set: bound": float(here.max() - here[said_here.take] > said_here.loss),
+        "a false pair": float((gap <= 0).any()),
+        "named one": float(possible.sum() == 1),
+        "may be best": float(possible.sum()),
+        "within .05": float(loss <= 0.05),
+        "within .02": float(loss <= 0.02),
+        "loses": float(short),
+        "pairs": float((gap > 0).sum() / n_true) if n_true else 0.0,
+        **before,
     }
-    if chance.size:
-        found["coverage of P(A > B) = 0.5"] = float(((chance[1] <= 0.5) & (chance[2] >= 0.5)).mean())
-    if bootstrap:
-        drawn = resampled_means(values, n_resamples=1000, seed=rng_seed)
-        ends = np.percentile(drawn[:, a] - drawn[:, b], [2.5, 97.5], axis=0)
-        found["difference by percentile bootstrap"] = float(((ends[0] <= gap) & (gap <= ends[1])).mean())
-        p = np.array([wilcoxon((values[i] - values[j]).mean(0)) for i, j in zip(a, b, strict=True)])
-        found["false pair by Wilcoxon"] = float(((holm(p) < 0.05) & (gap <= 0)).any())
-    return found
 
 
-def covers(ranks: object, true: np.ndarray) -> bool:
-    """Whether every interval holds a rank that its configuration may have, ties in any order."""
-    better = np.array([(true > t + 1e-12).sum() for t in true])
-    alike = np.array([np.isclose(true, t).sum() for t in true])
-    return bool(((ranks.rank_low <= better + alike) & (ranks.rank_high >= better + 1)).all())  # type: ignore[attr-defined]
+def as_before(values: np.ndarray) -> dict[str, float]:
+    """What the rule before this one said: Holm over all pairs; the best is ruled out by one-sided p / (k - 1)."""
+    counted = np.nan_to_num(values)  # a collapse counts as the worst value
+    order = np.argsort(-counted.mean((1, 2)), kind="stable")
+    a, b = (order[i] for i in np.triu_indices(K, 1))
+    lead = crossed_mean(counted[a] - counted[b])
+    first = crossed_mean(counted[order[0]] - counted[order[1:]])
+    worst = first.mean - first.critical(2 * ALPHA / (K - 1)) * first.se
+    return {
+        "before: may be best": float(K - len(set(b[lead.p / 2 * (K - 1) < ALPHA]))),
+        "before: within .05": float(-worst.min() <= 0.05),
+        "before: within .02": float(-worst.min() <= 0.02),
+        "before: pairs": float((holm(lead.p) < ALPHA).mean()),
+    }
 
 
-def one_study(i: int, scenario: Scenario, known: Truth, bootstrap: bool) -> dict[str, float]:
+def one_study(i: int, scenario: Scenario) -> dict[str, float]:
     """Study number i of a scenario."""
-    rng = np.random.default_rng([7, i])
-    return judge(draw(scenario, rng, N_SEEDS, N_IMAGES), known, i, bootstrap=bootstrap)
+    return judge(scenario, *draw(scenario, np.random.default_rng([7, i])))
 
 
-def run(pool: Executor, scenario: Scenario, n: int, *, bootstrap: bool = True) -> Mapping[str, float]:
+def run(pool: Executor, scenario: Scenario, n: int) -> Mapping[str, float]:
     """Means over simulated studies."""
-    work = partial(one_study, scenario=scenario, known=truth(scenario), bootstrap=bootstrap)
-    rows = list(pool.map(work, range(n), chunksize=10))
+    rows = list(pool.map(partial(one_study, scenario=scenario), range(n), chunksize=10))
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
+SEQUENTIAL = (
+    ("like real_small", Scenario("", *SMALL), 0.02),
+    ("like real_small", Scenario("", *SMALL), 0.05),
+    ("like real_rare, 70 images", Scenario("", *RARE), 0.02),
+    ("like real_rare, 70 images", Scenario("", *RARE), 0.05),
+    ("like real_rare, 8 images", Scenario("", *RARE, n_images=8, rest=0.03), 0.05),
+    ("a wide best one", Scenario("", (0.85, *(0.8,) * 11), (0.15, *(0.01,) * 11)), 0.05),
+    ("one best by just more than the margin", Scenario("", (0.821, *(0.8,) * 11)), 0.02),
+    ("the same, 8 images", Scenario("", (0.821, *(0.8,) * 11), n_images=8), 0.02),
+    ("two best by just more than the margin, 8 images", Scenario("", (0.821, 0.821, *(0.8,) * 10), n_images=8), 0.02),
+)
+"""Scenarios and margins."""
+
+
+def decide(i: int, scenario: Scenario, margin: float) -> dict[str, float]:
+    """One study that is given seeds where they decide, without a budget; and with as many for all."""
+    values, _ = draw(replace(scenario, n_seeds=SEED_LOOKS[-1]), np.random.default_rng([11, i]))
+    short = max(scenario.mean) - np.array(scenario.mean)
+    counts, planned = [SEED_LOOKS[0]] * K, looks(SEED_LOOKS[0], K, None)
+    while True:
+        seen = values.copy()
+        for mine, count in zip(seen, counts, strict=True):
+            mine[count:] = np.nan
+        look = look_at(seen, counts, planned, lambda score: margin)
+        if not look.needs:
+            break
+        counts = [look.n_seeds if j in look.needs else count for j, count in enumerate(counts)]
+    assert look.said is not None
+    is_decided = look.said.loss <= margin
+    found = {
+        "runs": float(sum(counts)),
+        "decided": float(is_decided),
+        "wrong": float(is_decided and short[look.said.take] > margin),
+        "images lacking": float("images" in look.note),
+    }
+    for n in (5, 10, 20):
+        said = find_best(values[:, :n])
+        found[f"{n} seeds for all"] = float(said is not None and said.loss <= margin)
+    return found
+
+
 def main() -> int:
-    """Print every scenario; exit code 1 if a false winner or the coverage of differences misses its bar."""
+    """Print every scenario; exit code 1 if a best one is missed, or a bound wrong, in more than 6 % of the studies."""
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    missed = []
+    print(f"{n} studies of {K} configurations a scenario; shares in %, counts and losses as they are")
     with ProcessPoolExecutor() as pool:
-        return simulate(pool, int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
-
-
-def simulate(pool: Executor, n: int) -> int:
-    """All scenarios, n studies each."""
-    missed = 0
-    print(f"{n} studies of {N_CONFIGURATIONS} configurations x {N_SEEDS} seeds x {N_IMAGES} images a scenario")
-    for scenario in SCENARIOS:
-        start = time.perf_counter()
-        found = run(pool, scenario, n)
-        print(f"\n{scenario.name} ({time.perf_counter() - start:.0f} s)")
-        for key, value in found.items():
-            print(f"  {key:38s} {100 * value:6.1f} %")
-        missed += found["false winner"] > 0.05 or not 0.93 <= found["coverage of a difference"] <= 0.97
-    print("\nPower: one configuration is better than eleven alike by so much F1")
-    base = truth(SCENARIOS[0]).f1[0]
-    for skill in (0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
-        scenario = replace(SCENARIOS[0], skill=(skill,) + (0.0,) * 11)
-        found = run(pool, scenario, max(n // 5, 50), bootstrap=False)
-        gap = truth(scenario).f1[0] - base
-        print(
-            f"  {gap:.3f}: named the winner {100 * found['winner']:5.1f} %, "
-            f"falsely {100 * found['false winner']:.1f} %, pairs decided {100 * found['pairs decided']:.1f} %"
-        )
-    return int(missed > 0)
+        for scenario in SCENARIOS:
+            start = time.perf_counter()
+            found = run(pool, scenario, n)
+            print(f"\n{scenario.name} ({time.perf_counter() - start:.0f} s)")
+            for key, value in found.items():
+                shown = (
+                    f"{value:8.3f}"
+                    if key in ("may be best", "loses", "before: may be best")
+                    else f"{100 * value:6.1f} %"
+                )
+                print(f"  {key:28s} {shown}", flush=True)
+            if not scenario.fails and max(found["a best one is missed"], found["bound is wrong"]) > 0.06:
+                missed.append(scenario.name)
+        print(f"\nSeeds where they decide, {n // 5} studies each")
+        for name, scenario, margin in SEQUENTIAL:
+            rows = list(pool.map(partial(decide, scenario=scenario, margin=margin), range(n // 5)))
+            means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            words = [f"{key} {v:.0f}" if key == "runs" else f"{key} {100 * v:.0f} %" for key, v in means.items()]
+            print(f"  {name}, within {margin}: {', '.join(words)}", flush=True)
+            if means["wrong"] > 0.06:
+                missed.append(name)
+    print("\nmissed the bar: " + (", ".join(missed) or "none"))
+    return int(bool(missed))
 
 
 if __name__ == "__main__":

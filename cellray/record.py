@@ -403,6 +403,10 @@ class SearchLog(_Part):
     """The rule of early stopping, if there is one."""
     budget: int | None = None
     """Configurations that a search may try."""
+    alpha: float | None = None
+    """Probability of a wrong statement at the last look of a study that gives seeds where they decide."""
+    note: str = ""
+    """Why such a study ended; empty while it runs."""
     configurations: tuple[Tried, ...] = ()
 
     @property

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
 import time
 import zipfile
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from commands import run_apart, run_here
+from mlflow import MlflowClient
 from PIL import Image
 from services import free_port
 
 from cellray.ledger.lease import _pid_space
+from cellray.tracking import default_store
 
 STUDY = """
 name: tiny
@@ -73,6 +77,24 @@ class TestOneStudy:
         assert "tiny: 4 trials planned, 0 in the ledger, 4 to do" in swept.stdout
         assert swept.stderr == ""
         assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]
+
+    def test_the_verdict_is_the_same_text_everywhere(self, place, swept):
+        """At the end of the commands, first on the page, and as the description of the study's run in MLflow."""
+        verdict = (place / "studies/tiny/report/verdict.txt").read_text().split("\n\n")
+        assert (
+            verdict[0].startswith("This is a demonstration") and "With 2 common seeds nothing is decided" in verdict[2]
+        )
+        whole = " ".join(" ".join(verdict).split())
+        for told in (swept.stdout, here(place, "status", "tiny").stdout, here(place, "report", "tiny").stdout):
+            assert whole in " ".join(told.split())
+        assert json.loads(here(place, "status", "tiny", "--json").stdout)["verdict"] == verdict
+        page = unescape((place / "studies/tiny/report/index.html").read_text())
+        answer = page[page.index('<section id="answer"') : page.index('<section id="ranking"')]
+        assert re.findall(r"<p>(.*)</p>", answer) == verdict
+        client = MlflowClient(tracking_uri=default_store(str(place / "studies")))
+        experiment = client.get_experiment_by_name("tiny")
+        (run,) = client.search_runs([experiment.experiment_id], "tags.`cellray.kind` = 'study'")
+        assert run.data.tags["mlflow.note.content"].split("\n\n") == verdict
 
     def test_the_same_sweep_again_trains_nothing(self, place, swept):
         records = sorted((place / "studies/tiny/trials").glob("*/trial.json"))

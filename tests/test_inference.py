@@ -213,13 +213,15 @@ def test_a_micro_averaged_metric_is_compared_by_what_images_add_to_it():
     assert pair(tables, "A", "B").difference == pytest.approx(difference)
 
 
-def test_the_metric_that_ranks_has_all_columns_and_the_others_their_tests():
+def test_only_the_metric_that_ranks_has_all_columns_and_decides():
     pairs = inferred(of_hits(HITS)).inference.pairs
     assert list(pairs.columns) == ["set", "metric", *PAIR_COLUMNS]
     ranks_it = pairs.metric == "f1_iou"
     assert pairs[ranks_it].superiority.notna().all()
     assert pairs[pairs.metric == "recall_iou"].superiority.isna().all()
-    assert pairs[pairs.metric == "recall_iou"].p_holm.notna().all()
+    assert pairs[ranks_it].p_adjusted.notna().all()
+    assert pairs[pairs.metric == "recall_iou"].p.notna().all()
+    assert not pairs[pairs.metric == "recall_iou"].decided.any()
 
 
 def test_the_shared_point_has_intervals_of_its_own_images():
@@ -458,7 +460,7 @@ def test_the_ranking_keeps_its_order_and_its_rows():
     results = study(trials, outcomes={("A", 2): "collapsed"})
     plain = make_tables(results)
     found = infer(plain, results).ranking
-    new = ["low", "high", "rank_low", "rank_high"]
+    new = ["low", "high", "rank_low", "rank_high", "kept_mean", "kept_low", "kept_high"]
     assert set(found.columns) == {*plain.ranking.columns, *new}
     before = plain.ranking.drop(columns=new, errors="ignore")
     assert_frame_equal(found[list(before.columns)], before)
@@ -544,7 +546,7 @@ def test_chosen_couples_are_adjusted_over_themselves():
     alone = [float(crossed_mean(f1(a) - f1(b)).p) for a, b in ("AC", "BC")]
     assert list(table.p) == pytest.approx(alone)
     least, most = sorted(alone)
-    assert sorted(table.p_holm) == pytest.approx(sorted([2 * least, max(2 * least, most)]))
+    assert sorted(table.p_adjusted) == pytest.approx(sorted([2 * least, max(2 * least, most)]))
 
 
 def test_couples_of_medians_are_compared_as_in_the_report():

@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
-    ("errors", "processes", "arrays"),
+    ("errors", "processes", "arrays", "times"),
     ("storage", "scratch"),
     ("postprocess", "metrics", "losses", "device"),
     ("overlay", "statistics"),

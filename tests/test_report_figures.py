@@ -245,18 +245,15 @@ def test_rare_validation_points_get_markers_and_dense_ones_none():
         assert figure.axes[0].lines[0].get_marker() == marker
 
 
-def test_intervals_of_means_and_ranks_are_drawn_where_known(study):
+def test_intervals_of_means_are_drawn_where_known(study):
     tables, *_ = study
     ranking = tables.ranking.assign(low=tables.ranking["mean"] - 0.01, high=tables.ranking["mean"] + 0.02)
-    ranking = ranking.assign(rank_low=1.0, rank_high=NAN)
-    ranking.loc[ranking["rank"] == 1, "rank_high"] = 3.0
     figure = ranking_dots(tables.scores, ranking, set_name="test", metric="f1_iou")
     first = select(ranking, set_name="test", metric="f1_iou").iloc[0]
     lines = [line.get_xdata() for axis in figure.axes for line in axis.lines]
     assert any(np.array_equal(line, [first["mean"] - 0.01, first["mean"] + 0.02]) for line in lines)
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert labels[0].endswith("1 [1–3]")
-    assert labels[1].endswith("  2")
+    assert [label[-3:] for label in labels[:2]] == ["  1", "  2"]
 
 
 def test_the_mean_curve_counts_a_collapse_as_0():
@@ -376,4 +373,4 @@ def test_every_figure_has_a_name_of_its_own_a_section_and_a_reading():
 def test_the_documentation_lists_every_figure():
     text = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text()
     table = text[text.index("## Figures") :]
-    assert re.findall(r"^\| `([a-z-]+)(?:-<\w+>)?` \|", table, flags=re.M) == [kind.name for kind in FIGURES]
+    assert re.findall(r"`([a-z-]+?)(?:-<\w+>)?`", table) == [kind.name for kind in FIGURES]

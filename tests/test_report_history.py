@@ -19,7 +19,7 @@ from cellray.report.mixtures import weights_text
 from cellray.report.page import PageContents, render_page
 from cellray.report.page.search_tables import search_section
 from cellray.report.protocol import state_protocol
-from cellray.report.search_answer import race_sentence
+from cellray.report.search_answer import seeds_sentence
 from cellray.report.searched import names_of_parameters, option_of, parameter_name, parameters_text, read_search
 from cellray.results import Results
 from cellray.results.details import read_details
@@ -59,7 +59,7 @@ def test_the_file_is_read_in_the_order_of_numbers(tmp_path):
         ("BCE: low", None, "running"),
         ("#2", (0.5,), "finished"),
     ]
-    assert (found.stopping, found.suggests, found.is_racing) == ("asha", True, False)
+    assert (found.stopping, found.suggests, found.gives_seeds) == ("asha", True, False)
 
 
 def test_the_best_on_validation_is_chosen_in_the_metrics_own_direction(tmp_path):
@@ -245,9 +245,8 @@ def test_a_race_shows_who_was_dropped_after_how_many_seeds(tmp_path):
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["A", "E", "D", "C", "B"]
     crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "x"]
     assert crosses == [(5, 2), (3, 3), (3, 4)]
-    assert race_sentence(found) == (
-        "The race dropped 3 of 5 configurations, after 3 seeds B and C and after 5 seeds D; A and E stayed, with up to "
-        "8 seeds."
+    assert (
+        seeds_sentence(found) == "Seeds were given where they decide: A and E 8 seeds, D 5 seeds and B and C 3 seeds."
     )
 
 
@@ -434,7 +433,7 @@ def test_a_race_has_its_chart_its_sentence_and_its_dropped(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     plan = write_search(ledger, race, {"A": 0.7, "B": 0.4, "C": 0.69}, method="racing")
     answer, drawings, page = report_of(ledger, plan)
-    assert any(s.startswith("The race dropped 1 of 3 configurations, after 3 seeds B; A and C stayed") for s in answer)
+    assert "Seeds were given where they decide: A and C 5 seeds and B 3 seeds." in answer
     assert "seeds-given" in drawings
     assert not {"search-history", "importance"} & set(drawings)
     assert "Dropped from the race (1)" in page

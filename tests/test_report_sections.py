@@ -32,7 +32,7 @@ def pair(a, b, difference, *, decided=False, more_seeds=NAN, more_images=NAN, **
     """A row of the paired comparison."""
     return {
         "set": "test", "metric": "f1_iou", "a": a, "b": b, "n_seeds": 5, "n_images": 70, "difference": difference,
-        "low": difference - 0.01, "high": difference + 0.01, "p": 0.0004, "p_holm": 0.04 if decided else 0.3,
+        "low": difference - 0.01, "high": difference + 0.01, "p": 0.0004, "p_adjusted": 0.04 if decided else 0.3,
         "decided": decided, "p_wilcoxon": 0.02, "p_wilcoxon_holm": 0.2, "superiority": 0.8, "superiority_low": 0.7,
         "superiority_high": 0.9, "p_false": 0.01, "more_seeds": more_seeds, "more_images": more_images,
     } | changed  # fmt: skip
@@ -41,11 +41,11 @@ def pair(a, b, difference, *, decided=False, more_seeds=NAN, more_images=NAN, **
 def inference_of(pairs, ranks=(), friedman=(), detectable=()):
     """Frames like those of a comparison."""
     ranks_columns = [
-        "set", "label", "rank", "rank_low", "rank_high", "rank_then_mean", "by_tests", "mean_rank", "may_be_best",
+        "set", "label", "rank", "rank_low", "rank_high", "rank_then_mean", "by_tests", "mean_rank",
     ]  # fmt: skip
     return SimpleNamespace(
         pairs=pd.DataFrame(pairs, columns=list(pair("", "", 0.0))),
-        ranks=pd.DataFrame(ranks, columns=ranks_columns).astype({"may_be_best": bool}),
+        ranks=pd.DataFrame(ranks, columns=ranks_columns),
         friedman=pd.DataFrame(friedman, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
         detectable=pd.DataFrame(detectable, columns=["set", "metric", "difference"]),
     )
@@ -87,7 +87,7 @@ def test_the_leader_is_compared_with_all_and_other_open_pairs_stand_apart():
     assert found.leader.rows[0][2].note == "alone < 0.001"
     assert [row[0] for row in texts(found.undecided)] == ["A over B", "B over C"]
     assert found.undecided.rows[1][-1].text == "no number would"
-    assert "Of 3 pairs of configurations compared, 1 are told apart" in found.sentences[0]
+    assert "Of 3 pairs of configurations, 1 are told apart" in found.sentences[0]
 
 
 def test_no_list_of_open_pairs_where_the_leaders_table_has_them_all():
@@ -134,12 +134,11 @@ def test_friedman_and_detectable_sentences_say_what_the_numbers_allow():
     assert differences.detectable_sentence(inference.detectable, "far", "f1_iou") == []
 
 
-def test_ranks_and_means_carry_their_intervals_where_they_are_known():
+def test_means_carry_their_intervals_where_they_are_known():
     tables = three()
     assert [row[0].text for row in ranking_tables.ranked_table(tables, "f1_iou", "test").rows] == ["1", "2", "3"]
-    with_intervals = tables.ranking.assign(low=0.5, high=0.95, rank_low=1.0, rank_high=3.0)
+    with_intervals = tables.ranking.assign(low=0.5, high=0.95)
     table = ranking_tables.ranked_table(replace(tables, ranking=with_intervals), "f1_iou", "test")
-    assert [row[0].text for row in table.rows] == ["1 [1–3]", "2 [1–3]", "3 [1–3]"]
     assert {row[2].note for row in table.rows} == {"[0.500, 0.950]"}
 
 

@@ -1,4 +1,4 @@
-"""Suggestions, early stopping and races without Ray: trials are run here, or their results are made up."""
+"""Suggestions, early stopping and seeds where they decide, without Ray: trials are run here, or made up."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from cellray.record import TrialRecord
 from cellray.results import known_study
 from cellray.search import Agenda
 from cellray.search.journal import LedgerJournal
-from cellray.search.rules import goes_on, outclassed, rung_epochs
-from cellray.statistics import paired_tests
+from cellray.search.rules import alpha_of, goes_on, look_at, looks, rung_epochs
 from cellray.study import StoppingConfig, read_study
 from cellray.training import TrainingRun
 from cellray.trial import Sets, run_trial
@@ -269,22 +268,41 @@ class TestRules:
         assert rung_epochs(rule, 20, 4) == [4, 12]
         assert rung_epochs(rule, 3, 5) == []
 
-    def test_outclassed_are_those_whose_interval_lies_below_the_leader(self):
-        a = np.array([[0.80, 0.82, 0.78, 0.81], [0.81, 0.79, 0.82, 0.80], [0.79, 0.80, 0.81, 0.82]])
-        wobble = np.array([[0.1], [-0.1], [0.0]])  # B is better with one seed and worse with another
-        found = outclassed(np.array([a, a - 0.01 + wobble, a - 0.5 + wobble / 10]), ["A", "B", "C"], 2)
-        assert set(found) == {"C"}
-        leader, low, high = found["C"]
-        assert leader == "A" and 0 < low < 0.5 < high < 1
+    def test_the_looks_share_five_per_cent_and_later_ones_have_more(self):
+        shares = [alpha_of(i, 7) for i in range(7)]
+        assert sum(shares) == pytest.approx(0.05) and shares == sorted(shares)
+        assert (shares[0], shares[-1]) == pytest.approx((0.0041, 0.0102), abs=1e-4)
+        assert alpha_of(0, 1) == pytest.approx(0.05)
 
-    def test_more_tests_ask_for_more_evidence(self):
-        a = np.array([[0.80, 0.82, 0.78, 0.81], [0.81, 0.79, 0.82, 0.80], [0.79, 0.80, 0.81, 0.82]])
-        values = np.array([a, a - 0.05 + np.array([[0.008], [-0.008], [0.0]])])
-        p = paired_tests(values, ["A", "B"], detail=False, leader_only=True).p[0]
-        assert 1e-4 < p < 0.05
-        most = int(0.05 / (p / 2))  # tests with which its p is just small enough
-        assert set(outclassed(values, ["A", "B"], most)) == {"B"}
-        assert outclassed(values, ["A", "B"], most + 1) == {}
+    def test_looks_that_no_budget_reaches_have_no_share(self):
+        assert looks(5, 12, None) == (5, 7, 10, 14, 20, 28, 40)
+        assert looks(3, 2, 100) == (3, 5, 7, 10, 14, 20, 28, 40)
+        assert looks(5, 12, 70) == (5, 7, 10)  # 10 more trials are five each for two
+        assert looks(5, 12, 60) == (5,)
+
+    def test_seeds_are_for_those_that_may_be_better_by_more_than_the_margin(self):
+        values = scattered([0.90, 0.89, 0.88, 0.5], [0.02, 0.03, 0.001, 0.03], 5)
+        look = look_at(values, [5] * 4, (5, 7, 10), lambda score: 0.01)
+        assert look.said.take in look.needs and 3 not in look.needs and 2 <= len(look.needs) < 4
+        assert (look.n_seeds, look.note) == (7, "")
+        assert (
+            look_at(values, [5] * 4, (5,), lambda score: 0.01).note == "after 5 seeds the budget allows no more of two"
+        )
+        assert look_at(values, [5] * 4, (5, 7), lambda score: 0.9).note == "decided within 0.9"
+
+    def test_where_images_are_lacking_no_seeds_are_given(self):
+        rng = np.random.default_rng(0)
+        values = 0.8 + np.array([0.03, -0.03])[:, None, None] * rng.standard_normal((1, 1, 4))
+        values = values + 0.001 * rng.standard_normal((2, 10, 4))
+        assert look_at(values[:, :5], [5, 5], (5, 7, 10, 14), lambda score: 0.005).needs == (0, 1)
+        look = look_at(values, [10, 10], (5, 7, 10, 14), lambda score: 0.005)
+        assert look.needs == () and look.note.startswith("test images are lacking, not seeds")
+
+
+def scattered(means, sd, n_seeds, seed=3):
+    """Scores over seeds without images; shape (k, n_seeds, 1)."""
+    noise = np.random.default_rng(seed).standard_normal((len(means), n_seeds))
+    return (np.array(means)[:, None] + np.array(sd)[:, None] * noise)[:, :, None]
 
 
 class TestStopping:
@@ -371,37 +389,88 @@ class TestStopping:
                 assert same(lasting(record), lasting(run_trial(trial, sets, alone)))
 
 
-class TestRacing:
-    @pytest.mark.slow
-    def test_seeds_go_to_those_that_may_be_best(self, images, tmp_path):
-        """Real records, so that the images speak: a loss at a rate that can't learn is out after three seeds."""
-        listed = [
-            {"label": "Dice", "loss": {"name": "dice"}},
-            {"label": "MCC", "loss": {"name": "mcc"}},
-            {"label": "None", "loss": {"name": "dice"}, "training": {"lr": 1e-9}},
-        ]
-        study = tiny_study(
-            images, configurations=listed, seeds=[0, 5, 25, 125, 7], racing={"start": 3}, training={"steps": 40},
-        )  # fmt: skip
-        sets, ledger = Sets.open(study.data), Ledger(str(tmp_path), study.name)
-        agenda = Agenda(study, sets, ledger)
-        order = []
-        while (task := agenda.next()) is not None:
-            order.append((task.trial.label, task.trial.seed))
-            run_trial(task.trial, sets, ledger)
-            agenda.ended(task.trial)
-        assert order[:3] == [("Dice", 0), ("MCC", 0), ("None", 0)]
-        states = {e.label: (e.state, len(e.trials)) for e in agenda.entries}
-        assert states == {"Dice": ("finished", 5), "MCC": ("finished", 5), "None": ("dropped", 3)}
-        assert agenda.entries[2].reason.startswith("dropped after 3 seeds: ")
-        assert len(agenda.plan) == 13 and Agenda(study, sets, ledger).is_finished
+LISTED_FOUR = [
+    {"label": label, "loss": {"name": "tversky", "settings": {"fn_weight": w}}}
+    for label, w in (("A", 0.2), ("B", 0.4), ("C", 0.6), ("D", 0.8))
+]
+MEANS = {"A": (0.80, 0.02), "B": (0.80, 0.03), "C": (0.78, 0.02), "D": (0.30, 0.02)}
 
-    def test_a_budget_ends_the_race(self, images, tmp_path):
-        listed = [DICE, HALF]
-        study = tiny_study(images, configurations=listed, seeds=[0, 1, 2, 3, 4], racing={"start": 3, "budget": 8})
-        sweep = Sweep(study, tmp_path, lambda trial: 0.5)
-        sweep.n_epochs = lambda trial: 3
-        assert [len(e.trials) for e in sweep().entries] == [4, 4]
+
+def drawn_score(trial):
+    """Scattered about the configuration's mean, the same for the same trial."""
+    mean, sd = MEANS[trial.label]
+    return mean + sd * np.random.default_rng([trial.seed, ord(trial.label)]).standard_normal()
+
+
+class TestDeciding:
+    def deciding(self, images, storage, score=drawn_score, *, n_workers=2, rng=None, **decide):
+        study = tiny_study(
+            images, configurations=LISTED_FOUR, seeds=[5, 0, 25], decide={"within": 0.05} | decide,
+            training={"steps": None, "epochs": 3},
+        )  # fmt: skip
+        return Sweep(study, storage, score, n_workers=n_workers, rng=rng)
+
+    def test_seeds_go_where_they_decide(self, images, tmp_path):
+        sweep = self.deciding(images, tmp_path, at_most="200 trials")
+        agenda = sweep()
+        counts = {e.label: len(e.trials) for e in agenda.entries}
+        assert counts["D"] == 3 < max(counts.values()) and set(counts.values()) <= {3, 5, 7, 10, 14, 20, 28, 40}
+        log = sweep.ledger.search()
+        assert log.method == "decide" and log.note == "decided within 0.05" and 0 < log.alpha < 0.05
+        assert {e.state for e in agenda.entries} == {"finished"}
+        assert agenda.entries[3].reason.startswith("not better than ")
+        most = max(agenda.entries, key=lambda e: len(e.trials))
+        assert [t.seed for t in most.trials][:7] == [5, 0, 25, 1, 2, 3, 4]  # those listed, and then the rest
+
+    def test_decisions_are_the_same_whatever_ends_first_and_whatever_is_killed(self, images, tmp_path):
+        straight = self.deciding(images, tmp_path / "a", at_most="200 trials", n_workers=1)
+        straight()
+        for seed in (1, 2):
+            sweep = self.deciding(
+                images, tmp_path / f"b{seed}", at_most="200 trials", n_workers=4, rng=random.Random(seed)
+            )
+            for deaths in (5, 9 + seed, 3):
+                sweep(die_after=deaths)
+            sweep()
+            assert sweep.facts == straight.facts
+            assert set(sweep.ran) == set(straight.ran)
+
+    @pytest.mark.parametrize(("at_most", "note"), [("17 trials", "17 trials don't allow 6 more"), ("0.001 h", "allow"),
+                                                   ("15 trials", "the budget allows no more")])  # fmt: skip
+    def test_a_budget_ends_it(self, images, tmp_path, at_most, note):
+        sweep = self.deciding(images, tmp_path, at_most=at_most)
+        run = sweep.run
+
+        def timed(task):
+            run(task)
+            key = sweep.sets.keys(task.trial)[0]
+            record = sweep.ledger.record(key)
+            timed = record.model_copy(update={"seconds": record.seconds.model_copy(update={"training": 0.29})})
+            sweep.ledger.write_record(timed, {}, {})
+
+        sweep.run = timed
+        assert sum(len(e.trials) for e in sweep().entries) == 12
+        assert note in sweep.ledger.search().note
+
+    def test_collapsed_runs_have_no_part_and_are_not_recommended(self, images, tmp_path):
+        def score(trial):
+            return None if (trial.label, trial.seed) == ("A", 0) else drawn_score(trial)
+
+        sweep = self.deciding(images, tmp_path, score, at_most="60 trials")
+        reasons = {e.label: e.reason for e in sweep().entries}
+        assert not reasons["A"].startswith("recommended") and any(r.startswith("recommended") for r in reasons.values())
+
+    def test_without_a_budget_every_configuration_gets_every_seed(self, images, tmp_path):
+        sweep = self.deciding(images, tmp_path)
+        assert [len(e.trials) for e in sweep().entries] == [3, 3, 3, 3]
+        assert not sweep.study.adapts
+
+
+def test_a_race_of_an_older_file_is_read():
+    study = read_study(STUDY.format(rest=LISTED + "racing: {start: 3, budget: 8}"), "s.yaml")
+    assert (study.decide.first, study.decide.at_most, study.decide.within) == (3, "8 trials", None)
+    study = read_study(STUDY.format(rest=LISTED + "racing: {}"), "s.yaml")
+    assert study.decide.at_most == "6 trials"
 
 
 STUDY = """
@@ -434,9 +503,12 @@ LISTED = "configurations: [{label: A, loss: {name: dice}}, {label: B, loss: {nam
             "no worst value",
         ),
         (LISTED + "search: {budget: 9, method: nsga2, space: {training: {lr: {uniform: [0.1, 1]}}}}", "two or more"),
-        (LISTED + "racing: {start: 4}", "starts with 4 seeds, but the study has only 3"),
-        (LISTED + "racing: {start: 3, budget: 5}", "3 seeds of 2 configurations are 6 trials"),
-        (LISTED + "racing: {}\nstopping: {rule: asha}", "doesn't go together with stopping"),
+        (LISTED + "decide: {first: 4}", "wants 4 seeds, but the study has only 3"),
+        (LISTED + "decide: {at_most: 5 trials}", "3 seeds of 2 configurations are 6 trials"),
+        (LISTED + "decide: {at_most: 6h}\nstopping: {rule: asha}", "doesn't go together with stopping"),
+        (LISTED + "decide: {at_most: 6 days}", "decide.at_most"),
+        (LISTED + "decide: {within: 0}", "decide.within"),
+        (LISTED + "decide: {at_most: 9 trials}\nevaluation: {rank_by: medae}", "can't compare by 'medae'"),
         (LISTED + "stopping: {rule: asha, at: [0.5, 0.2]}", "must rise"),
         ("", "configurations: must have at least 1 entry, unless there is a search"),
     ],

@@ -12,7 +12,7 @@ from label_images import random_pair, row_of
 from scipy import stats
 
 from cellray.metrics import image_terms, metrics_of, summarise
-from cellray.statistics import CrossedMean, contributions, crossed_mean, detectable, more_needed, unseen_rate
+from cellray.statistics import CrossedMean, contributions, crossed_mean, detectable, more_needed, rate_interval
 from cellray.statistics.crossed import LEAST_P
 
 
@@ -335,6 +335,11 @@ def test_without_an_error_nothing_is_detectable():
 
 
 def test_what_no_trial_showed_may_still_happen():
-    assert unseen_rate(5) == pytest.approx(0.4507, abs=1e-4)  # 0.5493 to the fifth is 0.05
-    assert unseen_rate(1) == pytest.approx(0.95)
-    assert unseen_rate(300) == pytest.approx(3 / 300, rel=0.01)
+    assert rate_interval(0, 5) == pytest.approx((0, 0.4507), abs=1e-4)  # 0.5493 to the fifth is 0.05
+    assert rate_interval(5, 5) == pytest.approx((0.5493, 1), abs=1e-4)
+    assert rate_interval(0, 300)[1] == pytest.approx(3 / 300, rel=0.01)
+
+
+def test_a_rate_has_the_interval_of_clopper_and_pearson():
+    exact = stats.binomtest(2, 5).proportion_ci(0.95, method="exact")
+    assert rate_interval(2, 5) == pytest.approx((exact.low, exact.high))

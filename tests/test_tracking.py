@@ -73,6 +73,20 @@ def store(ledger: Ledger, empty_store: Path) -> str:
     return default_store(ledger.storage)
 
 
+def test_the_verdict_describes_the_study_until_somebody_describes_it_otherwise(study, ledger, store):
+    ledger.write("report/verdict.txt", b"Take Dice.\n\nIt is the best.")
+    sweep(MLflowTracker(ledger, store, models=False), ledger, study)
+    (top,) = runs_of(store, "study")
+    assert top.data.tags["mlflow.note.content"] == "Take Dice.\n\nIt is the best."
+    ledger.write("report/verdict.txt", b"Take BCE.")
+    sync(ledger, study, store)
+    assert runs_of(store, "study")[0].data.tags["mlflow.note.content"] == "Take BCE."
+    MlflowClient(tracking_uri=store).set_tag(top.info.run_id, "mlflow.note.content", "ours")
+    ledger.write("report/verdict.txt", b"Take Dice.")
+    sync(ledger, study, store)
+    assert runs_of(store, "study")[0].data.tags["mlflow.note.content"] == "ours"
+
+
 def test_the_tree_carries_params_metrics_tags_and_files(study, ledger, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "not-a-run")
     ledger.write("report/index.html", b"<html>")

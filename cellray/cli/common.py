@@ -77,7 +77,9 @@ def choose(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple
     if seeds is None and not only:
         return None
     if study.adapts:
-        raise StudyError("--seeds and --only don't go with search, stopping or racing: results decide what is run")
+        raise StudyError(
+            "--seeds and --only don't go with search, stopping or decide.at_most: results decide what is run"
+        )
     return chosen_trials(study, seeds, only)
 
 

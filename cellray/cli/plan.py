@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import AllowCode, Json, MaxConcurrent, Only, Seeds, Storage, StudyFile, choose, open_sets, out
-from cellray.cli.show import duration
 from cellray.errors import StudyError
+from cellray.times import duration
 
 if TYPE_CHECKING:
     from cellray.forecast import Forecast
@@ -57,7 +57,7 @@ def plan(
     """
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
-    from cellray.results import known_study
+    from cellray.results import known_trials
     from cellray.study import load_study
 
     study = load_study(study_file, code="allowed" if allow_code else "forbidden")
@@ -65,10 +65,10 @@ def plan(
     sets = open_sets(study, as_json)
     groups = _nodes_described(study, nodes, gpus_per_node, cpus_per_node, context, namespace)
     ledger = Ledger(storage, study.name)
-    trials = known_study(study, ledger.search()).trials()
+    trials = known_trials(study, ledger.search())
     planned = [p for p in sets.plan(trials, ledger) if chosen is None or (p.label, p.seed) in chosen]
     examples = _examples(study)
-    n_more = max(study.search.budget * len(study.seeds) - len(planned), 0) if study.search else 0
+    n_more = max(most - len(planned), 0) if (most := study.most_trials) is not None else 0
     with nullcontext() if as_json else out.status("timing") as shown:
 
         def progress(done: int, of: int) -> None:
@@ -97,7 +97,13 @@ def plan(
         _print_trials(planned, cost)
     _print_study(study, sets, (trials or examples)[0])
     done = sum(p.done for p in planned)
-    more = f", {n_more} of them suggestions to come" if n_more else ""
+    more = ""
+    if n_more:
+        more = (
+            f", {n_more} of them suggestions to come" if study.search else f", up to {n_more} of them where they decide"
+        )
+    elif study.gives_seeds and study.decide is not None:
+        more = f"; then seeds where they decide, up to {study.decide.at_most} of trials in all"
     out.print(f"[bold]{done + cost.n_todo} trials, {done} done, {cost.n_todo} to do[/bold]{more}", highlight=False)
     if cost.n_todo:
         _print_costs(study, cost, not groups)

@@ -102,11 +102,5 @@ class ProgressObserver(Observer):
 
 
 def _n_expected(study: Study, plan: list[PlannedTrial]) -> int:
-    """Trials of the whole sweep as far as can be said: a search has its budget, a race may end before its own."""
-    n_seeds = len(study.seeds)
-    if study.search is not None:
-        return study.search.budget * n_seeds
-    if study.racing is not None:
-        most = len(study.configurations) * n_seeds
-        return min(most, study.racing.budget or most)
-    return len(plan)
+    """Trials of the whole sweep as far as can be said; one that gives seeds may end before its budget."""
+    return len(plan) if study.most_trials is None else study.most_trials

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cellray.data.check import DatasetReport
+    from cellray.ledger import Ledger
     from cellray.record import Number
 
-DROPPABLE = ("shared point", "worst seed", "survivors")
+DROPPABLE = ("published threshold", "worst seed", "runs that ended", "best of 3")
 """Columns that a narrow terminal leaves out, in this order; the report has them all."""
 
 
@@ -102,9 +103,15 @@ def print_dataset(found: DatasetReport) -> None:
         out.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def verdict(ledger: Ledger) -> list[str]:
+    """The sentences of the report's answer, as they were written last; none before the first report."""
+    if not ledger.exists("report/verdict.txt"):
+        return []
+    return ledger.read("report/verdict.txt").decode().split("\n\n")
+
+
+def print_verdict(ledger: Ledger) -> None:
+    """The answer in words, the same as on the page and in MLflow."""
+    out.print()
+    for sentence in verdict(ledger):
+        out.print(escape(sentence), highlight=False)

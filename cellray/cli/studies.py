@@ -35,7 +35,8 @@ from cellray.cli.common import (
     out,
 )
 from cellray.cli.exposed import warn_of_exposed
-from cellray.cli.show import duration, print_table
+from cellray.cli.show import print_table, print_verdict, verdict
+from cellray.times import duration
 
 if TYPE_CHECKING:
     from cellray.observers import Observer
@@ -118,6 +119,7 @@ def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = 
         state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()
     held = ledger.holder()
     state["held_by"] = held.model_dump() if held else None
+    state["verdict"] = verdict(ledger)
     if as_json:
         print(json.dumps(state))
         return
@@ -139,6 +141,7 @@ def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = 
         log = f"trials/{trouble['key']}/traceback.txt"
         if ledger.exists(log):
             out.print(f"  log: {ledger.uri}/{log}", highlight=False, soft_wrap=True)
+    print_verdict(ledger)
 
 
 def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
@@ -199,8 +202,8 @@ def schema() -> None:
 
 
 def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
-    """Print the ranked table and the report's path; exit 3 if trials failed."""
-    from cellray.report import Findings, format_table, load_tables, write_answer
+    """Print the ranked table, the verdict and the report's path; exit 3 if trials failed."""
+    from cellray.report import format_table, load_tables
 
     plan = results.plan
     tables = load_tables(results, only_ranking=True)
@@ -209,11 +212,11 @@ def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
     table = format_table(tables, metric=plan.rank_by)
     if as_json:
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        print(json.dumps({"study": plan.study, "outcomes": outcomes, "table": rows, "report": page}))
+        answer = verdict(results.ledger)
+        print(json.dumps({"study": plan.study, "verdict": answer, "outcomes": outcomes, "table": rows, "report": page}))
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
-        if results.log and not results.log.only_rates:  # what a search or a race found isn't the first of the table
-            out.print(escape(write_answer(Findings(results, tables))[0]), highlight=False)
+        print_verdict(results.ledger)
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -1,25 +1,29 @@
-"""The answer of a study in up to three sentences, written from the numbers and never stronger than they allow.
+"""The verdict of a study in sentences, written from the numbers and never stronger than they allow.
 
-Who leads is what was seen; that it is the best is said only where the paired tests decide it against each other
-configuration. What they leave open is called undecided, with what would decide it.
+The terminal, the page, Markdown and MLflow show the same ones: what to take and what that can cost at most, what may
+be the best, what is the same within the margin, what would decide the rest, and what to distrust. What a bound says is
+said of the runs that ended; who collapsed how often stands apart.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
+from cellray.metrics import METRICS
 from cellray.report.findings import Findings
-from cellray.report.ranking import rows_of
-from cellray.report.search_answer import found_sentence, race_sentence, stopped_clause
-from cellray.report.text import format_interval, format_value, metric_title
+from cellray.report.ranking import Advice, rows_of, select
+from cellray.report.search_answer import found_sentence, seeds_sentence, stopped_clause
+from cellray.report.text import format_interval, format_rate, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
-from cellray.statistics import LEAST_SEEDS
+from cellray.statistics import LEAST_SEEDS, N_KEPT_OF, SEED_LOOKS, rate_interval
+from cellray.times import duration
 
 
 def write_answer(found: Findings) -> list[str]:
-    """A few sentences about the ranking on the test set at each trial's own operating point.
+    """The sentences, about the ranking on the test set at each trial's own operating point.
 
     Of a search, what it chose on validation images comes first: the ranking may name another one, but that is seen on
     the test images. Of a study of loss weights, where the best ones lie comes last.
@@ -28,38 +32,190 @@ def write_answer(found: Findings) -> list[str]:
     known = ranked[ranked["rank"].notna()]
     missing = int(ranked.n_missing.sum())
     stopped = stopped_clause(ranked, search)
+    drawn = [DEMONSTRATION] if found.plan.is_drawn else []
     if known.empty and stopped and not missing:
-        return [f"No configuration was trained to its end: {stopped}."]
+        return [*drawn, f"No configuration was trained to its end: {stopped}."]
     if known.empty:
-        return [f"No trial has a result yet ({missing} of {int(ranked.n_planned.sum())} planned trials are missing)."]
+        n_planned = int(ranked.n_planned.sum())
+        return [*drawn, f"No trial has a result yet ({missing} of {n_planned} planned trials are missing)."]
     if not known.survivors_n.sum():
-        return [f"No trial gave a usable result: {trouble(ranked)}."]
+        return [*drawn, f"No trial gave a usable result: {trouble(ranked)}."]
     pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
     unit = tables.inference.unit if tables.inference else "image"
-    sentences = []
+    choice = tables.inference.choice if tables.inference else None
+    sentences = list(drawn)
     if search is not None and search.suggests:
         sentences.append(found_sentence(search, ranked, metric, found.losses))
-    sentences.append(lead(known, pairs, metric, missing, unit))
-    if len(known) > 1 and len(pairs):
-        ranks = tables.inference.ranks if tables.inference else pd.DataFrame()
-        sentences.append(decision(known, pairs, set(ranks[(ranks["set"] == "test") & ranks.may_be_best].label)))
-    if search is not None and search.is_racing:
-        sentences.append(race_sentence(search))
+    if choice is None:
+        sentences += [lead(known, pairs, metric, missing, unit), unsaid(known, pairs)]
+    else:
+        row = known[known.label == choice.take].iloc[0]
+        sentences += [
+            take(row, pairs, metric, missing, unit),
+            bound(choice, metric),
+            best_ones(choice),
+            alike(choice, found),
+            passed_over(choice, known, metric),
+            meaning(found, choice.take),
+        ]
+    sentences.append(kept_sentence(known, metric, None if choice is None else choice.take))
+    if search is not None and search.gives_seeds:
+        sentences.append(seeds_sentence(search))
     sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
+    sentences.append(rates(ranked))
     sentences += [family.sentence for family in found.families]
     return [sentence for sentence in sentences if sentence]
 
 
+DEMONSTRATION = (
+    "This is a demonstration: its images are drawn, so what follows shows how an answer looks and says nothing of real "
+    "cells."
+)
+
+
+def take(row: pd.Series, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
+    """Which configuration to take, and its score."""
+    return f"{'So far, take' if missing else 'Take'} {row.label}: {scored(row, pairs, metric, unit)}."
+
+
+def bound(choice: Advice, metric: str) -> str:
+    """What the recommended one may lose: on new images first, on this test set second."""
+    title, loss = metric_title(metric), format_value(metric, choice.found.loss)
+    n = len(choice.labels)
+    where = "with new trainings and on new images" if choice.new_images else "with new trainings, on these test images"
+    if choice.found.is_best:
+        return (
+            f"It is the best of the {n}, {where} (95 % confidence)."
+            if n > 2
+            else f"It is the better one, {where} (95 % confidence)."
+        )
+    text = f"It is the best or loses at most {loss} {title} to whichever is best, {where} (95 % confidence)"
+    if choice.here is not None and choice.here.take == choice.found.take:
+        text += f"; on these very test images, at most {format_value(metric, choice.here.loss)}"
+    return f"{text}."
+
+
+def best_ones(choice: Advice) -> str:
+    """What may be the best; empty where the bound has said it."""
+    if choice.found.is_best:
+        return ""
+    possible = choice.may_be_best
+    others = len(choice.labels) - len(possible)
+    if not others:
+        return f"Any of the {len(possible)} may be the best."
+    rest = "of the other one" if others == 1 else f"of each of the {others} others"
+    return (
+        f"The best is one of {listing(possible)}; {rest}, another does at least as well."
+        if len(possible) > 1
+        else (f"The best is {possible[0]}; {rest}, another does at least as well.")
+    )
+
+
+def alike(choice: Advice, found: Findings) -> str:
+    """What is the same within the margin, or else what would make it so."""
+    metric, score = found.metric, float(found.ranked.set_index("label")["mean"][choice.take])
+    margin = found.plan.margin(score)
+    shown = f"{format_value(metric, margin).rstrip('0')} {metric_title(metric)}"
+    said = "" if found.plan.within is not None else ", the margin where a study names none"
+    if choice.found.loss <= margin:
+        good = choice.alike(margin)
+        return f"{listing(good)} will all do within {shown} of the best{said}." if len(good) > 1 else ""
+    still = choice.ahead(margin)
+    text = f"{listing_some(still)} {'keeps' if len(still) == 1 else 'keep'} that bound above {shown}{said}"
+    return f"{text}. {closing(choice, found, still, margin)}"
+
+
+def closing(choice: Advice, found: Findings, still: list[str], margin: float) -> str:
+    """What would bring the bound within the margin, and what it costs; or that images are what is lacking."""
+    of = choice.bootstrap.of
+    now = int(of.has[choice.found.take].sum())
+    looks = [n for n in SEED_LOOKS if n > now]
+    if not looks:
+        return f"With {plural(now, 'seed')} it has as many as it can be given."
+    if (left := choice.with_seeds(looks[-1])) > margin:
+        metric = found.metric
+        text = f"{looks[-1]} seeds of each, if they went on like these, would leave {format_value(metric, left)}"
+        if choice.here is not None and choice.with_seeds(looks[-1], new_images=False) <= margin:
+            unit = found.tables.inference.unit if found.tables.inference else "image"
+            return f"{text}: not seeds but test images are lacking, there are {plural(of.n_images, unit)}."
+        return f"{text}."
+    n = next(n for n in looks if choice.with_seeds(n) <= margin)
+    who = list(dict.fromkeys([choice.take, *still]))
+    counts = dict(zip(choice.labels, of.has.sum(1), strict=True))
+    n_runs = sum(n - int(counts[label]) for label in who)
+    spent = [record.seconds.total for label in who for record in found.by_label[label]]
+    cost = f", about {duration(n_runs * sum(spent) / len(spent))} one after the other" if spent else ""
+    them = "these" if choice.take in still else "it and these"
+    return f"{n} seeds of {them} would, if they went on like the first ({n_runs} more trainings{cost})."
+
+
+def passed_over(choice: Advice, known: pd.DataFrame, metric: str) -> str:
+    """Why the configuration with the highest mean of the runs that ended isn't the recommended one."""
+    of = choice.bootstrap.of
+    first = int(np.nanargmax(of.mean))
+    if first == choice.found.take:
+        return ""
+    label = choice.labels[first]
+    row = known[known.label == label].iloc[0]
+    if row.n_finished < row.n_planned - row.n_missing:
+        why = f"not all of its runs ended ({row.n_finished} of {row.n_planned - row.n_missing})"
+    elif math.isnan(choice.found.losses[first]):
+        why = f"its seeds spread too widely to plan with (SD {format_value(metric, row.survivors_sd)})"
+    else:
+        why = "it may lose more"
+    return f"{label} has the better mean, {format_value(metric, row.survivors_mean)}, but {why}."
+
+
+def meaning(found: Findings, label: str) -> str:
+    """What the score means in cells; empty without the metrics for it."""
+    seen = {}
+    for key in ("recall_iou", "precision_iou", "mpe"):
+        rows = select(found.tables.scores, set_name="test", metric=key)
+        values = rows[(rows.label == label) & (rows.outcome == "finished")]["value"]
+        if values.empty or not np.isfinite(values).all():
+            return ""
+        seen[key] = float(values.mean())
+    more = "high" if seen["mpe"] >= 0 else "low"
+    return (
+        f"In cells: of 100 it finds {100 * seen['recall_iou']:.0f}, of 100 that it draws "
+        f"{100 * (1 - seen['precision_iou']):.0f} are none, and its counts are {abs(seen['mpe']):.0f} % {more}."
+    )
+
+
+def kept_sentence(known: pd.DataFrame, metric: str, taken: str | None) -> str:
+    """What to expect of the best of three trainings by validation, of the best one by that and of the one to take."""
+    rows = known[known.kept_mean.notna()]
+    if rows.empty:
+        return ""
+    sign = -1 if METRICS[metric].higher_is_better else 1
+    best = rows.iloc[int((sign * rows.kept_mean).to_numpy().argmin())]
+
+    def shown(row: pd.Series) -> str:
+        interval = format_interval(metric, row.kept_low, row.kept_high)
+        return f"{row.label} {format_value(metric, row.kept_mean)}" + (f" {interval}" if interval else "")
+
+    text = f"Of {N_KEPT_OF} trainings, with the best on validation kept, most is to be expected of {shown(best)}"
+    mine = rows[rows.label == taken]
+    if taken is not None and len(mine) and best.label != taken:
+        text += f"; of {shown(mine.iloc[0])}"
+    return f"{text}."
+
+
+def unsaid(known: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Why nothing is promised; empty with one configuration."""
+    if len(known) < 2 or pairs.empty:
+        return ""
+    if pairs.n_seeds.max() < LEAST_SEEDS:
+        common = plural(int(pairs.n_seeds.max()), "common seed")
+        return f"With {common} nothing is decided: it takes {LEAST_SEEDS} to see how much is chance."
+    return ""
+
+
 def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
-    """Who leads and by how much; `is best` only where that is decided."""
+    """Who leads and by how much, where nothing can be promised."""
     so_far = "So far, " if missing else ""
     first = known.iloc[0]
-    over = plural(int(first.n), "seed")
-    if len(pairs) and pairs.n_images.max() > 1:
-        over += f" and {plural(int(pairs.n_images.max()), unit)}"
-    interval = format_interval(metric, first.low, first.high)
-    score = f"{metric_title(metric)} on the test set, {format_value(metric, first['mean'])}"
-    score += f" (mean over {over}; 95 % interval {interval})" if interval else f" (mean over {over})"
+    score = f"{scored(first, pairs, metric, unit)}"
     if len(known) == 1:
         return f"{so_far}{first.label} has {score}; there is nothing to compare it with."
     tied = known[known["rank"] == 1]
@@ -70,13 +226,17 @@ def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, un
     pair = pair_of(pairs, first.label, second.label)
     if pair is not None and pair.a == first.label and math.isfinite(pair.low):
         gap = f"{format_value(metric, pair.difference)} {format_interval(metric, pair.low, pair.high)}"
-    verb = "is best" if is_best(first) else "leads"
-    return f"{so_far}{first.label} {verb} by {score}; {second.label} follows, {gap} behind."
+    return f"{so_far}{first.label} leads by {score}; {second.label} follows, {gap} behind."
 
 
-def is_best(row: pd.Series) -> bool:
-    """Whether a configuration's rank is decided to be the first."""
-    return bool(row.rank_low == 1 and row.rank_high == 1)
+def scored(row: pd.Series, pairs: pd.DataFrame, metric: str, unit: str) -> str:
+    """A configuration's mean on the test set, and over what."""
+    over = plural(int(row.n), "seed")
+    if len(pairs) and pairs.n_images.max() > 1:
+        over += f" and {plural(int(pairs.n_images.max()), unit)}"
+    interval = format_interval(metric, row.low, row.high)
+    score = f"{metric_title(metric)} {format_value(metric, row['mean'])} on the test set"
+    return f"{score} (mean over {over}; 95 % interval {interval})" if interval else f"{score} (mean over {over})"
 
 
 def pair_of(pairs: pd.DataFrame, one: str, other: str) -> pd.Series | None:
@@ -85,49 +245,6 @@ def pair_of(pairs: pd.DataFrame, one: str, other: str) -> pd.Series | None:
         return None
     found = pairs[((pairs.a == one) & (pairs.b == other)) | ((pairs.a == other) & (pairs.b == one))]
     return None if found.empty else found.iloc[0]
-
-
-def decision(known: pd.DataFrame, pairs: pd.DataFrame, contenders: set[str]) -> str:
-    """What the tests decide, what they leave open, and what would decide it.
-
-    Args:
-        known: Rows of the ranking, best first.
-        pairs: Their comparisons.
-        contenders: The labels that may be the best.
-    """
-    first = known.iloc[0]
-    if pairs.n_seeds.max() < LEAST_SEEDS:
-        common = plural(int(pairs.n_seeds.max()), "common seed")
-        return f"With {common} nothing is decided: it takes {LEAST_SEEDS} to see how much is chance."
-    others = [str(label) for label in known.label[1:]]
-    if is_best(first):
-        rest = pairs[(pairs.a != first.label) & ~pairs.decided.astype(bool)]
-        more = f"; of the other pairs, {len(rest)} are undecided" if len(rest) else ""
-        each = "the other" if len(others) == 1 else f"each of the {len(others)} others"
-        return f"It is decided to be better than {each} (paired by seed and image){more}."
-    possible = [label for label in others if label in contenders]
-    ruled_out = [label for label in others if label not in contenders]
-    if not possible:  # each is beaten by some other, if not by the leader
-        return f"With 95 % confidence {first.label} is the only one that may be the best (paired by seed and image)."
-    could = "any of the others" if not ruled_out and len(others) > 1 else listing_some(possible)
-    text = f"Which is best is undecided: besides {first.label} it may be {could}"
-    if ruled_out:
-        text += f"; {listing_some(ruled_out)} can't be it (95 % confidence)"
-    return f"{text}{advice(pair_of(pairs, first.label, possible[0]), possible[0])}."
-
-
-def advice(pair: pd.Series | None, other: str) -> str:
-    """What would decide the closest open pair."""
-    if pair is None or pd.isna(pair.more_seeds):
-        return ""
-    ways = [
-        f"{n:.0f} more {what}"
-        for n, what in ((pair.more_seeds, "seeds"), (pair.more_images, "test images"))
-        if math.isfinite(n)
-    ]
-    if not ways:
-        return f". Against {other}, neither more seeds nor more images alone would decide a difference as small as this"
-    return f". If the difference stayed as it is, {' or '.join(ways)} would decide it against {other}"
 
 
 def caveats(
@@ -144,10 +261,10 @@ def caveats(
     parts = []
     words = trouble(ranked)
     if words:
+        counted = "are left out, as the quirk skip_collapsed has it,"
         parts.append(
-            f"{words} and are left out of the ranking, as the quirk skip_collapsed has it"
-            if skipped
-            else f"{words} and count as the worst value"
+            f"{words} and {counted if skipped else 'count as the worst value'} in the ranking, while bounds and what "
+            "may be best are about the runs that ended"
         )
     favoured = known[(known.survivors_rank == 1) & (known["rank"] > 1)]
     if len(favoured) and words:
@@ -188,3 +305,14 @@ def trouble(ranked: pd.DataFrame) -> str:
         count = f"{int(rows[column].sum())} of {total} trials" if not parts else str(int(rows[column].sum()))
         parts.append(f"{count} {verb} ({', '.join(named)})")
     return listing(parts)
+
+
+def rates(ranked: pd.DataFrame) -> str:
+    """How often new runs of a configuration that lost some may be lost."""
+    lost = ranked.n_collapsed + ranked.n_failed
+    rows = ranked.assign(n_lost=lost)[lost > 0].sort_values("n_lost", ascending=False, kind="stable")
+    named = []
+    for row in rows_of(rows):
+        low, high = rate_interval(row.n_lost, row.n_lost + row.n_finished)
+        named.append(f"{format_rate(low, high)} of {row.label}")
+    return f"Of new runs, {listing_some(named)} would be lost (95 % confidence each)." if named else ""

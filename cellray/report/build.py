@@ -70,6 +70,7 @@ def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, byte
     )
     return {
         **pairs,
+        "verdict.txt": "\n\n".join(answer).encode(),
         "ranking.csv": exports.csv_bytes(tables.ranking),
         "trials.csv": exports.csv_bytes(tables.trials),
         "trials.parquet": exports.parquet_bytes(tables.trials),
@@ -92,4 +93,4 @@ def load_tables(results: Results, *, external_order: Sequence[str] = (), only_ra
 
 def live_metrics(plan: Plan) -> tuple[str, ...]:
     """The metrics of a table that is made anew while a sweep runs."""
-    return (plan.rank_by, *exports.EXTRA)
+    return (plan.rank_by, *exports.EXTRA, "mpe")

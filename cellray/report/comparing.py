@@ -95,7 +95,7 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
         *shown,
         format_difference(metric, sign * pair.difference),
         format_interval(metric, low, high) or "–",
-        format_p(pair.p_holm),
+        format_p(pair.p_adjusted),
         f"{chance:.2f}" if np.isfinite(chance) else "–",
         f"{better} is better" if pair.decided else "undecided",
     ]

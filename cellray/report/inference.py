@@ -15,26 +15,32 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.ranking import INTERVALS, Inference, Tables, select, stopped_labels
-from cellray.results import Block, Results, Samples, make_block
+from cellray.report.ranking import INTERVALS, Advice, Inference, Tables, rows_of, select, stopped_labels
+from cellray.report.searched import read_search
+from cellray.results import Block, Results, Samples, ended_runs, make_block
+from cellray.scores import as_float, sign_of
 from cellray.statistics import (
     ALPHA,
     LEAST_SEEDS,
-    contenders,
+    Bootstrap,
+    best_of_k,
     crossed_mean,
     detectable,
     friedman,
     holm,
     mean_median,
     median_pairs,
+    moments,
     paired_tests,
     rank_shares,
     rank_table,
     resampled_means,
+    winner,
 )
 
 MOST_COMPARED = 60
-"""Configurations up to which every pair is compared; among more, the leader with each other one."""
+"""Configurations up to which every pair is compared; among more, the leader with each other one, and nothing is said
+of which may be the best."""
 
 
 def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Tables:
@@ -51,6 +57,8 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
     ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
+    choice = None
+    kept: dict[tuple[str, str], tuple[float, float, float]] = {}
     for by, rows in tables.scores.groupby(["set", "point", "metric"], sort=False):
         name, point, metric = map(str, by)
         if only_ranking and (name, point, metric) != ("test", "own", plan.rank_by):
@@ -66,11 +74,15 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         compared = _within_range(_compare(block, labels, detail=ranks_it), metric)
         means, by_image = _means(block)
         # only the metric that ranks is ranked within images too, which takes longest
-        places = rank_table(means, by_image if ranks_it else by_image[:, :0], compared, labels)
-        may_be_best = places.label.isin(contenders(compared, labels)) & places["rank"].notna()
-        ranks.append(places.assign(set=name, metric=metric, may_be_best=may_be_best))
+        decided = compared if ranks_it else compared.iloc[:0]
+        places = rank_table(means, by_image if ranks_it else by_image[:, :0], decided, labels)
+        ranks.append(places.assign(set=name, metric=metric))
         pairs.append(compared.assign(set=name, metric=metric))
         effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
+        if ranks_it:
+            kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
+            if name == "test" and len(labels) <= MOST_COMPARED:
+                choice = _choose(rows, labels, seeds, results)
         if ranks_it and 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
             test = friedman(by_image)
@@ -84,6 +96,11 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         found, on=["set", "point", "metric", "label"], how="left", sort=False
     )
     bounds = all_ranks[["set", "metric", "label", "rank_low", "rank_high"]].assign(point="own")
+    places = zip(bounds["set"], bounds.metric, bounds.label, strict=True)
+    of_three = [
+        kept.get((name, label), (np.nan,) * 3) if by == plan.rank_by else (np.nan,) * 3 for name, by, label in places
+    ]
+    bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
     ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
         pairs=pd.concat(pairs, ignore_index=True)[["set", "metric", *compared.columns]],
@@ -93,6 +110,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         else pd.DataFrame(columns=["set", "label", "rank", "share"]),
         friedman=pd.DataFrame(tests, columns=["set", "n_images", "statistic", "p", "critical_difference"]),
         detectable=pd.DataFrame(effects, columns=["set", "metric", "difference"]),
+        choice=choice,
         unit=results.unit,
     )
     return replace(tables, ranking=ranking, inference=inference)
@@ -111,7 +129,7 @@ def versus(
         metric: A key of ``METRICS``.
 
     Returns:
-        One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one.
+        One row a couple in their order, with `statistics.PAIR_COLUMNS`; ``a`` is the better one, ``p_adjusted`` Holm's.
     """
     rows = select(tables.scores, set_name=set_name, metric=metric)
     seeds = sorted(set(rows.seed))
@@ -121,8 +139,8 @@ def versus(
         block = make_block(mine, samples, couple, seeds, skip_collapsed=tables.skip_collapsed)
         found.append(_compare(block, couple, detail=True))
     table = _within_range(pd.concat(found, ignore_index=True), metric)
-    table["p_holm"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
-    table["decided"] = (table.p_holm < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
+    table["p_adjusted"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
+    table["decided"] = (table.p_adjusted < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
     # what would decide a couple that is so alone, but not among the others, isn't known
     table.loc[~table.decided & (table.more_seeds == 0), ["more_seeds", "more_images"]] = np.nan
     return table
@@ -137,11 +155,55 @@ def _interval(trials: np.ndarray, block: Block, metric: str) -> tuple[float, flo
         _, low, high = mean_median(known)
     else:
         low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())
+    return _in_range(low, high, metric)
+
+
+def _in_range(low: float, high: float, metric: str) -> tuple[float, float]:
+    """The ends of an interval of which higher is better, in the metric's own direction and range."""
     if not METRICS[metric].higher_is_better:
         low, high = -high, -low
     worst = METRICS[metric].worst
     top = np.inf if worst is None else max(worst, METRICS[metric].best)
     return max(low, 0.0) if not np.isnan(low) else low, min(high, top) if not np.isnan(high) else high
+
+
+def _choose(rows: pd.DataFrame, labels: Sequence[str], seeds: Sequence[int], results: Results) -> Advice | None:
+    """Which to take, from the runs that ended; one that lost a run is recommended only if all did."""
+    values, preferred = ended_runs(rows, results.samples, labels, seeds)
+    search = read_search(results.log)
+    if search is not None and search.suggests:  # what it chose on validation images is what is judged
+        chosen = search.chosen(results.plan.rank_by)
+        preferred = np.array([chosen is not None and label == chosen.label for label in labels])
+    bootstrap = Bootstrap(moments(values), alpha=ALPHA if results.log is None else results.log.alpha or ALPHA)
+    best = winner(values, bootstrap.alpha)
+    new_images = values.shape[2] > 1
+    found = bootstrap.statement(new_images=new_images, preferred=preferred, best=best)
+    if found is None or (search is not None and search.suggests and not preferred[found.take]):
+        return None
+    here = bootstrap.statement(new_images=False, preferred=preferred) if new_images else None
+    return Advice(tuple(labels), found, here, bootstrap, new_images)
+
+
+def _kept(
+    rows: pd.DataFrame, block: Block, labels: Sequence[str], seeds: Sequence[int], results: Results
+) -> dict[str, tuple[float, float, float]]:
+    """Of each configuration, the best of three trainings by validation: mean, low and high."""
+    metric = str(rows.metric.iloc[0])
+    by_validation = np.full(block.values.shape[:2], -np.inf)
+    for row in rows_of(rows):
+        record = results.records.get(row.key)
+        if row.label in labels and record is not None and not row.note:
+            score = as_float(record.score(metric, "val"))
+            by_validation[labels.index(row.label), seeds.index(row.seed)] = sign_of(metric) * np.nan_to_num(
+                score, nan=-np.inf
+            )
+    found = {}
+    for label, values, validation in zip(labels, block.values, by_validation, strict=True):
+        has = ~np.isnan(values).any(1)
+        trials = np.median(values[has], axis=1, keepdims=True) if block.is_median else values[has]
+        mean, low, high = best_of_k(trials, validation[has])
+        found[label] = (abs(mean), *_in_range(low, high, metric))
+    return found
 
 
 def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:

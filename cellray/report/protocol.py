@@ -215,15 +215,16 @@ def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
     lines = [
         f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
         f"{lost}A missing trial counts as nothing and makes the table provisional. SDs are over seeds, with n − 1.",
-        "The survivors' mean leaves failed and collapsed trials out; a trial collapsed if on its validation images the "
-        "trained model predicts nothing, or everything, at its operating point, or if its loss became NaN.",
+        "The mean of the runs that ended leaves failed and collapsed trials out, as the answer's bounds do; a trial "
+        "collapsed if on its validation images the trained model predicts nothing, or everything, at its operating "
+        "point, or if its loss became NaN.",
         *([] if plan.skip_collapsed else [COUNTING_WORST]),
         f"Cells are matched {cells}.",
         "F1, precision and recall sum their counts over the images of a set; Dice and mIoU sum pixels; counting errors "
         "are means or medians over images. An image without cells in which none is predicted adds nothing to the sums, "
         "has the value 1 in the means over images, and is a count without error; if that holds for the whole set, the "
         "ratios are 1.",
-        f"Own operating point: {own} for test and external sets. Shared point: the same one for every trial.",
+        f"Own operating point: {own} for test and external sets. Published threshold: the same for every trial.",
     ]
     if evaluation and evaluation.counts == "released":
         lines.append(
@@ -232,7 +233,7 @@ def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
         )
     if evaluation:
         lines.append(
-            "Shared point: "
+            "Published threshold and post-processing: "
             + ", ".join(
                 f"{key.replace('_', ' ')} {span([value]) if isinstance(value, bool) else value}"
                 for key, value in evaluation.shared_point
@@ -255,10 +256,11 @@ def search_rules(search: Search | None) -> list[str]:
             "none; its images are fresh to the one that was chosen, its trained networks are the same, and so is the "
             "luck of their seeds."
         )
-    if search.is_racing:
+    if search.gives_seeds:
         lines.append(
-            "Seeds were given by racing: a configuration that was dropped has fewer. Means are over each one's own "
-            "seeds, comparisons over the seeds that both have; budgets are unequal by design."
+            "Seeds were given where they decide, so configurations have unequal numbers of them by design. Means are "
+            "over each one's own seeds, differences of pairs over the seeds that both have; the probability of a wrong "
+            "statement is shared out over the looks."
         )
     if search.stopping:
         lines.append(

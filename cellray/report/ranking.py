@@ -21,8 +21,62 @@ from cellray.metrics import METRICS
 from cellray.record import PlannedTrial, Seconds, TrainingSettings, TrialRecord
 from cellray.results import Plan, Results
 from cellray.scores import as_float, score_table, spread, stopped_in, worst_values
+from cellray.statistics import Bootstrap, Statement
 
 OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which configuration to take, from the runs that ended."""
+
+    labels: tuple[str, ...]
+    """In the order of the arrays below."""
+    found: Statement
+    """On new images; on this test set where images can't be told apart."""
+    here: Statement | None
+    """On this test set, where `found` is about new images."""
+    bootstrap: Bootstrap
+    """What both come from."""
+    new_images: bool
+
+    @property
+    def take(self) -> str:
+        """The recommended one."""
+        return self.labels[self.found.take]
+
+    @property
+    def may_be_best(self) -> list[str]:
+        """Those that may be the best."""
+        return [label for label, may in zip(self.labels, self.found.may_be_best, strict=True) if may]
+
+    @property
+    def judged(self) -> list[str]:
+        """Those with enough runs that ended."""
+        return [label for label, mean in zip(self.labels, self.bootstrap.of.mean, strict=True) if not np.isnan(mean)]
+
+    def ahead(self, margin: float) -> list[str]:
+        """Those that may be better than the recommended one by more than a margin, the farthest ahead first."""
+        order = np.argsort(-self.found.ahead, kind="stable")
+        return [self.labels[i] for i in order if self.found.ahead[i] > margin]
+
+    def alike(self, margin: float) -> list[str]:
+        """Those that lose at most a margin to whichever is best, the recommended one first."""
+        order = sorted(range(len(self.labels)), key=lambda i: (i != self.found.take, self.found.losses[i]))
+        return [self.labels[i] for i in order if self.found.losses[i] <= margin]
+
+    def with_seeds(self, n: int, *, new_images: bool | None = None) -> float:
+        """What the recommended one would lose at most with n seeds of each, if nothing else changed.
+
+        Args:
+            n: Where a configuration has more, it keeps them.
+            new_images: On new images, or on these; None: as `found` is.
+        """
+        more = Bootstrap(self.bootstrap.of.with_seeds(n), alpha=self.bootstrap.alpha)
+        only = np.arange(len(self.labels)) == self.found.take
+        on_new = self.new_images if new_images is None else new_images
+        projected = more.statement(new_images=on_new, preferred=only)
+        return float("nan") if projected is None else projected.losses[self.found.take]
 
 
 @dataclass(frozen=True)
@@ -31,10 +85,10 @@ class Inference:
 
     pairs: pd.DataFrame
     """One row a set, metric and pair: set, metric, and `statistics.PAIR_COLUMNS`. Differences are turned so that above
-    0 means that a is better. All columns for the metric that ranks, the tests alone for the others."""
+    0 means that a is better. All columns for the metric that ranks, differences and p alone
+    for the others: by those nothing is decided."""
     ranks: pd.DataFrame
-    """One row a set and configuration, for the metric that ranks: set, the columns of `statistics.rank_table`, and
-    may_be_best (`statistics.contenders`)."""
+    """One row a set and configuration, for the metric that ranks: set, and the columns of `statistics.rank_table`."""
     stability: pd.DataFrame
     """set, label, rank, share: of 2,000 resamples of seeds and images, those in which it had that rank."""
     friedman: pd.DataFrame
@@ -42,6 +96,8 @@ class Inference:
     detectable: pd.DataFrame
     """set, metric, difference: the smallest true difference of one pair that is found with 80 % power. Where a race
     dropped configurations, of a pair that it left."""
+    choice: Advice | None = None
+    """Which configuration to take, by the metric that ranks on the test set; None where nothing can be said."""
     unit: str = "image"
     """What seeds are crossed with on the test set: `image`, or `group of images`."""
 
@@ -68,6 +124,8 @@ class Tables:
     """(set, metric) -> the value that a failed or collapsed trial counts as."""
     n_records: int
     """Planned trials that have a record."""
+    rank_by: str = ""
+    """The plan's."""
     skip_collapsed: bool = False
     """The plan's."""
     n_unplanned: int = 0
@@ -75,6 +133,11 @@ class Tables:
     notes: list[str] = field(default_factory=list)
     inference: Inference | None = None
     """Intervals, pairs and ranks over seeds × images; None until `report.inference.infer` has looked at the images."""
+
+    def choice_of(self, set_name: str, metric: str) -> Advice | None:
+        """Which configuration to take, if it is said by that set and metric."""
+        said = (set_name, metric) == ("test", self.rank_by) and self.inference is not None
+        return self.inference.choice if said and self.inference is not None else None
 
 
 def make_tables(results: Results, *, external_order: Sequence[str] = (), only: Collection[str] | None = None) -> Tables:
@@ -103,6 +166,7 @@ def make_tables(results: Results, *, external_order: Sequence[str] = (), only: C
         metrics=metrics,
         worst=worst,
         n_records=len(records),
+        rank_by=plan.rank_by,
         skip_collapsed=plan.skip_collapsed,
         n_unplanned=results.n_unplanned,
         notes=notes,
@@ -133,7 +197,8 @@ def ranking_table(scores: pd.DataFrame, plan: Plan, trials: pd.DataFrame) -> pd.
     n_collapsed, n_failed, n_stopped, n_missing, n_nan, n (trials in the mean), mean and sd (default rule), worst
     (the worst seed's), survivors_n, survivors_mean, survivors_sd, survivors_rank (finished trials with a value),
     order_differs (the two ranks differ), provisional (a planned trial is missing). SDs have n - 1 below the line.
-    The 95 % intervals of the mean (low, high) and of the rank (rank_low, rank_high) are NaN until `infer` fills them.
+    The 95 % intervals of the mean (low, high) and of the rank (rank_low, rank_high), and the best of three trainings by
+    validation (kept_mean, kept_low, kept_high) are NaN until `infer` fills them.
     A stopped configuration has n = 0, no mean and no rank, but stopped_epoch, stopped_of and stopped_dice (see
     `stopped_at`). dropped: the plan's words for one that a race dropped, else "".
     """
@@ -175,7 +240,7 @@ def ranking_table(scores: pd.DataFrame, plan: Plan, trials: pd.DataFrame) -> pd.
     return table.reindex(columns=RANK_COLUMNS).reset_index(drop=True)
 
 
-INTERVALS = ["low", "high", "rank_low", "rank_high"]
+INTERVALS = ["low", "high", "rank_low", "rank_high", "kept_mean", "kept_low", "kept_high"]
 RANK_COLUMNS = [
     "set", "point", "metric", "rank", "label", "n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped",
     "n_missing", "n_nan", "n", "mean", "sd", "worst", "survivors_n", "survivors_mean", "survivors_sd",

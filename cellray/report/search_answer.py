@@ -55,26 +55,22 @@ def test_sentence(best: Tried, ranked: pd.DataFrame, metric: str) -> str:
     text = f"On the test images, which had no say in that, it has {score}"
     if row["rank"] == 1:
         return f"{text} and is first there too."
-    place = format_rank(row["rank"], row.rank_low, row.rank_high)
+    place = format_rank(row["rank"])
     return (
         f"{text} and is at rank {place}; {ranked.iloc[0].label} is first there, but to choose it for that would be a "
         "choice made on the test images."
     )
 
 
-def race_sentence(search: Search) -> str:
-    """Who was dropped after how many seeds; empty where nobody was."""
-    dropped = search.in_state("dropped")
-    if not dropped:
-        return ""
+def seeds_sentence(search: Search) -> str:
+    """Who got how many seeds, and why the study ended; empty where nothing is known yet."""
     by_seeds: dict[int, list[str]] = {}
-    for c in sorted(dropped, key=lambda c: (c.seeds, c.number)):
+    for c in sorted(search.configurations, key=lambda c: (-c.seeds, c.number)):
         by_seeds.setdefault(c.seeds, []).append(c.label)
-    parts = [f"after {plural(seeds, 'seed')} {listing_some(labels)}" for seeds, labels in by_seeds.items()]
-    rest = [c for c in search.configurations if c.state != "dropped"]
-    most = max((c.seeds for c in rest), default=0)
-    left = f"; {listing_some([c.label for c in rest])} stayed, with up to {plural(most, 'seed')}" if rest else ""
-    return f"The race dropped {len(dropped)} of {len(search.configurations)} configurations, {listing(parts)}{left}."
+    parts = [f"{listing_some(labels)} {plural(seeds, 'seed')}" for seeds, labels in by_seeds.items()]
+    told = [f"Seeds were given where they decide: {listing(parts)}"] if len(by_seeds) > 1 else []
+    ended = [f"{'it ended, as' if told else 'No further seeds were given:'} {search.note}"] if search.note else []
+    return "; ".join(told + ended) + "." if told or ended else ""
 
 
 def stopped_clause(ranked: pd.DataFrame, search: Search | None) -> str:

@@ -23,7 +23,8 @@ METHODS = {
     "random": "random search",
     "gp": "a Gaussian process",
     "nsga2": "NSGA-II",
-    "racing": "racing",
+    "decide": "further seeds where they decide",
+    "racing": "racing, as older versions had it",
     "grid": "no search: every listed configuration",
 }
 """A method's name in a sentence."""
@@ -46,16 +47,18 @@ class Search:
     """A key of `STOPPING`, or None."""
     configurations: tuple[Tried, ...]
     """In the order of their numbers."""
+    note: str = ""
+    """Why a study that gives seeds where they decide ended."""
 
     @property
     def suggests(self) -> bool:
         """Whether configurations were suggested, and not only listed."""
-        return self.method not in ("racing", "grid")
+        return self.method not in ("decide", "racing", "grid")
 
     @property
-    def is_racing(self) -> bool:
-        """Whether listed configurations got unequal numbers of seeds."""
-        return self.method == "racing"
+    def gives_seeds(self) -> bool:
+        """Whether results decided how many seeds each listed configuration got."""
+        return self.method in ("decide", "racing")
 
     @cached_property
     def importance(self) -> Importance:
@@ -132,7 +135,7 @@ def read_search(log: SearchLog | None) -> Search | None:
     if log is None or log.only_rates:
         return None
     ordered = sorted(log.configurations, key=lambda c: c.number)
-    return Search(log.method, log.metrics, log.stopping, tuple(ordered))
+    return Search(log.method, log.metrics, log.stopping, tuple(ordered), log.note)
 
 
 def parameters_text(parameters: Parameters, loss: LossSettings | None = None) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.ranking import OUTCOMES, Tables, rows_of, select
+from cellray.report.ranking import OUTCOMES, Advice, Tables, rows_of, select
+from cellray.statistics import N_KEPT_OF
 
 
 class TextTable(NamedTuple):
@@ -65,6 +66,11 @@ def format_rank(rank: float, low: float = math.nan, high: float = math.nan) -> s
     return f"{rank:.0f}" + (f" [{low:.0f}–{high:.0f}]" if np.isfinite([low, high]).all() else "")
 
 
+def format_rate(low: float, high: float) -> str:
+    """The ends of a probability's interval, in per cent."""
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
 def format_counts(row: Any) -> str:
     """The outcomes of a configuration that weren't `finished`, in words."""
     parts = [f"{getattr(row, f'n_{name}')} {name}" for name in OUTCOMES[1:] if getattr(row, f"n_{name}")]
@@ -99,29 +105,47 @@ def format_table(
     rows = select(tables.ranking, set_name=set_name, metric=metric)
     shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")
     more = {key: select(tables.ranking, set_name=set_name, metric=key).set_index("label") for key in extra}
-    title = metric_title(metric)
-    columns = ["rank", "configuration", title, "95 % interval", "survivors", "worst seed", "shared point"]
-    columns += [metric_title(key) for key in extra] + ["finished", "else"]
+    choice = tables.choice_of(set_name, metric)
+    kept, lost = bool(rows.kept_mean.notna().any()), bool((rows.survivors_n < rows.n).any())
+    other = any(format_counts(row) for row in rows_of(rows))
+    columns = ["rank", *(["may be best"] if choice else []), "configuration", metric_title(metric), "95 % interval"]
+    columns += [KEPT] if kept else []
+    columns += [*([ENDED] if lost else []), "worst seed", SHARED]
+    columns += [metric_title(key) for key in extra] + ["finished", *(["else"] if other else [])]
     text = []
     for row in rows_of(rows.head(limit or len(rows))):
-        survivors = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
+        ended = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
         if row.order_differs and np.isfinite(row.survivors_rank):
-            survivors += f" [{format_rank(row.survivors_rank)}]"
+            ended += f" [{format_rank(row.survivors_rank)}]"
         text.append(
             [
-                format_rank(row.rank, row.rank_low, row.rank_high),
+                format_rank(row.rank),
+                *([may_be_best(choice, str(row.label))] if choice else []),
                 str(row.label),
                 format_spread(metric, row.mean, row.sd),
                 format_interval(metric, row.low, row.high) or "–",
-                survivors,
+                *([format_value(metric, row.kept_mean)] if kept else []),
+                *([ended] if lost else []),
                 format_value(metric, row.worst),
                 format_value(metric, shared["mean"].get(row.label, np.nan)),
                 *(format_spread(key, m["mean"][row.label], m["sd"][row.label]) for key, m in more.items()),
                 f"{row.n_finished}/{row.n_planned}",
-                format_counts(row),
+                *([format_counts(row)] if other else []),
             ]
         )
     return TextTable(columns, text, table_notes(tables, rows, metric, set_name))
+
+
+KEPT, ENDED, SHARED = f"best of {N_KEPT_OF}", "runs that ended", "published threshold"
+"""Columns of the ranked table: the best of some trainings by validation, the mean of the runs that ended, and the mean
+at the published threshold and post-processing."""
+
+
+def may_be_best(choice: Advice, label: str) -> str:
+    """Whether a configuration may be the best, in a word; a dash where too few of its runs ended."""
+    if label not in choice.labels or label not in choice.judged:
+        return "–"
+    return "yes" if label in choice.may_be_best else "no"
 
 
 def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) -> list[str]:
@@ -134,7 +158,7 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
         lost = [(full.n_collapsed.sum(), "collapsed"), (full.n_failed.sum(), "failed")]
         words = " and ".join(f"{n} {word}" for n, word in lost if n)
         worst = format_value(metric, tables.worst[set_name, metric])
-        counted = f"they count as the worst value, {worst}, and survivors leave them out"
+        counted = f"they count as the worst value, {worst}"
         if tables.skip_collapsed:
             counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
         notes.append(f"Of the trials, {words}: {counted}.")
@@ -152,5 +176,5 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
             "one's own, comparisons over the seeds that both have."
         )
     if len(rows) and rows.order_differs.any():
-        notes.append("[k]: rank by the survivors' mean, where it differs.")
+        notes.append("[k]: rank by the mean of the runs that ended, where it differs.")
     return notes

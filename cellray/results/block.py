@@ -89,3 +89,22 @@ def make_block(
     for where, score in trials.items():
         values[where] = sign * (by_unit.get(where, score) if alike else score)
     return Block(values, is_median and alike)
+
+
+def ended_runs(
+    scores: pd.DataFrame, samples: Samples, labels: Sequence[str], seeds: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The runs that ended, for `statistics.best`: others are missing.
+
+    Args:
+        scores, samples, labels, seeds: As for `make_block`.
+
+    Returns:
+        Shape (n_configurations, n_seeds, n_units), of a median with one unit only; and which configurations lost no
+        run, shape (n_configurations,).
+    """
+    everything = make_block(scores, samples, labels, seeds)
+    ended = make_block(scores, samples, labels, seeds, skip_collapsed=True)
+    values = np.median(ended.values, axis=2, keepdims=True) if ended.is_median else ended.values
+    lost = np.isnan(ended.values).all(2) & ~np.isnan(everything.values).all(2)
+    return values, ~lost.any(1)

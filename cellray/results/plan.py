@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from cellray.metrics import METRICS
 from cellray.record import PlannedTrial, SearchLog, TrialRecord
-from cellray.study import ConfigurationConfig, Study
+from cellray.study import ConfigurationConfig, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Plan:
     """The quirk of that name: means and ranks leave out collapsed and failed trials. The default rule never does."""
     epochs: int | None = None
     """Epochs of a trial where all have the same number; for progress and ETA, and where a record doesn't say."""
+    within: float | None = None
+    """A difference of the ranked metric that doesn't matter; None: `margin` has a default."""
+    is_drawn: bool = False
+    """Whether the images are drawn, so that the study demonstrates and decides nothing."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Label -> when, in words: configurations that a race gives no more seeds. Their results are whole."""
 
@@ -28,6 +33,18 @@ class Plan:
         """The records of planned trials, by key; out-of-date ones are left out."""
         by_key = {record.key: record for record in records}
         return {trial.key: record for trial in self.trials if (record := trial.find(by_key)) is not None}
+
+    def margin(self, score: float) -> float:
+        """A difference of the ranked metric that doesn't matter: as the study says, or 0.02 of the range of a share, or
+        a twentieth of an error.
+
+        Args:
+            score: Of a good configuration.
+        """
+        if self.within is not None:
+            return self.within
+        metric = METRICS[self.rank_by]
+        return 0.05 * abs(score) if metric.worst is None else 0.02 * abs(metric.best - metric.worst)
 
     @property
     def labels(self) -> list[str]:
@@ -52,7 +69,21 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
         tuple(trial.bare for trial in trials),
         skip_collapsed="skip_collapsed" in study.all_quirks,
         epochs=study.training.epochs,
+        within=None if study.decide is None else study.decide.within,
+        is_drawn=study.data.train.synthetic is not None,
     )
+
+
+def known_trials(study: Study, log: SearchLog | None) -> list[Trial]:
+    """The trials that its sweeps have planned so far, and those that it begins with."""
+    known = known_study(study, log)
+    if not study.gives_seeds or log is None:
+        return known.trials()
+    counts = {tried.label: tried.seeds for tried in log.configurations}
+    order = known.more_seeds(max(counts.values(), default=0))
+    first = len(study.first_seeds)
+    every = known.with_seeds(max(len(order), first)).trials()
+    return [trial for trial in every if trial.seed in order[: max(counts.get(trial.label, 0), first)]]
 
 
 def known_study(study: Study, log: SearchLog | None) -> Study:

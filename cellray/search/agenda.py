@@ -1,7 +1,7 @@
 """What a sweep does next: which trials of which configurations, how far, and when there is nothing more to do.
 
 One agenda serves every kind of study: a grid, where all is known from the start; a search, where suggestions wait for
-results; early stopping, where trials pause until their configuration is judged; racing, where seeds come in rounds.
+results; early stopping, where trials pause until their configuration is judged; seeds that go where they decide.
 Its state is the ledger's: a sweep that was killed makes the same decisions again from the same records.
 """
 
@@ -10,15 +10,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cellray.ledger import Ledger
-from cellray.metrics import METRICS
 from cellray.record import Plain, PlannedTrial, SearchLog, TrialRecord
+from cellray.results import plan_of
 from cellray.search.entries import Entry, Task
 from cellray.search.evidence import Evidence, dice_at
 from cellray.search.rates import Rates
-from cellray.search.rules import goes_on, outclassed, rung_epochs
+from cellray.search.rules import SeedLook, goes_on, look_at, looks, rung_epochs
 from cellray.study import ConfigurationConfig, Study, Trial
 from cellray.trial import Sets, record_stopped
 
@@ -55,9 +56,9 @@ class Agenda:
         """Records of trials that were stopped since somebody last emptied this list."""
         self.notes: list[str] = []
         """What else came to pass, in words, since somebody last emptied it."""
-        n_seeds = len(study.seeds) if study.racing is None else study.racing.start
+        self._look: SeedLook | None = None
         for configuration in study.configurations:
-            self._add(configuration, n_seeds)
+            self._add(configuration)
         if study.search is not None:  # what will be suggested must fit the images too
             sets.check(study.with_configurations(study.examples()).trials())
         self._advance()
@@ -70,7 +71,8 @@ class Agenda:
     @property
     def plan(self) -> list[PlannedTrial]:
         """Every trial so far, all configurations of a seed before the next seed."""
-        order = {seed: place for place, seed in enumerate(self._study.seeds)}
+        most = max((len(entry.trials) for entry in self.entries), default=0)
+        order = {seed: place for place, seed in enumerate(self._study.more_seeds(most))}
         trials = [planned for entry in self.entries for planned in entry.trials]
         return [self._seen.now(planned) for planned in sorted(trials, key=lambda planned: order[planned.seed])]
 
@@ -112,15 +114,13 @@ class Agenda:
 
     # How configurations go through their states.
 
-    def _add(
-        self, configuration: ConfigurationConfig, n_seeds: int, suggested: Mapping[str, Plain] | None = None
-    ) -> None:
+    def _add(self, configuration: ConfigurationConfig, suggested: Mapping[str, Plain] | None = None) -> None:
         number = len(self.entries)
         parameters = dict(suggested or {})
         if suggested is None and self._suggester is not None:
             parameters = self._suggester.given(number, configuration)
         source = "given" if suggested is None else "suggested"
-        trials = self._trials(configuration)
+        trials = self._trials(configuration, len(self._study.first_seeds))
         self._sets.check(trials)
         n_epochs = _n_epochs(trials[0], self._sets)
         stopping = self._study.stopping
@@ -133,11 +133,11 @@ class Agenda:
             entry.reason = f"the same settings as {self.entries[entry.same_as].label}"
             return
         self._contents[content] = number
-        self._give(entry, trials[:n_seeds])
+        self._give(entry, trials)
 
-    def _trials(self, configuration: ConfigurationConfig) -> list[Trial]:
-        """A configuration with each of the study's seeds."""
-        return self._study.with_configurations([configuration]).trials()
+    def _trials(self, configuration: ConfigurationConfig, n_seeds: int) -> list[Trial]:
+        """A configuration with the first seeds."""
+        return self._study.with_configurations([configuration]).with_seeds(n_seeds).trials()
 
     def _give(self, entry: Entry, trials: list[Trial]) -> None:
         """Give a configuration trials; those that aren't done are run as far as its next rung."""
@@ -158,7 +158,7 @@ class Agenda:
         """Draw every conclusion that can be drawn by now."""
         if not self._study.keeps_log:
             return  # all was given at the start
-        while self._choose_rates() or (self._study.adapts and (self._judge() or self._suggest() or self._race())):
+        while self._choose_rates() or (self._study.adapts and (self._judge() or self._suggest() or self._give_seeds())):
             pass
 
     def _choose_rates(self) -> bool:
@@ -182,7 +182,7 @@ class Agenda:
             if entry.lr is not None:
                 chosen = True
                 entry.configuration = entry.configuration.with_rate(entry.lr)
-                trials, entry.trials = self._trials(entry.configuration)[: len(entry.trials)], []
+                trials, entry.trials = self._trials(entry.configuration, len(entry.trials)), []
                 self._give(entry, trials)
                 means = ", ".join(
                     f"{rate.lr:g}: {sum(d or 0 for d in rate.dice) / len(rate.dice):.3f}" for rate in entry.rates
@@ -211,7 +211,7 @@ class Agenda:
         trials = [self._seen.now(planned) for planned in entry.trials]
         if entry.rung < len(entry.rungs):
             return self._judge_at_rung(entry, trials)
-        if self._study.racing is not None or not all(planned.done for planned in trials):
+        if self._study.gives_seeds or not all(planned.done for planned in trials):
             return False
         entry.state = "finished"
         entry.values = [self._seen.aggregate(trials, metric) for metric in self._study.searched_by]
@@ -261,37 +261,39 @@ class Agenda:
         if any(entry.state == "running" for entry in self.entries[: max(number - search.at_once + 1, 0)]):
             return False
         configuration, parameters = self._suggester.suggestion(number)
-        self._add(configuration, len(self._study.seeds), suggested=parameters)
+        self._add(configuration, suggested=parameters)
         return True
 
-    def _race(self) -> bool:
-        """When a round of a race is over: drop who is outclassed, give the others another seed; True if it was."""
-        racing = self._study.racing
-        alive = [entry for entry in self.entries if entry.state == "running"]
-        if racing is None or not alive:
+    def _give_seeds(self) -> bool:
+        """When every trial given so far is done: look who needs further seeds; True if something followed."""
+        decide = self._study.decide
+        running = [entry for entry in self.entries if entry.state == "running"]
+        if not self._study.gives_seeds or decide is None or not running:
             return False
-        rounds = [[self._seen.now(planned) for planned in entry.trials] for entry in alive]
-        if not all(planned.done for trials in rounds for planned in trials):
+        trials = [[self._seen.now(planned) for planned in entry.trials] for entry in self.entries]
+        if not all(planned.done for mine in trials for planned in mine):
             return False
-        n_seeds = len(rounds[0])
-        labels = [entry.label for entry in alive]
-        found = outclassed(self._seen.block(labels, rounds).values, labels, n_rivals=len(self.entries) - 1)
-        for label, (leader, low, high) in found.items():
-            entry = next(entry for entry in alive if entry.label == label)
-            entry.state = "dropped"
-            entry.reason = (
-                f"dropped after {n_seeds} seeds: {leader} is better by {low:.3f} to {high:.3f} "
-                f"{METRICS[self._study.evaluation.rank_by].title}"
+        labels, counts = [entry.label for entry in self.entries], [len(mine) for mine in trials]
+        seen, whole = self._seen.ended_runs(labels, trials, self._study.more_seeds(max(counts)))
+        planned = looks(len(self._study.first_seeds), len(labels), decide.most_trials)
+        look = look_at(seen, counts, planned, plan_of(self._study, ()).margin, whole)
+        n_more = sum(look.n_seeds - counts[i] for i in look.needs)
+        spent_s = sum(done.record.seconds.total for mine in trials for done in mine if done.record is not None)
+        would_s = spent_s * (1 + n_more / sum(counts))
+        allowed_s = math.inf if decide.most_hours is None else 3600 * decide.most_hours
+        if look.needs and (sum(counts) + n_more > (decide.most_trials or math.inf) or would_s > allowed_s):
+            look = replace(
+                look, needs=(), note=f"{decide.at_most} don't allow {n_more} more trials, to {look.n_seeds} seeds"
             )
-        alive = [entry for entry in alive if entry.state == "running"]
-        spent = sum(len(entry.trials) for entry in self.entries)
-        budget = math.inf if racing.budget is None else racing.budget
-        if len(alive) == 1 or n_seeds == len(self._study.seeds) or spent + len(alive) > budget:
-            for entry in alive:
+        self._look = look
+        for i, entry in enumerate(self.entries):
+            entry.reason = look.words(i, labels)
+        if not look.needs:
+            for entry in running:
                 entry.state = "finished"
             return True
-        for entry in alive:
-            self._give(entry, [self._trials(entry.configuration)[n_seeds]])
+        for i in look.needs:
+            self._give(self.entries[i], self._trials(self.entries[i].configuration, look.n_seeds)[counts[i] :])
         return True
 
     def _tell(self, entry: Entry) -> None:
@@ -311,12 +313,14 @@ class Agenda:
             self._ledger.write_search(self._log())
 
     def _log(self) -> SearchLog:
-        search, stopping, racing = self._study.search, self._study.stopping, self._study.racing
+        search, stopping = self._study.search, self._study.stopping
         return SearchLog(
-            method=search.method if search else "racing" if racing else "grid",
+            method=search.method if search else "decide" if self._study.gives_seeds else "grid",
             metrics=self._study.searched_by,
             stopping=stopping.rule if stopping else None,
             budget=search.budget if search else None,
+            alpha=None if self._look is None else self._look.alpha,
+            note="" if self._look is None else self._look.note,
             configurations=tuple(entry.tried for entry in self.entries),
         )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
-from cellray.results import Block, Results, make_block, plan_of
+from cellray.results import Results, ended_runs, plan_of
 from cellray.scores import POINTS, is_finite, score_table, worst_values
 from cellray.study import Study
 from cellray.training import training_run
@@ -64,17 +67,19 @@ class Evidence:
             found.append(float(value) if is_finite(value) else float(worst))
         return sum(found) / len(found)
 
-    def block(self, labels: list[str], rounds: list[list[PlannedTrial]]) -> Block:
-        """The rounds' trials on the test images; a lost trial is worst on every one."""
+    def ended_runs(
+        self, labels: Sequence[str], given: Sequence[Sequence[PlannedTrial]], seeds: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The given trials on the test images, as `results.ended_runs` has them."""
         metric = self._study.evaluation.rank_by
-        trials = [planned for trials in rounds for planned in trials]
+        trials = [planned for mine in given for planned in mine]
         plan, records = plan_of(self._study, trials), [t.record for t in trials if t.record is not None]
         if self._results is None:
             self._results = Results(self._ledger, plan, records, metric=metric)
         self._results.update(plan, records)
         worst = worst_values(records, ["test"], self._results.nothing, [metric])
         scores = score_table(trials, self._results.records, ["test"], [metric], worst, points=POINTS[:1])
-        return make_block(scores, self._results.samples, labels, [planned.seed for planned in rounds[0]])
+        return ended_runs(scores, self._results.samples, labels, seeds)
 
 
 def dice_at(course: list[EpochRow], epoch: int) -> float:

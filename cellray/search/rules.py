@@ -7,11 +7,12 @@ once and whichever ends first.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from cellray.statistics import ALPHA, paired_tests
+from cellray.statistics import ALPHA, SEED_LOOKS, Bootstrap, Statement, find_best, moments
 from cellray.study import StoppingConfig
 
 
@@ -46,20 +47,94 @@ def rung_epochs(config: StoppingConfig, n_epochs: int, validate_every: int) -> l
     return sorted(epoch for epoch in epochs if epoch < n_epochs)
 
 
-def outclassed(values: np.ndarray, labels: Sequence[str], n_rivals: int) -> dict[str, tuple[str, float, float]]:
-    """Configurations whose paired interval against the leader lies below 0, also when all rivals are counted.
+ENOUGH_TO_TELL = 10
+"""Seeds from which it can be told whether more of them, or images, are what is lacking."""
+
+
+@dataclass(frozen=True)
+class SeedLook:
+    """What is known when all trials given so far have ended, and who needs further seeds."""
+
+    said: Statement | None
+    """None: too few runs ended for any statement."""
+    alpha: float
+    """Its probability of being wrong."""
+    margin: float
+    """A difference that doesn't matter."""
+    needs: tuple[int, ...] = ()
+    """Those that keep the answer open, by number; the recommended one among them. Empty: nothing is to be run."""
+    n_seeds: int = 0
+    """Up to which they need seeds."""
+    note: str = ""
+    """Why nothing more is to be run."""
+
+    def words(self, i: int, labels: Sequence[str]) -> str:
+        """What is known of one configuration."""
+        if self.said is None or math.isnan(self.said.losses[self.said.take]):
+            return ""
+        best = labels[self.said.take]
+        if i == self.said.take:
+            return f"recommended: loses at most {self.said.loss:.3f}"
+        if self.said.ahead[i] > self.margin:
+            return f"may be better than {best} by up to {self.said.ahead[i]:.3f}"
+        return f"not better than {best} by more than {self.margin:.3g}"
+
+
+def looks(first: int, n_configurations: int, most_trials: int | None) -> tuple[int, ...]:
+    """Numbers of seeds at which a study looks: the first, and those of `SEED_LOOKS` that its trials allow for two."""
+    spare = math.inf if most_trials is None else most_trials - first * n_configurations
+    return (first, *(n for n in SEED_LOOKS if n > first and 2 * (n - first) <= spare))
+
+
+def alpha_of(look: int, n_looks: int) -> float:
+    """The share of a look in the 5 %: the shares add up to that, and later ones, with more seeds, have more."""
+    shares = [4 + i for i in range(n_looks)]
+    return ALPHA * shares[look] / sum(shares)
+
+
+def look_at(
+    values: np.ndarray,
+    given: Sequence[int],
+    planned: Sequence[int],
+    margin: Callable[[float], float],
+    preferred: np.ndarray | None = None,
+) -> SeedLook:
+    """Who needs further seeds: the recommended one, and those that may be better than it by more than the margin.
 
     Args:
-        values: Higher is better, as for `paired_tests`: shape (n_configurations, n_seeds, n_units), with the same
-            seeds for all.
-        labels: Of the configurations.
-        n_rivals: Of each configuration at the race's start, also of those that are dropped by now: as in
-            `statistics.contenders`, the one-sided p must be below 0.05 / `n_rivals`. That a race looks again and again
-            isn't counted.
-
-    Returns:
-        Label -> the leader, and the 95 % interval of the leader's lead.
+        values: Of the runs that ended, as for `statistics.find_best`; shape (k, n_seeds, n_units).
+        given: Seeds given to each so far; the most is one of `planned`.
+        planned: Of `looks`.
+        margin: A difference that doesn't matter, for a score.
+        preferred: As for `find_best`.
     """
-    pairs = paired_tests(values, labels, detail=False, leader_only=True)
-    rows = zip(pairs.a, pairs.b, pairs.low.astype(float), pairs.high.astype(float), pairs.p, strict=True)
-    return {b: (a, low, high) for a, b, low, high, p in rows if low > 0 and p / 2 * n_rivals < ALPHA}
+    place = planned.index(max(given))
+    alpha = alpha_of(place, len(planned))
+    said = find_best(values, alpha=alpha, preferred=preferred)
+    if said is None:
+        return SeedLook(None, alpha, math.nan, note="too few runs ended to compare")
+    within = margin(float(np.nanmean(values[said.take])))
+    if said.loss <= within:
+        return SeedLook(said, alpha, within, note=f"decided within {within:.3g}")
+    if place + 1 == len(planned):
+        why = "no configuration is given more" if planned[-1] >= SEED_LOOKS[-1] else "the budget allows no more of two"
+        return SeedLook(said, alpha, within, note=f"after {planned[-1]} seeds {why}")
+    if max(given) >= ENOUGH_TO_TELL and lacks_images(values, said, within):
+        note = (
+            f"test images are lacking, not seeds: with {SEED_LOOKS[-1]} of each it would still not be decided within "
+        )
+        return SeedLook(said, alpha, within, note=f"{note}{within:.3g}")
+    needs = tuple(i for i in range(len(values)) if i == said.take or said.ahead[i] > within)
+    return SeedLook(said, alpha, within, needs, planned[place + 1])
+
+
+def lacks_images(values: np.ndarray, said: Statement, within: float) -> bool:
+    """Whether as many seeds as any study gives would do on these test images, and not on new ones, even at 5 %."""
+    if values.shape[2] < 2:
+        return False
+    more = Bootstrap(moments(values).with_seeds(SEED_LOOKS[-1]))
+    only = np.arange(len(values)) == said.take
+    here, new = (more.statement(new_images=on_new, preferred=only) for on_new in (False, True))
+    if here is None or new is None:
+        return False
+    return bool(here.losses[said.take] <= within < new.losses[said.take])

@@ -10,19 +10,18 @@ import pandas as pd
 from scipy import stats
 
 from cellray.arrays import Floats
+from cellray.statistics.best import LEAST_SEEDS, Bootstrap, moments
 from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
 from cellray.statistics.medians import MeanMedian, median_difference
 from cellray.statistics.planning import more_needed
 
 PAIR_COLUMNS = (
-    "a", "b", "n_seeds", "n_images", "difference", "low", "high", "p", "p_holm", "decided", "p_wilcoxon",
+    "a", "b", "n_seeds", "n_images", "difference", "low", "high", "p", "p_adjusted", "decided", "p_wilcoxon",
     "p_wilcoxon_holm", "superiority", "superiority_low", "superiority_high", "p_false", "more_seeds", "more_images",
 )  # fmt: skip
 
 
 NO_PAIRS = pd.DataFrame(columns=list(PAIR_COLUMNS), dtype=float).astype({"a": str, "b": str, "decided": bool})
-LEAST_SEEDS = 3
-"""With fewer, nothing is decided: two seeds that happen to agree would look like certainty."""
 
 
 def paired_tests(
@@ -32,10 +31,10 @@ def paired_tests(
 
     - ``difference low high``: mean(a) - mean(b) over the seeds that both have, with its 95 % interval over new seeds
       and new images (`crossed_mean`). ``a`` is the one with the higher mean.
-    - ``p``, ``p_holm``: of the same Student's test, alone and adjusted over all pairs (Holm 1979).
-    - ``decided``: p_holm < 0.05; or p < 0.05 for a pair of the leader that beats each other configuration so. To name
-      the best needs no adjustment: it claims all of its comparisons at once (Berger 1982; Hsu 1984). Never with
-      fewer than three common seeds.
+    - ``p``, ``p_adjusted``: of Student's test alone, and of all pairs together (Romano and Wolf 2005, see
+      `best.Bootstrap`; Holm 1979 for the leader's pairs only).
+    - ``decided``: p_adjusted < 0.05, with three common seeds or more. Whether one is the best, or may be, is another
+      question: see `best.find_best`.
     - ``p_wilcoxon``, ``p_wilcoxon_holm``: signed-rank test over images of the means over seeds. It takes these seeds
       for all there are, so it speaks of these trained networks, not of the loss, and decides nothing here.
     - ``superiority``, with interval: P(A > B), the chance that with a new seed and as many new images a scores above
@@ -48,7 +47,7 @@ def paired_tests(
         values: What each image adds to each trial's score, higher is better; shape (n_configurations, n_seeds,
             n_images). A trial that is missing is NaN throughout.
         labels: Of the configurations.
-        detail: False leaves the columns after ``decided`` NaN, for speed.
+        detail: False leaves the columns after ``p`` NaN and decides nothing, for speed.
         leader_only: Compare the best configuration with each other one only.
 
     Returns:
@@ -66,12 +65,16 @@ def paired_tests(
         return NO_PAIRS.copy()
     parts = [_differences(values[:, np.array(common)], pairs, labels, detail=detail) for common, pairs in alike.items()]
     table = pd.concat([table for table, _ in parts], ignore_index=True)
-    table["p_holm"] = holm(table.p.to_numpy())
-    table["decided"] = _decided(table, labels[order[0]], len(order) - 1)
     if detail:
+        number = {label: c for c, label in enumerate(labels)}
+        adjusted = None if leader_only else Bootstrap(moments(values)).pair_p()
+        table["p_adjusted"] = (
+            holm(table.p.to_numpy()) if adjusted is None else adjusted[table.a.map(number), table.b.map(number)]
+        )
+        table["decided"] = (table.n_seeds >= LEAST_SEEDS) & (table.p_adjusted < ALPHA)
         table["p_wilcoxon_holm"] = holm(table.p_wilcoxon.to_numpy())
         table["p_false"] = table.p / 2
-        level = ALPHA / max(int((table.p_holm >= ALPHA).sum()), 1)  # what Holm asks of the next pair
+        level = ALPHA / max(int((~table.decided).sum()), 1)  # what Holm would ask of the next pair
         more = [more for _, means in parts for more in more_needed(means, level)]
         table[["more_seeds", "more_images"]] = np.where(table[["decided"]], 0.0, np.array(more))
         lacking = LEAST_SEEDS - table.n_seeds
@@ -79,7 +82,11 @@ def paired_tests(
         table.loc[lacking > 0, "more_images"] = np.inf
     rank = {labels[c]: place for place, c in enumerate(order)}
     table = table.sort_values(["a", "b"], key=lambda column: column.map(rank), kind="stable", ignore_index=True)
-    return table.reindex(columns=list(PAIR_COLUMNS))
+    return (
+        table.reindex(columns=list(PAIR_COLUMNS)).astype({"decided": bool})
+        if detail
+        else table.reindex(columns=list(PAIR_COLUMNS)).assign(decided=False)
+    )
 
 
 def _differences(
@@ -115,22 +122,6 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
-def contenders(pairs: pd.DataFrame, labels: Sequence[str]) -> list[str]:
-    """The configurations that may be the best: with 95 % confidence the truly best is one of them.
-
-    One of k is ruled out if another is decided to be better, or beats it with a one-sided p below 0.05 / (k - 1). The
-    truly best is compared k - 1 times, whichever it is, so that this is right without knowing it (subset selection,
-    Gupta 1965; multiple comparisons with the best, Hsu 1984). Fewer than three common seeds rule nothing out.
-
-    Args:
-        pairs: Of `paired_tests`.
-        labels: Of the configurations.
-    """
-    beaten = (pairs.p / 2 * (len(labels) - 1) < ALPHA) & (pairs.n_seeds >= LEAST_SEEDS)
-    ruled_out = set(pairs.b[beaten | pairs.decided.astype(bool)])
-    return [label for label in labels if label not in ruled_out]
-
-
 def median_pairs(
     medians: Sequence[MeanMedian], labels: Sequence[str], n_seeds: int, *, leader_only: bool = False
 ) -> pd.DataFrame:
@@ -151,15 +142,9 @@ def median_pairs(
         rows.append({"a": labels[a], "b": labels[b], "difference": difference, "low": low, "high": high, "p": p})
     table = pd.DataFrame(rows, columns=["a", "b", "difference", "low", "high", "p"])
     table["n_seeds"] = n_seeds
-    table["p_holm"] = holm(table.p.to_numpy(dtype=float))
-    table["decided"] = _decided(table, labels[order[0]], len(labels) - 1)
+    table["p_adjusted"] = holm(table.p.to_numpy(dtype=float))
+    table["decided"] = (table.n_seeds >= LEAST_SEEDS) & (table.p_adjusted < ALPHA)
     return table.reindex(columns=list(PAIR_COLUMNS))
-
-
-def _decided(table: pd.DataFrame, leader: str, n_others: int) -> pd.Series:
-    of_leader = table.a == leader
-    beats_all = of_leader.sum() == n_others and bool((table.p[of_leader] < ALPHA).all())
-    return (table.n_seeds >= LEAST_SEEDS) & ((table.p_holm < ALPHA) | (of_leader & beats_all))
 
 
 def superiority(differences: CrossedMean) -> Floats:

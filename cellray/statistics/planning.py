@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.special import betaincinv
 
 from cellray.arrays import Floats
 from cellray.statistics.crossed import ALPHA, CrossedMean, weighted_t
@@ -50,12 +51,16 @@ def detectable(differences: CrossedMean) -> float:
     return float(np.median(sizes)) if sizes.size else math.nan
 
 
-def unseen_rate(n: int) -> float:
-    """The largest probability of an event that n trials without it leave open, with 95 % confidence.
+def rate_interval(n_events: int, n: int) -> tuple[float, float]:
+    """95 % interval of the probability of an event that n trials showed n_events times (Clopper and Pearson 1934).
 
-    1 - 0.05^(1/n), about 3 / n (Hanley and Lippman-Hand 1983).
+    One-sided where none or all of them showed it: after n trials without, 1 - 0.05^(1/n), about 3 / n (Hanley and
+    Lippman-Hand 1983).
     """
-    return float(1 - ALPHA ** (1 / n))
+    tail = ALPHA if n_events in (0, n) else ALPHA / 2
+    low = float(betaincinv(n_events, n - n_events + 1, tail)) if n_events else 0.0
+    high = float(betaincinv(n_events + 1, n - n_events, 1 - tail)) if n_events < n else 1.0
+    return low, high
 
 
 def _half(d: CrossedMean, n_seeds: Floats, n_images: Floats, level: float) -> Floats:

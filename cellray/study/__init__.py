@@ -1,6 +1,6 @@
 """The study file: one YAML, checked whole, frozen, every default written out, and the keys of its trials."""
 
-from cellray.study.adaptive import BoundConfig, RacingConfig, SearchConfig, StoppingConfig
+from cellray.study.adaptive import BoundConfig, DecideConfig, SearchConfig, StoppingConfig
 from cellray.study.group import Settings
 from cellray.study.keys import EVALUATION_VERSION, SCHEMA_VERSION, Trial, short_hash
 from cellray.study.loading import load_study, read_study
@@ -33,10 +33,10 @@ __all__ = [
     "ConfigurationConfig",
     "DataConfig",
     "DatasetConfig",
+    "DecideConfig",
     "EvaluationConfig",
     "LossConfig",
     "ModelConfig",
-    "RacingConfig",
     "RangeTestConfig",
     "ResourcesConfig",
     "Role",

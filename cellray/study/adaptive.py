@@ -109,10 +109,30 @@ class StoppingConfig(Settings):
         return self.at or ((1 / 9, 1 / 3) if self.rule == "asha" else (0.25, 0.5, 0.75))
 
 
-class RacingConfig(Settings):
-    """Gives further seeds only to configurations that may still be the best."""
+Count = Annotated[str, Field(pattern=r"^\d+ trials?$")]
+Hours = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?h$")]
 
-    start: int = Field(default=3, ge=3)
-    """Seeds that every configuration gets; with fewer than three nothing can be decided."""
-    budget: int | None = Field(default=None, ge=1)
-    """Trials in all; None: as many as configurations times seeds."""
+
+class DecideConfig(Settings):
+    """Which difference matters, and what may be spent on seeds until the answer is that sure."""
+
+    within: Annotated[float, Field(gt=0)] | None = None
+    """A difference of `evaluation.rank_by` that doesn't matter, in its own units; None: 0.02 of the range of a share, a
+    twentieth of a counting error."""
+    at_most: Count | Hours | None = None
+    """`120 trials`, or `6h` of the trials' own time, one after the other: after the first seeds, further ones go to the
+    recommended configuration and to those that may be better than it by more than `within`, until none may or this is
+    spent. None: every configuration gets every seed and no more."""
+    first: Annotated[int, Field(ge=3)] | None = None
+    """So many of `seeds` every configuration gets; None: all. Further ones are the rest of `seeds`, and then the whole
+    numbers that aren't among them."""
+
+    @property
+    def most_trials(self) -> int | None:
+        """Trials in all, if they are limited by number."""
+        return int(self.at_most.split()[0]) if self.at_most and "trial" in self.at_most else None
+
+    @property
+    def most_hours(self) -> float | None:
+        """Hours in all, if they are limited by time."""
+        return float(self.at_most.rstrip("h ")) if self.at_most and self.at_most.endswith("h") else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cellray.metrics import MEDIANS, METRICS
-from cellray.study.adaptive import RacingConfig, SearchConfig
-from cellray.study.problems import Problem
+from cellray.statistics import LEAST_SEEDS
+from cellray.study.adaptive import DecideConfig, SearchConfig
+from cellray.study.problems import Path, Problem
 
 
 def repeated_seeds(seeds: Sequence[int]) -> list[Problem]:
@@ -18,32 +19,41 @@ def repeated_seeds(seeds: Sequence[int]) -> list[Problem]:
     ]
 
 
-def racing_problems(
-    racing: RacingConfig, others: Sequence[str], *, n_seeds: int, n_configurations: int, rank_by: str
+def decide_problems(
+    decide: DecideConfig, others: Sequence[str], *, n_seeds: int, n_configurations: int, rank_by: str
 ) -> list[Problem]:
-    """What keeps a race from being run.
+    """What keeps a study from giving seeds where they decide.
 
     Args:
-        racing: Its settings.
+        decide: Its settings.
         others: Which of `search` and `stopping` the study has besides.
         n_seeds, n_configurations: How many the study lists.
         rank_by: The metric it compares by.
     """
-    problems = [Problem(("racing",), f"doesn't go together with {name}: drop one of them") for name in others]
-    if racing.start > n_seeds:
-        words = f"starts with {racing.start} seeds, but the study has only {n_seeds}"
-        problems.append(Problem(("racing", "start"), words))
-    least = racing.start * n_configurations
-    if racing.budget is not None and racing.budget < least:
-        words = f"{racing.start} seeds of {n_configurations} configurations are {least} trials"
-        problems.append(Problem(("racing", "budget"), f"is too small: {words}"))
+    problems = []
+    first = decide.first or n_seeds
+    if first > n_seeds:
+        words = f"wants {first} seeds, but the study has only {n_seeds}"
+        problems.append(Problem(("decide", "first"), words))
+    if decide.at_most is None:
+        return problems
+    at: Path = ("decide", "at_most")
+    problems += [Problem(at, f"doesn't go together with {name}: drop one of them") for name in others]
+    least = first * n_configurations
+    if first < LEAST_SEEDS:
+        problems.append(
+            Problem(("seeds",), f"needs {LEAST_SEEDS} or more for decide.at_most: with fewer nothing is decided")
+        )
+    if decide.most_trials is not None and decide.most_trials < least:
+        words = f"{first} seeds of {n_configurations} configurations are {least} trials"
+        problems.append(Problem(at, f"is too small: {words}"))
     if rank_by in MEDIANS:
-        problems.append(Problem(("racing",), f"can't compare by {rank_by!r}, a median; rank by another metric"))
+        problems.append(Problem(at, f"can't compare by {rank_by!r}, a median; rank by another metric"))
     return problems
 
 
 def search_problems(search: SearchConfig, *, n_configurations: int, rank_by: str) -> list[Problem]:
-    """What keeps a search from being run; arguments as for `racing_problems`."""
+    """What keeps a search from being run; arguments as for `decide_problems`."""
     problems = []
     if search.budget < n_configurations:
         words = f"is smaller than the {n_configurations} configurations that the study lists"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -84,6 +85,7 @@ def read_study(
     if not isinstance(values, dict):
         got = "an empty file" if values is None else shown(values)
         raise StudyError(f"{file}:1: a study must be a mapping of keys such as name, data and seeds, got {got}")
+    _read_older(values)
     problems = _resolve_paths(values, folder or Path())
     study = None
     try:
@@ -109,6 +111,14 @@ def _read(file: Path) -> str:
         raise StudyError(" no such study file" + (f" (did you mean {near[0]!r}?)" if near else "")) from None
     except OSError as error:
         raise StudyError(f" can't be read: {error.strerror}") from None
+
+
+def _read_older(values: dict[str, object]) -> None:
+    """Turn the race of an older file into what decides now, in place."""
+    race, lists = values.pop("racing", None), [values.get(name) for name in ("configurations", "seeds")]
+    if isinstance(race, dict):
+        n_all = math.prod(len(entries) for entries in lists if isinstance(entries, list))
+        values.setdefault("decide", {"first": race.get("start", 3), "at_most": f"{race.get('budget') or n_all} trials"})
 
 
 def _resolve_paths(values: dict[str, object], folder: Path) -> list[Problem]:

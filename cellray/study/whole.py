@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import count, islice
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cellray.errors import StudyError, one_of
 from cellray.losses.check import CHECKS
-from cellray.study.adaptive import RacingConfig, SearchConfig, StoppingConfig
-from cellray.study.conflicts import racing_problems, repeated_seeds, search_problems
+from cellray.study.adaptive import DecideConfig, SearchConfig, StoppingConfig
+from cellray.study.conflicts import decide_problems, repeated_seeds, search_problems
 from cellray.study.group import Settings
 from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
@@ -59,8 +60,8 @@ class Study(Settings):
     """Suggests further configurations."""
     stopping: StoppingConfig | None = None
     """Ends poor configurations early."""
-    racing: RacingConfig | None = None
-    """Gives more seeds to configurations that may be the best, up to `seeds`."""
+    decide: DecideConfig | None = None
+    """Which difference matters, and what may be spent on further seeds until that is decided."""
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -114,15 +115,15 @@ class Study(Settings):
         return [Problem(at, words)]
 
     def _adapting_problems(self) -> list[Problem]:
-        """What doesn't go together in search, stopping and racing."""
+        """What doesn't go together in search, stopping and decide."""
         n, rank_by = len(self.configurations), self.evaluation.rank_by
         problems = []
         if self.search is None and not n:
             problems.append(Problem(("configurations",), "must have at least 1 entry, unless there is a search"))
-        if self.racing is not None:
+        if self.decide is not None:
             others = [name for name in ("search", "stopping") if getattr(self, name) is not None]
             n_seeds = len(self.seeds)
-            problems += racing_problems(self.racing, others, n_seeds=n_seeds, n_configurations=n, rank_by=rank_by)
+            problems += decide_problems(self.decide, others, n_seeds=n_seeds, n_configurations=n, rank_by=rank_by)
         if self.search is not None:
             problems += search_problems(self.search, n_configurations=n, rank_by=rank_by)
             problems += self._space_problems(self.search)
@@ -143,7 +144,34 @@ class Study(Settings):
     @property
     def adapts(self) -> bool:
         """Whether results decide which trials there are."""
-        return self.search is not None or self.stopping is not None or self.racing is not None
+        return self.search is not None or self.stopping is not None or self.gives_seeds
+
+    @property
+    def gives_seeds(self) -> bool:
+        """Whether results decide how many seeds each configuration gets."""
+        return self.decide is not None and self.decide.at_most is not None
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Those that every configuration gets."""
+        first = self.decide.first if self.decide is not None and self.gives_seeds else None
+        return self.seeds[:first]
+
+    @property
+    def most_trials(self) -> int | None:
+        """Trials that results may lead to; None: as many as are listed, or as its hours allow."""
+        if self.search is not None:
+            return self.search.budget * len(self.seeds)
+        return self.decide.most_trials if self.decide is not None else None
+
+    def more_seeds(self, n: int) -> tuple[int, ...]:
+        """The first n seeds: those of the file, and then the whole numbers that aren't among them."""
+        further = (seed for seed in count() if seed not in self.seeds)
+        return (*self.seeds, *islice(further, max(n - len(self.seeds), 0)))[:n]
+
+    def with_seeds(self, n: int) -> Study:
+        """The same study with the first n seeds for all."""
+        return self.model_copy(update={"seeds": self.more_seeds(n), "decide": None})
 
     @property
     def tunes_rates(self) -> bool:
@@ -228,7 +256,7 @@ class Study(Settings):
         return self.evaluation.model_copy(update=changes)
 
     def trials(self) -> list[Trial]:
-        """Every listed configuration with every seed, all configurations of a seed before the next seed."""
+        """Every listed configuration with every seed that all get, all configurations of a seed before the next one."""
         resolved = [(c.label, self.quirks_of(c), *self.recipe(c)) for c in self.configurations]
         return [
             Trial(
@@ -243,7 +271,7 @@ class Study(Settings):
                 training=training,
                 evaluation=self.judged_by,
             )
-            for seed in self.seeds
+            for seed in self.first_seeds
             for label, quirks, model, loss, training in resolved
         ]
 

@@ -15,6 +15,8 @@ from cellray.tracking.models import ModelSaver, log_model
 from cellray.tracking.run_tree import NOTE, RunTree
 from cellray.tracking.stores import scrub
 
+VERDICT = "cellray.verdict_digest"
+"""Tag of the study's run: of the description that was written last, so that another one is somebody's own."""
 PROJECTION = 2
 """Raised when a record is shown otherwise: the next sync then writes every run again."""
 
@@ -115,10 +117,19 @@ class Projection:
         return True
 
     def report(self) -> None:
-        """Put the files of the study's report folder beside its run, if they changed."""
+        """Put the files of the study's report folder beside its run, if they changed, and the verdict into its
+        description, unless somebody has written another one there."""
         files = {file.path: self._ledger.read(file.path) for file in self._ledger.files("report")}
-        if files:
-            self._tree.study().put_files(files, "cellray.report_digest")
+        if not files:
+            return
+        run = self._tree.study()
+        run.put_files(files, "cellray.report_digest")
+        text = files.get("report/verdict.txt", b"").decode()[: views.LONGEST_TAG]
+        there = run.tags.get(NOTE, "")
+        is_ours = there in ("", values.cut(self._study.question)) or values.digest([there]) == run.tags.get(VERDICT)
+        if text and text != there and is_ours:
+            run.set_tag(VERDICT, values.digest([text]))
+            run.set_tag(NOTE, text)
 
     def end(self, *, complete: bool) -> None:
         """Close the study's run, and every run that nobody continues any more."""

@@ -163,8 +163,8 @@ def towards(metric: str) -> str:
 
 
 def seeds_given(search: Search) -> Figure | None:
-    """How many seeds a race gave to each configuration: those with most first, a cross where one was dropped."""
-    if not search.is_racing or not search.configurations:
+    """How many seeds each configuration got: those with most first, a cross where a race dropped one."""
+    if not search.gives_seeds or not search.configurations:
         return None
     values = {c.label: i for i, c in enumerate(search.best_first())}
     rows = sorted(search.configurations, key=lambda c: (-c.seeds, values.get(c.label, len(values)), c.number))
@@ -185,11 +185,12 @@ def seeds_given(search: Search) -> Figure | None:
     axis.set_xticks(range(0, most + 1, max(1, most // 10)))
     rest = f" (the first {len(shown)} of {len(rows)} configurations)" if len(shown) < len(rows) else ""
     axis.set_xlabel("seeds given" + rest)
-    handles = [
-        Line2D([], [], color=BLUE, lw=5, label="in the race to the end"),
-        Line2D([], [], color=MUTED, lw=5, marker="x", ms=8, mec=BAD, mew=2, label="dropped"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    if any(c.state in ("dropped", "stopped") for c in shown):
+        handles = [
+            Line2D([], [], color=BLUE, lw=5, label="in the race to the end"),
+            Line2D([], [], color=MUTED, lw=5, marker="x", ms=8, mec=BAD, mew=2, label="dropped"),
+        ]
+        figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
 
 

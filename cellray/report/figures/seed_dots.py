@@ -39,8 +39,7 @@ def ranking_dots(
 
     Of more than 40 configurations the best are shown.
 
-    Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean; where it has
-    `rank_low` and `rank_high`, the rank's interval stands behind the rank.
+    Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean.
 
     Args:
         scores: Of `make_tables`.
@@ -89,9 +88,7 @@ def ranking_dots(
     main.set_xlabel(axis_title(metric, set_name) + best_of(list(whole.label), len(order)))
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
-    labels.set_yticklabels(
-        [f"{as_label(row.label)}  {format_rank(row.rank, row.rank_low, row.rank_high)}" for row in rows_of(order)]
-    )
+    labels.set_yticklabels([f"{as_label(row.label)}  {format_rank(row.rank)}" for row in rows_of(order)])
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -131,7 +128,7 @@ def limits(values: pd.Series) -> tuple[float, float]:
 
 
 def draw_mean(axis: Axes, row: Any, at: int, low: float, high: float, metric: str) -> None:
-    """The ranking mean as a bar (an arrow with its value if it lies beyond the axis), the survivors' as a diamond."""
+    """The ranking mean as a bar (an arrow with its value beyond the axis), that of the runs that ended as a diamond."""
     if math.isnan(row.mean):
         return
     if low <= row.mean <= high:
@@ -158,7 +155,9 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
     if has_ceiling:
         handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="human experts"))
     if ((order.survivors_n > 0) & (order.survivors_n < order.n)).any():
-        handles.append(Line2D([], [], ls="", marker="D", ms=7, mfc="none", mec=MUTED, label="survivors' mean"))
+        handles.append(
+            Line2D([], [], ls="", marker="D", ms=7, mfc="none", mec=MUTED, label="mean of the runs that ended")
+        )
     if ((points.outcome == "collapsed") | (points.note == "nan")).any():
         handles.append(Line2D([], [], ls="", marker="x", mec=BAD, mew=1.8, label="collapsed"))
     if (points.outcome == "failed").any():

@@ -50,12 +50,9 @@ def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
     if len(pairs):
         n_decided = int(pairs.decided.sum())
         sentences.append(
-            f"Of {len(pairs)} pairs of configurations compared, {n_decided} are told apart by the paired tests and "
-            f"{len(pairs) - n_decided} stay undecided, at 5\u00a0% adjusted for testing them all."
+            f"Of {len(pairs)} pairs of configurations, {n_decided} are told apart, all at once at 5\u00a0%, and "
+            f"{len(pairs) - n_decided} aren't. Which may be the best is an easier question; the answer above has it."
         )
-    if ranks.may_be_best.any() and not ranks.may_be_best.all():
-        possible = ", ".join(ranks[ranks.may_be_best].sort_values("rank").label)
-        sentences.append(f"With 95\u00a0% confidence the best is one of these: {possible}.")
     sentences += [
         *friedman_sentence(inference.friedman, set_name),
         *detectable_sentence(inference.detectable, set_name, metric),
@@ -85,8 +82,9 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
             "the first is better; below, its 95 % interval over new seeds and new images",
         ),
         (
-            "p (Holm)",
-            "Of Student's paired test over seeds and images, adjusted for testing all pairs; below, unadjusted",
+            "p of all pairs",
+            "Adjusted for testing all pairs (step-down, by a bootstrap over seeds and images); below, Student's paired "
+            "test of this pair alone",
         ),
         (
             "Wilcoxon",
@@ -100,9 +98,8 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
         ),
         ("P(false claim)", "The probability that the claim that the first is better is false"),
         (
-            "Decided",
-            "Adjusted p below 0.05; for the leader also if it beats each other one by p below 0.05, as naming the best "
-            "needs no adjustment. Never with fewer than three common seeds",
+            "Told apart",
+            "Adjusted p below 0.05, with three common seeds or more. To be the best is a question of its own",
         ),
         ("Would decide it", "Further seeds, or further images, that would, if the difference stayed as it is"),
     ]
@@ -117,7 +114,7 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
                     format_difference(metric, row.difference),
                     format_interval(metric, row.low, row.high),
                 ),
-                number_cell(row.p_holm, format_p(row.p_holm), f"alone {format_p(row.p)}"),
+                number_cell(row.p_adjusted, format_p(row.p_adjusted), f"alone {format_p(row.p)}"),
                 number_cell(row.p_wilcoxon_holm, format_p(row.p_wilcoxon_holm), f"alone {format_p(row.p_wilcoxon)}"),
                 number_cell(
                     row.superiority,

@@ -22,9 +22,11 @@ from cellray.report.text import (
     format_rank,
     format_spread,
     format_value,
+    may_be_best,
     metric_title,
     table_notes,
 )
+from cellray.statistics import N_KEPT_OF
 
 SHOWN = (
     "f1_iou", "precision_iou", "recall_iou", "f1_distance", "precision_distance", "recall_distance", "miou", "dice",
@@ -34,29 +36,45 @@ SHOWN = (
 
 
 def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
-    """The ranking of one set: seeds, mean, survivors, worst seed, shared point, outcomes."""
+    """The ranking of one set: seeds, mean, what may be best, worst seed, published threshold, outcomes."""
     rows = select(tables.ranking, set_name=set_name, metric=metric)
     shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")["mean"]
     seeds = select(tables.scores, set_name=set_name, metric=metric)
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
     counted = "skipped, as the quirk has it" if tables.skip_collapsed else "counted as worst"
     has_intervals = bool(rows.low.notna().any())
+    choice = tables.choice_of(set_name, metric)
+    kept, lost = bool(rows.kept_mean.notna().any()), bool((rows.survivors_n < rows.n).any())
     brackets = "; below, its 95 % interval over new seeds and new images" if has_intervals else ""
     columns = [
-        (
-            "Rank",
-            f"By the mean, failed and collapsed trials {counted}"
-            + (
-                "; in brackets the ranks that the paired tests leave possible, all at once with 95 % confidence"
-                * has_intervals
-            ),
+        ("Rank", f"By the mean, failed and collapsed trials {counted}"),
+        *(
+            [
+                (
+                    "May be best",
+                    "With 95 % confidence the best is among these; of each other one, another does at least as well",
+                )
+            ]
+            if choice
+            else []
         ),
         ("Configuration", ""),
         (metric_title(metric), f"Mean ± SD over seeds, failed and collapsed {counted}: this ranks{brackets}"),
         ("Seeds", "A dot is a seed, the bar their mean; a cross is a failed or collapsed one at the worst value"),
-        ("Survivors", "Mean ± SD over finished trials alone, and their number"),
+        *(
+            [
+                (
+                    f"Best of {N_KEPT_OF}",
+                    f"What to expect of the one that validation prefers among {N_KEPT_OF} trainings; below, its 95 % "
+                    "interval",
+                )
+            ]
+            if kept
+            else []
+        ),
+        *([("Runs that ended", "Mean ± SD over finished trials alone, and their number")] if lost else []),
         ("Worst seed", ""),
-        ("Shared point", "The same mean with one threshold and post-processing shared by all"),
+        ("At the published threshold", "The same mean with the published threshold and post-processing for all"),
         ("Gain", "What choosing them for each trial on its validation images gains over that"),
         ("Finished", "Finished of planned trials"),
     ]
@@ -68,20 +86,37 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         gain = sign * (row.mean - at_shared)
         place = f"rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
         moved = row.order_differs and row.survivors_n < row.n
-        ranks = format_rank(row.rank, row.rank_low, row.rank_high)
         body.append(
             [
-                number_cell(row.rank, ranks),
+                number_cell(row.rank, format_rank(row.rank)),
+                *([best_cell(may_be_best(choice, str(row.label)))] if choice else []),
                 head(str(row.label)),
                 number_cell(
                     row.mean, format_spread(metric, row.mean, row.sd), format_interval(metric, row.low, row.high)
                 ),
                 TableCell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
-                number_cell(
-                    row.survivors_mean,
-                    format_spread(metric, row.survivors_mean, row.survivors_sd),
-                    f"n = {row.survivors_n}" + (f", {place}" if place else ""),
-                    "moved" if moved else "number",
+                *(
+                    [
+                        number_cell(
+                            row.kept_mean,
+                            format_value(metric, row.kept_mean),
+                            format_interval(metric, row.kept_low, row.kept_high),
+                        )
+                    ]
+                    if kept
+                    else []
+                ),
+                *(
+                    [
+                        number_cell(
+                            row.survivors_mean,
+                            format_spread(metric, row.survivors_mean, row.survivors_sd),
+                            f"n = {row.survivors_n}" + (f", {place}" if place else ""),
+                            "moved" if moved else "number",
+                        )
+                    ]
+                    if lost
+                    else []
                 ),
                 number_cell(row.worst, format_value(metric, row.worst)),
                 number_cell(at_shared, format_value(metric, at_shared)),
@@ -91,8 +126,14 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         )
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
     if len(rows) and rows.order_differs.any():
-        notes.append("Where a rank stands below a survivors' mean, survivors alone would take that place instead.")
+        notes.append("Where a rank stands below the mean of the runs that ended, these alone would take that place.")
     return PageTable(columns, body, notes)
+
+
+def best_cell(word: str) -> TableCell:
+    """Whether a configuration may be the best."""
+    order = {"yes": 0.0, "no": 1.0}.get(word, "")
+    return TableCell(word, order, "good" if word == "yes" else "moved")
 
 
 def lead_sentence(tables: Tables, metric: str, set_name: str) -> str:

@@ -82,12 +82,12 @@ def search_facts(search: Search) -> list[tuple[str, str]]:
                 f"or failed trial counts as the worst value, {worst}. Test images have no say.",
             )
         )
-    if search.is_racing:
+    if search.gives_seeds:
         facts.append(
             (
                 "Rule",
-                "All start with a few seeds; a configuration whose paired interval against the leader lies below 0 is "
-                "dropped, and the rest are given more seeds.",
+                "All start with a few seeds; further ones go to the recommended configuration and to those that may "
+                "still be better than it by more than the margin.",
             )
         )
     if search.stopping:
@@ -152,11 +152,10 @@ def test_cells(c: Tried, test: pd.DataFrame, metric: str) -> list[TableCell]:
     """Mean with its interval, and rank."""
     if c.label not in test.index:
         return [number_cell(np.nan, ""), number_cell(np.nan, "")]
-    columns = ("mean", "low", "high", "rank", "rank_low", "rank_high")
-    mean, low, high, rank, rank_low, rank_high = (float(test[name][c.label]) for name in columns)
+    mean, low, high, rank = (float(test[name][c.label]) for name in ("mean", "low", "high", "rank"))
     return [
         number_cell(mean, format_value(metric, mean), format_interval(metric, low, high)),
-        number_cell(rank, format_rank(rank, rank_low, rank_high)),
+        number_cell(rank, format_rank(rank)),
     ]
 
 

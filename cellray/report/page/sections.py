@@ -20,7 +20,7 @@ from cellray.report.page.ranking_tables import lead_sentence, metrics_table, ran
 from cellray.report.page.search_tables import SearchSection, search_section
 from cellray.report.page.table_cells import agreement_note
 from cellray.report.protocol import Protocol
-from cellray.statistics import unseen_rate
+from cellray.statistics import rate_interval
 
 Context = dict[str, object]
 """What a template gets, by name."""
@@ -120,7 +120,7 @@ def training_context(page: PageContents) -> Context:
         "searched": page.searched,
         "n_stopped": int((trials.outcome == "stopped").sum()),
         "n_seeds": n_seeds,
-        "unseen": unseen_rate(n_seeds),
+        "unseen": rate_interval(0, n_seeds)[1],
         "has_fewer": trials.groupby("label").size().min() < n_seeds,
         "nan_notes": page.found.tables.notes,
         "in_doubt": trials[trials.lr_in_doubt][["label", "seed", "lr", "range_test_ended"]].to_dict("records"),
