@@ -25,7 +25,7 @@ from cellray.scores import as_float, best_record
 from cellray.study import EvaluationConfig
 
 
-class Picture(NamedTuple):
+class ToCount(NamedTuple):
     """One image to count cells on."""
 
     file: Path
@@ -80,7 +80,7 @@ class TrainedModel:
             record.operating_point,
             settings.data.channels,
             settings.data.normalise,
-            settings.data.reading,
+            Reading(settings.data.channel, settings.data.plane, settings.data.ignore),
             settings.training.precision,
             as_float(record.data.diameter_px),
             settings.rules,
@@ -96,7 +96,7 @@ class TrainedModel:
         prepare(device, threads)
         return evaluate_set(self.network, dataset, self.point, self.evaluation, device=device, precision=self.precision)
 
-    def pictures(self, path: Path) -> tuple[list[Picture], list[str]]:
+    def pictures(self, path: Path) -> tuple[list[ToCount], list[str]]:
         """The images of a folder, or one image, by their headers; and what is wrong with those that can't be read.
 
         Raises:
@@ -111,12 +111,12 @@ class TrainedModel:
                 problems.append(str(error))
                 continue
             width = len(str(len(planes)))
-            found += [Picture(file, name if k is None else f"{name}_{k:0{width}}", k) for k in planes]
+            found += [ToCount(file, name if k is None else f"{name}_{k:0{width}}", k) for k in planes]
         return found, problems
 
     def predict(
-        self, pictures: list[Picture], *, diameter_px: float | None, max_value: float | None, threads: int
-    ) -> Iterator[tuple[Picture, np.ndarray, np.ndarray] | DataError]:
+        self, pictures: list[ToCount], *, diameter_px: float | None, max_value: float | None, threads: int
+    ) -> Iterator[tuple[ToCount, np.ndarray, np.ndarray] | DataError]:
         """Label the cells of every image: (picture, labels int32 (H, W), overlay uint8 (h, w, 3)).
 
         An image that can't be read gives its error instead, and the next one follows.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.data.convert import convert_image
-from cellray.data.decode import PLAIN, Reading, decode_image
+from cellray.data.decode import PLAIN, Reading, check_depth, decode_image
+from cellray.data.image_file import read_header
 from cellray.data.listing import IMAGE_SUFFIXES
-from cellray.data.picture import count_planes
 from cellray.data.source import plain_name
 from cellray.errors import DataError
 
@@ -40,12 +40,17 @@ def outputs_of(files: list[Path]) -> list[str]:
 
 
 def planes_of(path: Path, reading: Reading) -> list[int | None]:
-    """The planes of a file that are images of their own: their numbers from 1 on, or one None.
+    """The planes of a file that are images of their own, by its header: their numbers from 1 on, or one None.
 
     Raises:
-        DataError: If the file is no image or its header is damaged.
+        DataError: If the file is no image of 8 or 16 bits, or its header is damaged.
     """
-    n = count_planes(_bytes(path), str(path))
+    try:
+        with path.open("rb") as file:
+            n, dtype = read_header(file, str(path))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    check_depth(dtype, str(path))
     return list(range(1, n + 1)) if reading.plane == "all" and n > 1 else [None]
 
 
@@ -59,13 +64,10 @@ def read_image(
     plane: int | None = None,
 ) -> NDArray[np.uint8]:
     """One image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset."""
-    pixels = decode_image(_bytes(path), str(path), reading.at(plane)).pixels
-    full_scale = max_value or np.iinfo(pixels.dtype).max
-    return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
-
-
-def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from error
+    pixels = decode_image(data, str(path), reading.at(plane)).pixels
+    full_scale = max_value or np.iinfo(pixels.dtype).max
+    return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)

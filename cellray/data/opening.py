@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import deque
@@ -20,9 +21,9 @@ from cellray.data.cache import default_cache_dir, filling
 from cellray.data.convert import convert_image, resample_image, resample_labels, resample_void
 from cellray.data.dataset import CACHE_VERSION, VOID_NAME, CacheIndex, Dataset, read_index
 from cellray.data.decode import PLAIN, Reading, Truth, UInt, consecutive, decode_image, decode_mask, decode_void
-from cellray.data.duplicates import Look, look_of
+from cellray.data.duplicates import Likeness, look_of
+from cellray.data.image_file import read_header
 from cellray.data.listing import DatasetLike, Item, Listing
-from cellray.data.picture import count_planes
 from cellray.data.plausible import Signs, signs_of
 from cellray.data.readers import expand, list_dataset
 from cellray.data.remote import fetch_dataset
@@ -151,7 +152,8 @@ def list_items(config: DatasetLike, path: Path, reading: Reading) -> Listing:
     items = []
     for item in listing.items:
         try:
-            n = count_planes(listing.source.read(item.image_file), listing.source.where(item.image_file))
+            data = io.BytesIO(listing.source.read(item.image_file))
+            n = read_header(data, listing.source.where(item.image_file)).n_planes
         except DataError as error:
             listing.problems.append(str(error))
             continue
@@ -174,7 +176,7 @@ class Loaded(NamedTuple):
     void: Mask | None
     """Pixels that count as neither cell nor background, same shape; None if there are none."""
     reread: tuple[str, ...]
-    """As `Picture.reread`, of both files."""
+    """As `ImageFile.reread`, of both files."""
     odd_label: int | None
     """As `Truth.odd_label`."""
 
@@ -281,7 +283,7 @@ class _Made:
     dtype: str
     reread: tuple[str, ...]
     signs: Signs
-    look: Look
+    look: Likeness
 
 
 def _fill(
