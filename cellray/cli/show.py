@@ -78,7 +78,7 @@ def _number(value: object) -> str:
 def print_dataset(found: DatasetReport) -> None:
     verdict = "[green]usable[/green]" if found.is_usable else "[bold red]not usable[/bold red]"
     out.print(f"[bold]{escape(found.path)}[/bold]: {verdict}", highlight=False, soft_wrap=True)
-    if found.n_images:
+    if found.sizes:
         sizes = ", ".join(f"{size} ({n})" for size, n in found.sizes.items())
         splits = ", ".join(f"{name or 'no split'} {n}" for name, n in found.splits.items())
         out.print(f"  {found.n_images} images: {sizes}; {', '.join(found.dtypes)}; {splits}", highlight=False)
@@ -113,9 +113,7 @@ def _once(problems: list[str]) -> list[str]:
     for problem in problems:
         file, _, words = problem.partition(": ")
         files.setdefault(words, []).append(file)
-    return [
-        f"{of[0]}: {words}" + (f" (and {len(of) - 1} more files)" if len(of) > 1 else "") for words, of in files.items()
-    ]
+    return [f"{of[0]}{f' and {len(of) - 1} more files' if len(of) > 1 else ''}: {words}" for words, of in files.items()]
 
 
 def duration(seconds: float) -> str:

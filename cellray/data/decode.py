@@ -283,7 +283,10 @@ def _one_value(pixels: Array, picture: ImageFile, where: str) -> tuple[Array, tu
     if n not in (1, 3):
         raise DataError(f"{where}: a picture of {n} channels, expected a mask or labels with one value a pixel")
     if not (colours == colours[..., :1]).all():
-        raise DataError(f"{where}: a colour picture, expected a mask or labels with one value a pixel")
+        raise DataError(
+            f"{where}: a colour picture, expected a mask or labels with one value a pixel: "
+            f"save each cell's number, or 0/255"
+        )
     return (colours[..., 0] // picture.gray_step if picture.gray_step > 1 else colours[..., 0]), ()
 
 

@@ -215,7 +215,7 @@ def _read_tiff(data: bytes, where: str) -> ImageFile:
         "TIFF",
         has_alpha=any(int(kind) in OPACITY_SAMPLES for kind in page.extrasamples) and "C" not in axes,
         palette=palette,
-        channel_names=("red", "green", "blue") if is_rgb and "C" not in axes else names,
+        channel_names=("red", "green", "blue", "extra")[: pixels.shape[3]] if is_rgb and "C" not in axes else names,
         planes_said=" x ".join(f"{sizes[axis]} {AXES.get(axis, 'pages')}" for axis in others),
         reread=reread,
     )

@@ -43,6 +43,7 @@ class Doubt(NamedTuple):
     short: str
     """A few words for the caption of a picture."""
     sentence: str
+    """With the figures of the first of the images."""
     images: list[int]
 
 
@@ -101,15 +102,16 @@ def doubts(signs: Sequence[Signs]) -> list[Doubt]:
     ):  # fmt: skip
         images = [k for k, s in enumerate(signs) if is_so(s)]
         if images:
-            found.append(Doubt(short, sentence, images))
+            found.append(Doubt(short, sentence.format_map(signs[images[0]]), images))
     return found
 
 
 def doubt_note(doubt: Doubt, names: Sequence[str]) -> str:
     """A doubt as a note, with the images' names."""
-    shown = ", ".join(repr(names[k]) for k in doubt.images[:3]) + (", …" if len(doubt.images) > 3 else "")
-    n = f"{len(doubt.images)} of {len(names)} images" if len(names) > 1 else "the image"
-    return f"in {n} ({shown}) {doubt.sentence}"
+    first, *others = doubt.images
+    shown = ", ".join(repr(names[k]) for k in others[:2]) + (", …" if len(others) > 2 else "")
+    alike = f" (and alike in {len(others)} more of {len(names)} images: {shown})" if others else ""
+    return f"in {names[first]!r} {doubt.sentence}{alike}"
 
 
 def _is_scattered(s: Signs) -> bool:
@@ -119,38 +121,39 @@ def _is_scattered(s: Signs) -> bool:
 DOUBTS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
     (
         "signal above half",
-        lambda s: s["signal"] > 0.6 or (s["signal"] > 0.5 and (s["contrast"] or 0.0) < 1),
-        "more than half of the pixels are marked as cell; is the mask inverted?",
+        lambda s: s["signal"] > 0.8 or (s["signal"] > 0.5 and (s["contrast"] or 0.0) < 1),
+        "{signal:.0%} of the pixels are marked as cell; is the mask inverted?",
     ),
     (
         "one label, many pieces",
         _is_scattered,
-        "one label lies in several distant pieces; if the numbers are classes, save a mask of the cells alone as 0/255",
+        "{labels} label(s) lie in {pieces} distant pieces; if the numbers are classes, "
+        "save a mask of the cells alone as 0/255",
     ),
     (
         "one label touches most",
         lambda s: s["touched"] > 0.6,
-        "one label touches most of the others; if it marks borders or pixels to leave out, "
+        "one label touches {touched:.0%} of the others; if it marks borders or pixels to leave out, "
         "set data.ignore to its number, or save one number a cell",
     ),
     (
         "a label far above",
         lambda s: s["odd_label"] is not None,
-        "the label 255 (or 65535) stands far above all others; "
-        "if it marks pixels that are neither cell nor background, set data.ignore to it",
+        "label {odd_label} stands far above all others; "
+        "if it marks pixels that are neither cell nor background, set data.ignore: {odd_label}",
     ),
     (
         "outlines, not filled",
         lambda s: s["hollow"] > 0.5,
-        "what is marked has large holes; if the mask holds outlines, fill them",
+        "the holes in what is marked are {hollow:.1f} times as large as itself; if the mask holds outlines, fill them",
     ),
     (
         "sizes differ 100-fold",
         lambda s: s["spread"] > 100,
-        "the sizes of labels differ a hundredfold; is the background a label, or are there specks?",
+        "sizes differ {spread:.0f}-fold from the median; is the background a label, or are there specks?",
     ),
 )
-"""Short words, the rule, and the sentence of each kind of doubt that one image alone can raise."""
+"""Short words, the rule, and the sentence, filled in with `Signs`, of each doubt that one image alone can raise."""
 
 
 def _owners(labels: Labels, pieces: Labels) -> Labels:
