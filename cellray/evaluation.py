@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.device import autocast
-from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise
+from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise, without_void
 from cellray.operating_point import ChosenPoint, choose_point
 from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
@@ -128,10 +128,12 @@ class PixelHistogram:
         self.coarse, self.bins = coarse, 256 if coarse else 2048
         self.counts = np.zeros((2, self.bins), np.int64)
 
-    def add(self, logits: Tensor, target: np.ndarray) -> None:
-        """Add one image: logits, none of them NaN, and true cell mask of the same shape."""
+    def add(self, logits: Tensor, target: np.ndarray, void: np.ndarray | None = None) -> None:
+        """Add one image: logits, none of them NaN, and true cell mask of the same shape, without void pixels."""
         places = logits.sigmoid() if self.coarse else (logits + self.REACH) / (2 * self.REACH)
         bins = (places * self.bins).clamp_(0, self.bins - 1).long().numpy() + self.bins * target
+        if void is not None:
+            bins = bins[~void]
         self.counts += np.bincount(bins.ravel(), minlength=2 * self.bins).reshape(2, self.bins)
 
     def best_dice(self) -> tuple[float, float]:
@@ -195,7 +197,8 @@ def evaluate(
     validation, indices = sets["val"]
     val_probs = dict(predict("val"))
     truth: dict[int, np.ndarray] = {index: validation.labels(index) for index in indices}
-    choice = choose_point(val_probs, truth, validation.diameter_px, settings)
+    void = {index: mask for index in indices if (mask := validation.void(index)) is not None}
+    choice = choose_point(val_probs, truth, validation.diameter_px, settings, void)
     rows: list[dict[str, object]] = []
     objects: list[dict[str, object]] = []
     overlays: list[OverlayFile] = []
@@ -274,13 +277,17 @@ def _judge(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Predicted labels of one image at an operating point, and its row of counts."""
     labels = postprocess(probs, point, diameter_px=dataset.diameter_px)
+    true, void = dataset.labels(index), dataset.void(index)
+    if void is not None:
+        labels = without_void(true, labels, void)
     row = image_row(
-        dataset.labels(index),
+        true,
         labels,
         iou_threshold=settings.iou_threshold,
         max_distance_px=settings.max_distance * dataset.diameter_px,
         diameter_px=dataset.diameter_px,
         probs=probs,
+        void=void,
     )
     return labels, row
 

@@ -126,7 +126,7 @@ def open_sets(study: Study, quiet: bool) -> Sets:
         sets = Sets.open(study.data, progress=progress)
         sets.add_maps(trials, progress)
     # sets cut from one pack would all say the same
-    for note in dict.fromkeys(note for dataset in (sets.train, *sets.external.values()) for note in dataset.notes):
+    for note in dict.fromkeys(sets.notes(study.data)):
         err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     return sets
 

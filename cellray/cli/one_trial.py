@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ from cellray.cli.common import (
     StudyName,
     check_study_losses,
     chosen_trials,
+    err,
     find,
     interruptible,
     name_of,
@@ -32,7 +34,7 @@ from cellray.cli.common import (
     with_allocator,
 )
 from cellray.cli.show import print_metrics, print_numbers
-from cellray.errors import StudyError
+from cellray.errors import DataError, StudyError
 
 
 def train(
@@ -135,8 +137,11 @@ def evaluate_dataset(
         ),
         channels=model.channels,
         normalise=model.normalise,
+        reading=model.reading,
         target_diameter_px=model.diameter_px,
     )
+    for note in dataset.notes:
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     scores, images, objects = model.evaluate(dataset, os.cpu_count() or 1)
     tables = {
         "images": images,
@@ -177,7 +182,6 @@ def predict(
     Example: [bold]cellray predict quickstart new_images --config Dice --out counted[/bold]
     """
     import numpy as np
-    import pandas as pd
     from PIL import Image
 
     from cellray.overlay import encode_png
@@ -185,22 +189,34 @@ def predict(
 
     ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed)
+    pictures, problems = model.pictures(path)
+    if problems:
+        err.print(f"{len(problems)} of the files can't be read; they are named at the end.", highlight=False)
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    rows = []
-    predictions = model.predict(path, diameter_px=diameter_px, max_value=max_value, threads=os.cpu_count() or 1)
-    for file, labels, overlay in predictions:
-        kind = np.uint16 if labels.max() < 2**16 else np.int32
-        Image.fromarray(labels.astype(kind)).save(output / "labels" / f"{file.stem}.png")
-        (output / "overlays" / f"{file.stem}.png").write_bytes(encode_png(overlay))
-        areas = np.bincount(labels.ravel())[1:]
-        median = float(np.median(areas)) if areas.size else float("nan")
-        rows.append({"image": file.name, "n_cells": int(labels.max()), "median_area_px": median})
-        if not quiet:
-            out.print(f"{escape(file.name)}: {labels.max()} cells", highlight=False)
-    pd.DataFrame(rows).to_csv(output / "counts.csv", index=False)
+    predictions = model.predict(pictures, diameter_px=diameter_px, max_value=max_value, threads=os.cpu_count() or 1)
+    with open(output / "counts.csv", "w", newline="", encoding="utf-8", buffering=1) as counts:
+        table = csv.writer(counts, lineterminator="\n")
+        table.writerow(["image", "n_cells", "median_area_px"])
+        for found in predictions:
+            if isinstance(found, DataError):
+                problems.append(str(found))
+                continue
+            picture, labels, overlay = found
+            kind = np.uint16 if labels.max() < 2**16 else np.int32
+            Image.fromarray(labels.astype(kind)).save(output / "labels" / f"{picture.name}.png")
+            (output / "overlays" / f"{picture.name}.png").write_bytes(encode_png(overlay))
+            areas = np.bincount(labels.ravel())[1:]
+            shown = picture.file.name if picture.plane is None else f"{picture.file.name}, plane {picture.plane}"
+            table.writerow([shown, int(labels.max()), float(np.median(areas)) if areas.size else ""])
+            if not quiet:
+                out.print(f"{escape(shown)}: {labels.max()} cells", highlight=False)
     if not quiet:
         out.print(f"written: {output}/counts.csv, labels/, overlays/", highlight=False, soft_wrap=True)
+    for problem in problems:
+        err.print(f"[red]not counted:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(FAILED)
 
 
 def _where(pairs: list[str] | None) -> dict[str, tuple[str, ...]]:

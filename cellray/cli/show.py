@@ -79,7 +79,7 @@ def _number(value: object) -> str:
 def print_dataset(found: DatasetReport) -> None:
     verdict = "[green]usable[/green]" if found.is_usable else "[bold red]not usable[/bold red]"
     out.print(f"[bold]{escape(found.path)}[/bold]: {verdict}", highlight=False, soft_wrap=True)
-    if found.n_images:
+    if found.sizes:
         sizes = ", ".join(f"{size} ({n})" for size, n in found.sizes.items())
         splits = ", ".join(f"{name or 'no split'} {n}" for name, n in found.splits.items())
         out.print(f"  {found.n_images} images: {sizes}; {', '.join(found.dtypes)}; {splits}", highlight=False)
@@ -97,7 +97,12 @@ def print_dataset(found: DatasetReport) -> None:
     if found.study_split:
         train, val, test = found.study_split
         out.print(f"  a study would train on {train}, validate on {val}, test on {test}", highlight=False)
-    for problem in found.problems:
+    if found.channel_contrast:
+        values = " / ".join(f"{value:.1f}" for value in found.channel_contrast)
+        best = found.channel_contrast.index(max(found.channel_contrast)) + 1
+        words = f"channel {best} shows the cells best: contrast {values} in channels 1 / 2 / 3"
+        out.print(f"  {words}", highlight=False)
+    for problem in _once(found.problems):
         out.print(f"  [red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     for note in found.notes:
         out.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
@@ -115,3 +120,12 @@ def print_verdict(ledger: Ledger) -> None:
     out.print()
     for sentence in verdict(ledger):
         out.print(escape(sentence), highlight=False)
+
+
+def _once(problems: list[str]) -> list[str]:
+    """Each problem that several files have in the same words once, with the first file."""
+    files: dict[str, list[str]] = {}
+    for problem in problems:
+        file, _, words = problem.partition(": ")
+        files.setdefault(words, []).append(file)
+    return [f"{of[0]}{f' and {len(of) - 1} more files' if len(of) > 1 else ''}: {words}" for words, of in files.items()]

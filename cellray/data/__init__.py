@@ -3,7 +3,9 @@
 from cellray.data.cache import default_cache_dir
 from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
-from cellray.data.folder import list_images, read_image
+from cellray.data.decode import Reading
+from cellray.data.duplicates import Likeness, twin_notes
+from cellray.data.folder import list_images, outputs_of, planes_of, read_image
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
@@ -14,13 +16,18 @@ __all__ = [
     "DatasetLike",
     "DatasetReport",
     "Item",
+    "Likeness",
+    "Reading",
     "Split",
     "add_maps",
     "check_dataset",
     "default_cache_dir",
     "list_images",
     "open_dataset",
+    "outputs_of",
+    "planes_of",
     "preview_dataset",
     "read_image",
     "split_dataset",
+    "twin_notes",
 ]
