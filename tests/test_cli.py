@@ -195,7 +195,7 @@ class TestOneStudy:
         assert "4 records, 4 of them new" in told.stdout
 
     def test_the_best_model_gets_a_version(self, place, swept):
-        first, again = (cellray(place, "register", "tiny", "--best") for _ in range(2))
+        first, again = (cellray(place, "register", "tiny") for _ in range(2))
         assert "registered as tiny, version 1" in first.stdout
         assert "has its version already: tiny, version 1" in again.stdout
 

@@ -186,7 +186,8 @@ def predict(
         (output / folder).mkdir(parents=True, exist_ok=True)
     rows = []
     predictions = model.predict(path, diameter_px=diameter_px, max_value=max_value, threads=os.cpu_count() or 1)
-    for file, labels, overlay in predictions:
+    for file, cells, overlay in predictions:
+        labels = cells.labels
         kind = np.uint16 if labels.max() < 2**16 else np.int32
         Image.fromarray(labels.astype(kind)).save(output / "labels" / f"{file.stem}.png")
         (output / "overlays" / f"{file.stem}.png").write_bytes(encode_png(overlay))

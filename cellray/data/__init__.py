@@ -3,7 +3,7 @@
 from cellray.data.cache import default_cache_dir
 from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
-from cellray.data.folder import list_images, read_image
+from cellray.data.folder import image_from_bytes, list_images, read_image
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
@@ -18,6 +18,7 @@ __all__ = [
     "add_maps",
     "check_dataset",
     "default_cache_dir",
+    "image_from_bytes",
     "list_images",
     "open_dataset",
     "preview_dataset",

@@ -36,6 +36,13 @@ def read_image(path: Path, *, channels: int, normalise: str, max_value: float | 
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from error
-    pixels = decode_image(data, str(path))
+    return image_from_bytes(data, str(path), channels=channels, normalise=normalise, max_value=max_value)
+
+
+def image_from_bytes(
+    data: bytes, where: str, *, channels: int, normalise: str, max_value: float | None = None
+) -> NDArray[np.uint8]:
+    """As `read_image`, of a file's contents; `where` names it in errors."""
+    pixels = decode_image(data, where)
     full_scale = max_value or np.iinfo(pixels.dtype).max
     return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
