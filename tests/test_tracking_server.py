@@ -198,6 +198,25 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Study]:
     return ledger, study
 
 
+@pytest.mark.slow
+def test_the_page_is_one_process_that_says_where_the_study_is(twelve, tmp_path):
+    ledger, study = twelve
+    uri, port = f"sqlite:///{tmp_path / 'mlflow.db'}", free_port()
+    sync(ledger, study, uri)
+    command = [str(Path(sys.executable).with_name("cellray")), "ui", "--tracking-uri", uri, "--port", str(port)]
+    log = tmp_path / "ui.log"
+    with process(command, log, lambda: answers(f"http://127.0.0.1:{port}/health")) as ui:
+        assert Path(f"/proc/{ui.pid}/task/{ui.pid}/children").read_text() == ""
+        asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=twelve"
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            experiment = json.load(answer)["experiment"]["experiment_id"]
+        ui.terminate()
+        ui.wait(timeout=20)
+    first, page = log.read_text().splitlines()
+    assert first == f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)"
+    assert page.startswith(f"  twelve: http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine")
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """A context of Chromium, 1400 by 900."""

@@ -1,4 +1,4 @@
-"""What MLflow loads of a registered model: image files in; cells and counts out, the same as `cellray predict` gives."""
+"""What MLflow loads of a registered model: image files in; cells and counts out, as `cellray predict` gives them."""
 
 from __future__ import annotations
 

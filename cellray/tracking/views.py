@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import quote
 
 from cellray.metrics import METRICS
@@ -49,8 +50,7 @@ def note(question: str, experiment: str, configurations: Sequence[str], seeds: S
         configurations: Ids of the configurations' runs.
         seeds: Ids of the trials' runs.
     """
-    view = f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode="
-    links = [f"[table]({view}TABLE)", f"[charts]({view}CHART)"]
+    links = [f"[{mode.lower()}]({comparison(experiment, mode)})" for mode in ("TABLE", "CHARTS")]
     links += _compare("side by side", experiment, configurations)
     links += _compare("box plot of all seeds", experiment, seeds)
     while True:
@@ -58,6 +58,12 @@ def note(question: str, experiment: str, configurations: Sequence[str], seeds: S
         if len(text) <= LONGEST_TAG:
             return text
         links.pop()  # of hundreds of runs
+
+
+def comparison(experiment: str, mode: Literal["TABLE", "CHARTS"]) -> str:
+    """Where the page shows the saved view, below the address of a server."""
+    kind = "workflowType=machine_learning"  # else the page opens on traces of language models
+    return f"#/experiments/{experiment}/runs?{kind}&viewStateShareKey={VIEW}&compareRunsMode={mode.removesuffix('S')}"
 
 
 def is_note(text: str) -> bool:
