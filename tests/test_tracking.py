@@ -334,10 +334,9 @@ def test_notes_and_views_fit_into_a_tag_of_an_experiment():
     assert state["orderByAsc"] is True  # the smallest error first
     assert state["selectedColumns"][0] == "metrics.`test/mae`"
     assert "metrics.`external/far/mae`" in state["selectedColumns"]
-    many = note("Why?", "1", ["c" * 32] * 12, ["s" * 32] * 500)
-    assert len(many) <= 5000
-    assert many.endswith("Why?")
-    assert many.count("](#/") == 3  # no link that names 500 runs
+    text = note("Why?", "1")
+    assert text.endswith("Why?")
+    assert text.count("](#/") == 2
 
 
 @pytest.mark.slow

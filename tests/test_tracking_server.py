@@ -263,22 +263,6 @@ def test_configurations_are_compared_in_the_stock_page(kind, twelve, request, tm
         charts.locator("svg text", has_text="configuration").first.wait_for()  # the first axis
         picture(charts, "charts")
 
-        seeds = follow("box plot of all seeds")
-        seeds.get_by_text("Comparing 24 Runs").wait_for()
-        seeds.get_by_role("tab", name="Box Plot").click()
-        for box, value in enumerate(("configuration", "test/f1_iou")):
-            seeds.get_by_role("combobox").nth(box).click()
-            seeds.keyboard.type(value)
-            seeds.get_by_role("option", name=value, exact=True).last.click()
-        seeds.locator(".boxlayer .trace").first.wait_for()
-        assert seeds.locator(".boxlayer .trace").count() == 12
-        picture(seeds, "box")
-
-        compared = follow("side by side")
-        compared.get_by_text("Comparing 12 Runs").wait_for()
-        compared.locator(".js-plotly-plot").first.wait_for()
-        picture(compared, "compared")
-
         run = next(r for r in runs_of(server.uri, name="twelve"))
         start.goto(f"{server.uri}/#/experiments/{experiment}/runs/{run.info.run_id}/system-metrics")
         start.get_by_text("peak_memory_mega").first.wait_for()

@@ -56,9 +56,8 @@ class Projection:
             made_ms = int(experiment.creation_time or 0)
             tree.tag_experiment(views.VIEW_TAG, views.saved_view(self._study.evaluation.rank_by, sets, made_ms))
             if views.is_note(tree.store.experiment_tags.get(NOTE, "")):  # and not what somebody wrote there
-                ids = [[known.id for known in tree.of_kind(kind)] for kind in ("configuration", "seed")]
                 question = values.cut(self._study.question)
-                tree.tag_experiment(NOTE, views.note(question, experiment.experiment_id, *ids))
+                tree.tag_experiment(NOTE, views.note(question, experiment.experiment_id))
         if self._ledger.exists("study.yaml"):
             run.put_files({"study.yaml": self._ledger.read("study.yaml")}, "cellray.study_digest")
 
