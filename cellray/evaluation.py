@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.device import autocast
-from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise
+from cellray.metrics import OBJECT_COLUMNS, image_row, object_rows, quirk_rows, summarise, without_void
 from cellray.operating_point import ChosenPoint, choose_point
 from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
@@ -121,8 +121,10 @@ class PixelHistogram:
     def __init__(self) -> None:
         self.counts = np.zeros((2, self.BINS), np.int64)
 
-    def add(self, probs: np.ndarray, target: np.ndarray) -> None:
-        """Add one image: probabilities and true cell mask of the same shape."""
+    def add(self, probs: np.ndarray, target: np.ndarray, void: np.ndarray | None = None) -> None:
+        """Add one image: probabilities and true cell mask of the same shape, without the pixels that are void."""
+        if void is not None:
+            probs, target = probs[~void], target[~void]
         bins = np.minimum((probs * self.BINS).astype(np.int64), self.BINS - 1) + self.BINS * target
         self.counts += np.bincount(bins.ravel(), minlength=2 * self.BINS).reshape(2, self.BINS)
 
@@ -186,7 +188,8 @@ def evaluate(
     validation, indices = sets["val"]
     val_probs = dict(predict("val"))
     truth: dict[int, np.ndarray] = {index: validation.labels(index) for index in indices}
-    choice = choose_point(val_probs, truth, validation.diameter_px, settings)
+    void = {index: mask for index in indices if (mask := validation.void(index)) is not None}
+    choice = choose_point(val_probs, truth, validation.diameter_px, settings, void)
     rows: list[dict[str, object]] = []
     objects: list[dict[str, object]] = []
     overlays: list[OverlayFile] = []
@@ -265,13 +268,17 @@ def _judge(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Predicted labels of one image at an operating point, and its row of counts."""
     labels = postprocess(probs, point, diameter_px=dataset.diameter_px)
+    true, void = dataset.labels(index), dataset.void(index)
+    if void is not None:
+        labels = without_void(true, labels, void)
     row = image_row(
-        dataset.labels(index),
+        true,
         labels,
         iou_threshold=settings.iou_threshold,
         max_distance_px=settings.max_distance * dataset.diameter_px,
         diameter_px=dataset.diameter_px,
         probs=probs,
+        void=void,
     )
     return labels, row
 

@@ -8,15 +8,16 @@ contingency table for each watershed, of which a minimum size only drops columns
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cellray.arrays import Labels, Probs
+from cellray.arrays import Labels, Mask, Probs
 from cellray.errors import DataError
 from cellray.metrics import METRICS, contingency, image_row, quirk_rows, summarise, table_row
 from cellray.postprocess import Components, OperatingPoint, Pieces, find_components, postprocess, split
@@ -37,6 +38,8 @@ WATERSHEDS: tuple[dict[str, float | bool], ...] = (
 _ROUNDING = 1e-9
 
 _Scores = NDArray[np.float64]
+Void = Mapping[int, Mask]
+NONE: Void = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,11 @@ def grid_with(point: OperatingPoint) -> tuple[Grid, tuple[int, int, int]]:
 
 
 def choose_point(
-    probs: dict[int, Probs], truth: dict[int, Labels], diameter_px: float, settings: EvaluationConfig
+    probs: dict[int, Probs],
+    truth: dict[int, Labels],
+    diameter_px: float,
+    settings: EvaluationConfig,
+    void: Void = NONE,
 ) -> ChosenPoint:
     """The operating point that scores best on the given (validation) images.
 
@@ -101,6 +108,7 @@ def choose_point(
         diameter_px: Mean cell diameter there, in pixels.
         settings: The metric to rank by, matching limits, the shared point, and perhaps a fixed point that replaces
             the search.
+        void: Pixels (H, W) of some of the images that count for nothing.
 
     Raises:
         DataError: If there are no images, or probabilities and labels are of different ones.
@@ -113,11 +121,11 @@ def choose_point(
     metric = METRICS[settings.rank_by]
     if isinstance(settings.operating_point, OperatingPoint):
         points = (settings.operating_point, settings.shared_point)
-        score, shared_score = (_score_of(point, probs, truth, diameter_px, settings) for point in points)
+        score, shared_score = (_score_of(point, probs, truth, diameter_px, settings, void) for point in points)
         gain = metric.shortfall(shared_score) - metric.shortfall(score)
         return ChosenPoint(settings.operating_point, score, shared_score, gain, n_candidates=1, n_ties=1)
     grid, shared = grid_with(settings.shared_point)
-    scores = score_grid(grid, probs, truth, diameter_px, settings)
+    scores = score_grid(grid, probs, truth, diameter_px, settings, void)
     shortfalls = np.vectorize(metric.shortfall, otypes=[np.float64])(scores)
     least = shortfalls.min()
     is_best = shortfalls <= least + _ROUNDING * max(1.0, least)
@@ -134,12 +142,17 @@ def choose_point(
 
 
 def score_grid(
-    grid: Grid, probs: dict[int, Probs], truth: dict[int, Labels], diameter_px: float, settings: EvaluationConfig
+    grid: Grid,
+    probs: dict[int, Probs],
+    truth: dict[int, Labels],
+    diameter_px: float,
+    settings: EvaluationConfig,
+    void: Void = NONE,
 ) -> _Scores:
     """The score of every candidate in the metric that is ranked by, shape `grid.shape`; images in order of index."""
     rows: dict[tuple[int, int, int], list[dict[str, float]]] = {place: [] for place in np.ndindex(grid.shape)}
     for index in sorted(probs):
-        for place, row in _rows(grid, probs[index], truth[index], diameter_px, settings):
+        for place, row in _rows(grid, probs[index], truth[index], diameter_px, settings, void.get(index)):
             rows[place].append(row)
     scores = np.empty(grid.shape)
     for place, of_images in rows.items():
@@ -173,6 +186,7 @@ def _score_of(
     truth: dict[int, Labels],
     diameter_px: float,
     settings: EvaluationConfig,
+    void: Void,
 ) -> float:
     rows = [
         image_row(
@@ -181,6 +195,7 @@ def _score_of(
             iou_threshold=settings.iou_threshold,
             max_distance_px=settings.max_distance * diameter_px,
             probs=probs[index],
+            void=void.get(index),
             only=_parts(settings),
         )
         for index in sorted(probs)
@@ -200,7 +215,7 @@ def _score(rows: list[dict[str, float]], settings: EvaluationConfig) -> float:
 
 
 def _rows(
-    grid: Grid, probs: Probs, truth: Labels, diameter_px: float, settings: EvaluationConfig
+    grid: Grid, probs: Probs, truth: Labels, diameter_px: float, settings: EvaluationConfig, void: Mask | None
 ) -> Iterator[tuple[tuple[int, int, int], dict[str, float]]]:
     """For each candidate its place on the grid and its row of counts of one image."""
     parts = _parts(settings)
@@ -209,18 +224,19 @@ def _rows(
         "max_distance_px": settings.max_distance * diameter_px,
     }
     # calibration is the same for all candidates
-    fixed = image_row(truth, np.zeros_like(truth), probs=probs, only={"calibration"} & set(parts), **limits)
+    calibration = {"calibration"} & set(parts)
+    fixed = image_row(truth, np.zeros_like(truth), probs=probs, void=void, only=calibration, **limits)
     min_areas = [grid.point(0, a, 0).in_pixels(diameter_px).min_area for a in range(len(grid.min_areas))]
     for t, threshold in enumerate(grid.thresholds):
         sizes = grid.base.in_pixels(diameter_px)
         components = find_components(probs, threshold, sizes).at_least(min(min_areas))
-        whole = contingency(truth, components.sheet.to_image(components.labels))
+        whole = contingency(truth, components.sheet.to_image(components.labels), void)
         for w, pieces in enumerate(_variants(grid, components, diameter_px)):
             is_whole = len(pieces.owners) == len(components.areas)
-            table = whole if is_whole else contingency(truth, components.sheet.to_image(pieces.labels))
+            table = whole if is_whole else contingency(truth, components.sheet.to_image(pieces.labels), void)
             areas, n_kept, row = components.areas[pieces.owners - 1], -1, fixed
             for a, min_area in enumerate(min_areas):
-                keep = areas >= min_area
+                keep = (areas >= min_area)[table.pred_ids - 1]  # void may have taken some
                 if np.count_nonzero(keep) != n_kept:  # else the same ones as before
                     n_kept = int(np.count_nonzero(keep))
                     row = {**fixed, **table_row(table.keep_predicted(keep), only=parts, **limits)}

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from skimage.measure import regionprops_table
 from tifffile import imwrite
 from torch import nn
 
-from cellray.data import Dataset, list_images, read_image
+from cellray.data import Dataset, Reading, list_images, outputs_of, planes_of, read_image
 from cellray.device import prepare
-from cellray.errors import LedgerError
+from cellray.errors import DataError, LedgerError
 from cellray.evaluation import SetScores, evaluate_set, predict_image
 from cellray.ledger import Ledger
 from cellray.model import build_model
@@ -90,6 +91,16 @@ def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = No
     return record, checkpoint
 
 
+class Picture(NamedTuple):
+    """One image to count cells on."""
+
+    file: Path
+    name: str
+    """Names what is made of it: no other image of its folder has it."""
+    plane: int | None
+    """Of a stack: which one, from 1 on."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A trial's best weights with what belongs to them: how images are converted, and the operating point."""
@@ -98,6 +109,7 @@ class TrainedModel:
     point: OperatingPoint
     channels: int
     normalise: str
+    reading: Reading
     precision: str
     diameter_px: float
     """Mean cell diameter of the set it was trained on."""
@@ -136,6 +148,7 @@ class TrainedModel:
             record.operating_point,
             settings.data.channels,
             settings.data.normalise,
+            settings.data.reading,
             settings.training.precision,
             as_float(record.data.diameter_px),
             settings.rules,
@@ -164,19 +177,50 @@ class TrainedModel:
         )
         return Cells(postprocess(probs, self.point, diameter_px=diameter_px or self.diameter_px), probs)
 
+    def pictures(self, path: Path) -> tuple[list[Picture], list[str]]:
+        """The images of a folder, or one image, by their headers; and what is wrong with those that can't be read.
+
+        Raises:
+            DataError: If there are none.
+        """
+        files = list_images(path)
+        found, problems = [], []
+        for file, name in zip(files, outputs_of(files), strict=True):
+            try:
+                planes = planes_of(file, self.reading)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            width = len(str(len(planes)))
+            found += [Picture(file, name if k is None else f"{name}_{k:0{width}}", k) for k in planes]
+        return found, problems
+
     def predict(
-        self, path: Path, *, diameter_px: float | None, max_value: float | None, threads: int
-    ) -> Iterator[tuple[Path, Cells, np.ndarray]]:
-        """Find the cells of every image of a folder: (file, cells, overlay uint8 (h, w, 3)).
+        self, pictures: list[Picture], *, diameter_px: float | None, max_value: float | None, threads: int
+    ) -> Iterator[tuple[Picture, Cells, np.ndarray] | DataError]:
+        """Find the cells of every image: (picture, cells, overlay uint8 (h, w, 3)).
+
+        An image that can't be read gives its error instead, and the next one follows.
 
         Args:
-            path: A folder of images, or one image.
+            pictures: As `pictures` found them.
             diameter_px: Mean cell diameter there; None: as in training.
             max_value: Full-scale intensity, for 16-bit cameras that fill only part of it.
             threads: CPU threads.
         """
         prepare(torch.device("cpu"), threads)
-        for file in list_images(path):
-            image = read_image(file, channels=self.channels, normalise=self.normalise, max_value=max_value)
+        for picture in pictures:
+            try:
+                image = read_image(
+                    picture.file,
+                    channels=self.channels,
+                    normalise=self.normalise,
+                    max_value=max_value,
+                    reading=self.reading,
+                    plane=picture.plane,
+                )
+            except DataError as error:
+                yield error
+                continue
             cells = self.find_cells(image, diameter_px)
-            yield file, cells, draw_overlay(image, cells.labels, cells.labels)
+            yield picture, cells, draw_overlay(image, cells.labels, cells.labels)

@@ -17,10 +17,12 @@ class Pictures:
 
     name = "pictures"
     fingerprint = "0" * 16
+    has_void = False
 
     def __init__(self, images: list[np.ndarray], labels: list[np.ndarray], *, diameter_px: float = 10.0) -> None:
         self.images, self.truth, self.diameter_px = images, labels, diameter_px
         self.names = [f"im{k:02d}" for k in range(len(images))]
+        self.n_objects = [int(truth.max(initial=0)) for truth in labels]
         self.groups = self.splits = [""] * len(images)
         self.seen: list[int] = []
 
@@ -34,6 +36,9 @@ class Pictures:
     def labels(self, i: int) -> np.ndarray:
         self.seen.append(i)
         return self.truth[i]
+
+    def void(self, i: int) -> np.ndarray | None:
+        return None
 
     def map(self, name: str, i: int) -> np.ndarray:
         return STORED[name](self.truth[i])

@@ -47,6 +47,10 @@ AllowCode = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Config = Annotated[str, typer.Option(metavar="LABEL", help="A configuration of the study.")]
+Chosen = Annotated[
+    str | None,
+    typer.Option("--config", metavar="LABEL", help="A configuration; default: that of the trial best on validation."),
+]
 Seed = Annotated[int | None, typer.Option(help="Its seed; default: the one with the best validation score.")]
 Diameter = Annotated[float | None, typer.Option(min=0.1, help="Mean cell diameter on these images, in pixels.")]
 MaxValue = Annotated[float | None, typer.Option(min=1, help="Full-scale intensity (4095 for a 12-bit camera).")]
@@ -124,7 +128,7 @@ def open_sets(study: Study, quiet: bool) -> Sets:
         sets = Sets.open(study.data, progress=progress)
         sets.add_maps(trials, progress)
     # sets cut from one pack would all say the same
-    for note in dict.fromkeys(note for dataset in (sets.train, *sets.external.values()) for note in dataset.notes):
+    for note in dict.fromkeys(sets.notes(study.data)):
         err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     return sets
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import Json, name_of, out
+from cellray.cli.common import Json, err, name_of, out
 from cellray.cli.show import print_dataset
 from cellray.errors import StudyError
 
 if TYPE_CHECKING:
+    from cellray.data import Reading
     from cellray.study import DatasetConfig
 
 DataPath = Annotated[
@@ -32,7 +33,8 @@ def data_check(
     """Is this a usable dataset? Every problem with its file, and what the images are like."""
     from cellray.data import check_dataset
 
-    reports = [check_dataset(config) for config in _dataset_configs(path)]
+    configs, reading = _dataset_configs(path)
+    reports = [check_dataset(config, reading=reading) for config in configs]
     if as_json:
         print(json.dumps([{**asdict(r), "is_usable": r.is_usable} for r in reports]))
     else:
@@ -52,8 +54,10 @@ def data_preview(
     from cellray.data import open_dataset, preview_dataset
     from cellray.overlay import encode_png
 
-    config = _dataset_configs(path)[0]
-    dataset = open_dataset(config, channels=3, normalise="none")
+    (config, *_), reading = _dataset_configs(path)
+    dataset = open_dataset(config, channels=3, normalise="none", reading=reading)
+    for note in dataset.notes:
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     output.write_bytes(encode_png(preview_dataset(dataset, n)))
     out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(path)}", highlight=False)
 
@@ -86,11 +90,12 @@ def data_synth(
     out.print(f"{output}: {n_trainval} training and {n_test} test images", highlight=False)
 
 
-def _dataset_configs(path: str) -> list[DatasetConfig]:
-    """The datasets of a study file, or the one that a path names."""
+def _dataset_configs(path: str) -> tuple[list[DatasetConfig], Reading]:
+    """The datasets of a study file and how it reads them, or the one that a path names."""
+    from cellray.data import Reading
     from cellray.study import DatasetConfig, load_study
 
     if Path(path).suffix in (".yaml", ".yml"):
         study = load_study(Path(path))
-        return [study.data.train, *study.data.external]
-    return [DatasetConfig(name=name_of(Path(path)), path=path)]
+        return [study.data.train, *study.data.external], study.data.reading
+    return [DatasetConfig(name=name_of(Path(path)), path=path)], Reading()

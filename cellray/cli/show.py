@@ -96,10 +96,26 @@ def print_dataset(found: DatasetReport) -> None:
     if found.study_split:
         train, val, test = found.study_split
         out.print(f"  a study would train on {train}, validate on {val}, test on {test}", highlight=False)
-    for problem in found.problems:
+    if found.channel_contrast:
+        values = " / ".join(f"{value:.1f}" for value in found.channel_contrast)
+        best = found.channel_contrast.index(max(found.channel_contrast)) + 1
+        words = f"channel {best} shows the cells best: contrast {values} in channels 1 / 2 / 3"
+        out.print(f"  {words}", highlight=False)
+    for problem in _once(found.problems):
         out.print(f"  [red]problem:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     for note in found.notes:
         out.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _once(problems: list[str]) -> list[str]:
+    """Each problem that several files have in the same words once, with the first file."""
+    files: dict[str, list[str]] = {}
+    for problem in problems:
+        file, _, words = problem.partition(": ")
+        files.setdefault(words, []).append(file)
+    return [
+        f"{of[0]}: {words}" + (f" (and {len(of) - 1} more files)" if len(of) > 1 else "") for words, of in files.items()
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import Json, Quiet, Storage, StudyName, TrackingUri, find, out
+from cellray.cli.common import Chosen, Json, Quiet, Storage, StudyName, TrackingUri, find, out
 from cellray.cli.exposed import warn_of_exposed
 
 
@@ -29,7 +29,7 @@ def track_sync(
 
 def register(
     study_name: StudyName,
-    config: Annotated[str | None, typer.Option(metavar="LABEL", help="Only a trial of this configuration.")] = None,
+    config: Chosen = None,
     name: Annotated[str | None, typer.Option(help="In the registry; default: the study's name.")] = None,
     storage: Storage = "studies",
     tracking_uri: TrackingUri = None,

@@ -3,7 +3,9 @@
 from cellray.data.cache import default_cache_dir
 from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
-from cellray.data.folder import image_from_bytes, list_images, read_image
+from cellray.data.decode import Reading
+from cellray.data.duplicates import Look, twin_notes
+from cellray.data.folder import image_from_bytes, list_images, outputs_of, planes_of, read_image
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
@@ -14,6 +16,8 @@ __all__ = [
     "DatasetLike",
     "DatasetReport",
     "Item",
+    "Look",
+    "Reading",
     "Split",
     "add_maps",
     "check_dataset",
@@ -21,7 +25,10 @@ __all__ = [
     "image_from_bytes",
     "list_images",
     "open_dataset",
+    "outputs_of",
+    "planes_of",
     "preview_dataset",
     "read_image",
     "split_dataset",
+    "twin_notes",
 ]

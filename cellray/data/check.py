@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw
 from cellray.arrays import Floats
 from cellray.data.cache import default_cache_dir
 from cellray.data.dataset import Dataset
+from cellray.data.decode import PLAIN, ChannelsError, Reading
+from cellray.data.duplicates import Look, look_of, twin_notes
 from cellray.data.listing import DatasetLike, Item
-from cellray.data.opening import WORKERS, Facts, OnImage, load_item, locate, object_diameters
-from cellray.data.readers import list_dataset
+from cellray.data.opening import WORKERS, Facts, OnImage, list_items, load_item, locate, object_diameters
+from cellray.data.plausible import DIM, Signs, contrast, doubt_note, doubts, signs_of
 from cellray.data.source import Source
 from cellray.data.splits import split_dataset
 from cellray.errors import DataError
@@ -52,6 +54,8 @@ class DatasetReport:
     """5th, 50th and 95th percentile over the objects."""
     intensity: tuple[float, float] | None = None
     """Median over the images of the darkest and of the brightest value."""
+    channel_contrast: list[float] = field(default_factory=list)
+    """Of images of several channels: how much brighter cells are than what surrounds them in each, the median."""
     study_split: tuple[int, int, int] | None = None
     """Training, validation and test images that a study would get with seed 0; None if one is empty."""
 
@@ -71,6 +75,10 @@ class _Examined:
     brightest: int
     foreground_percent: float
     diameters: Floats
+    signs: Signs
+    look: Look
+    contrasts: list[float]
+    """Of each of several channels that differ."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def check_dataset(
     config: DatasetLike,
     *,
     normalise: str = "none",
+    reading: Reading = PLAIN,
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     cache_dir: Path | None = None,
@@ -95,37 +104,47 @@ def check_dataset(
     Args:
         config: A `DatasetConfig` of the study, or anything with its attributes.
         normalise: As in the study, to tell whether images come out dark.
+        reading: As in the study.
         val_fraction, test_fraction: As in the study, to tell whether it can be split for training.
         cache_dir: Where a synthetic dataset is drawn.
         progress: Called with images done and in all.
     """
     path = str(config.path or "synthetic")
     try:
-        listing = list_dataset(config, locate(config, cache_dir or default_cache_dir()))
+        listing = list_items(config, locate(config, cache_dir or default_cache_dir()), reading)
     except DataError as error:
         return DatasetReport(config.name, path, [str(error)], [])
     problems, notes = list(listing.problems), list(listing.notes)
-    found_facts, facts = [], Facts()
+    found_facts, readable, facts = [], [], Facts(reading)
     with ThreadPoolExecutor(WORKERS) as pool:
-        examined = pool.map(lambda i: _examine(listing.source, i), listing.items)
+        examined = pool.map(lambda i: _examine(listing.source, i, reading), listing.items)
         for done, (item, found) in enumerate(zip(listing.items, examined, strict=True), start=1):
             if isinstance(found, str):
                 problems.append(found)
             else:
                 found_facts.append(found)
+                readable.append(item.name)
                 facts.add(found.depth, found.brightest, len(found.diameters), 0, item.is_labels)
             if progress is not None:
                 progress(done, len(listing.items))
     if found_facts:
         notes += facts.notes(config.max_value, normalise)
+        notes += [doubt_note(doubt, readable) for doubt in doubts([image.signs for image in found_facts])]
     items = listing.items
     names = _Names(config.name, [i.name for i in items], [i.split for i in items], [i.group for i in items])
     study_split = None
     try:
         split = split_dataset(names, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=0)
         study_split = len(split.train), len(split.val), len(split.test)
+        looks = {name: image.look for name, image in zip(readable, found_facts, strict=True)}
+        training, test = (
+            {names.names[i]: looks[names.names[i]] for i in part if names.names[i] in looks}
+            for part in (split.train + split.val, split.test)
+        )
+        notes += twin_notes("training", training, "test", test)
     except DataError as error:
-        notes.append(f"only good for judging, not for training: {error}")
+        if items:
+            notes.append(f"only good for judging, not for training: {error}")
     groups = {("group", i.group) if i.group else ("image", i.name) for i in items}
     report = DatasetReport(
         name=config.name,
@@ -140,12 +159,16 @@ def check_dataset(
     return _with_statistics(report, found_facts) if found_facts else report
 
 
-def _examine(source: Source, item: Item) -> _Examined | str:
+def _examine(source: Source, item: Item, reading: Reading) -> _Examined | str:
     """The facts of one item, or the sentence that says why it can't be used."""
     try:
-        pixels, labels = load_item(source, item)
+        pixels, labels, _, _, odd_label = load_item(source, item, reading)
+    except ChannelsError as error:
+        return f"{error}{_hint(source, item, reading, error.n_channels)}"
     except DataError as error:
         return str(error)
+    several = pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
+    channels = [pixels[..., k] for k in range(3)] if several else []
     return _Examined(
         size=f"{labels.shape[1]}x{labels.shape[0]}",
         depth=pixels.dtype.name,
@@ -154,7 +177,23 @@ def _examine(source: Source, item: Item) -> _Examined | str:
         brightest=int(pixels.max()),
         foreground_percent=100 * float(np.count_nonzero(labels)) / labels.size,
         diameters=object_diameters(labels),
+        signs=signs_of(pixels, labels, odd_label),
+        look=look_of(pixels),
+        contrasts=[contrast(channel, labels) or 0.0 for channel in channels],
     )
+
+
+def _hint(source: Source, item: Item, reading: Reading, n_channels: int) -> str:
+    """Which channel the cells are in, if that can be told."""
+    found = []
+    for k in range(1, n_channels + 1):
+        try:
+            pixels, labels, *_ = load_item(source, item, replace(reading, channel=k))
+        except DataError:
+            return ""
+        found.append(contrast(pixels, labels) or 0.0)
+    best = int(np.argmax(found))
+    return f"; the masks fit channel {best + 1} best" if found[best] > DIM else "; the masks fit none of them"
 
 
 def _with_statistics(report: DatasetReport, images: list[_Examined]) -> DatasetReport:
@@ -162,6 +201,7 @@ def _with_statistics(report: DatasetReport, images: list[_Examined]) -> DatasetR
     diameters = np.concatenate([image.diameters for image in images])
     foreground = [image.foreground_percent for image in images]
     low, middle, high = np.percentile(diameters, [5, 50, 95]).tolist() if len(diameters) else [0.0] * 3
+    contrasts = [image.contrasts for image in images if image.contrasts]
     dark, bright = (float(np.median([getattr(i, name) for i in images])) for name in ("darkest", "brightest"))
     return replace(
         report,
@@ -172,15 +212,16 @@ def _with_statistics(report: DatasetReport, images: list[_Examined]) -> DatasetR
         foreground_percent=(float(np.mean(foreground)), float(np.median(foreground))),
         diameter_px=(low, middle, high) if len(diameters) else None,
         intensity=(dark, bright),
+        channel_contrast=np.median(contrasts, axis=0).tolist() if contrasts else [],
     )
 
 
 def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px: int = 320) -> NDArray[np.uint8]:
-    """A contact sheet of n images with the contours of their true cells, from the emptiest to the most crowded.
+    """A contact sheet of n images with the contours of their true cells: the doubtful ones, then from the emptiest on.
 
     Args:
         dataset: An open dataset.
-        n: At most this many images, evenly spaced in the order of their cell counts.
+        n: At most this many images: up to half of them doubtful, the others evenly spaced by their cell counts.
         columns: Pictures in a row.
         side_px: Longer side of a picture.
 
@@ -189,8 +230,11 @@ def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px:
     """
     order = sorted(range(len(dataset)), key=lambda i: (dataset.n_objects[i], dataset.names[i]))
     n = max(1, min(n, len(order)))
-    chosen = [order[k] for k in np.linspace(0, len(order) - 1, n).round().astype(int)]
-    tiles = [_thumbnail(dataset, i, side_px) for i in chosen]
+    doubtful = {i: doubt.short for doubt in reversed(dataset.doubts) for i in doubt.images}
+    first = list(doubtful)[: max(n // 2, 1)]
+    rest = [i for i in order if i not in first]
+    places = np.linspace(0, len(rest) - 1, n - len(first)).round().astype(int)
+    tiles = [_thumbnail(dataset, i, side_px, doubtful.get(i, "")) for i in [*first, *(rest[k] for k in places)]]
     columns = min(columns, n)
     rows = -(-n // columns)
     height = max(tile.height for tile in tiles)
@@ -200,13 +244,15 @@ def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px:
     return np.asarray(sheet)
 
 
-def _thumbnail(dataset: Dataset, i: int, side_px: int) -> Image.Image:
-    """One image with the outlines of its cells, and a caption."""
+def _thumbnail(dataset: Dataset, i: int, side_px: int, doubt: str) -> Image.Image:
+    """One image with the outlines of its cells, and a caption that is red if something is doubtful about it."""
     labels = dataset.labels(i)
     drawn = draw_outlines(dataset.image(i), [("hit", labels, np.unique(labels))], max_side_px=side_px, thin=True)
     tile = Image.new("RGB", (side_px, len(drawn) + CAPTION_PX), "white")
     tile.paste(Image.fromarray(drawn), (0, CAPTION_PX))
     name = dataset.names[i]
-    short = name if len(name) <= 36 else f"{name[:33]}..."
-    ImageDraw.Draw(tile).text((2, 2), f"{short}  {dataset.n_objects[i]} cells", fill="black")
+    room = 36 - len(doubt)
+    short = name if len(name) <= room else f"{name[: room - 3]}..."
+    words = doubt or f"{dataset.n_objects[i]} cells"
+    ImageDraw.Draw(tile).text((2, 2), f"{short}  {words}", fill="#B00000" if doubt else "black")
     return tile

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cellray.arrays import Numbers
-from cellray.data.decode import PIXEL_LIMIT, consecutive
+from cellray.arrays import Mask, Numbers
+from cellray.data.decode import consecutive
+from cellray.data.picture import PIXEL_LIMIT
 from cellray.errors import DataError
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.8
@@ -50,11 +51,21 @@ def resample_image(pixels: Numbers, factor: float) -> NDArray[np.float32]:
 
 def resample_labels(labels: NDArray[np.int32], factor: float) -> tuple[NDArray[np.int32], int]:
     """Labels at `factor` times their size by nearest neighbour, numbered anew, and how many vanished."""
-    height, width = resampled_shape(labels.shape, factor)
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp)
-    resized = consecutive(labels[rows[:, None], columns])
+    resized = consecutive(labels[_nearest(labels.shape, factor)])
     return resized, int(labels.max(initial=0) - resized.max(initial=0))
+
+
+def resample_void(void: Mask, factor: float) -> Mask:
+    """Pixels to leave out at `factor` times their size by nearest neighbour."""
+    return void[_nearest(void.shape, factor)]
+
+
+def _nearest(shape: tuple[int, ...], factor: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row and column that each pixel of the resampled image is taken from."""
+    height, width = resampled_shape(shape, factor)
+    rows = ((np.arange(height) + 0.5) * shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * shape[1] / width).astype(np.intp)
+    return rows[:, None], columns
 
 
 def resampled_shape(shape: tuple[int, ...], factor: float) -> tuple[int, int]:

@@ -9,12 +9,17 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.arrays import Numbers
+from cellray.arrays import Mask, Numbers
+from cellray.data.duplicates import Look
+from cellray.data.plausible import Doubt, Signs, doubt_note, doubts
 from cellray.errors import DataError
 from cellray.losses.maps import MAPS_VERSION
 
 CACHE_VERSION = 1
 """Raised when decoding or converting changes what comes out; it is part of every fingerprint."""
+
+VOID_NAME = "void.u8"
+"""The file of pixels that count as neither cell nor background."""
 
 
 class CacheIndex(TypedDict):
@@ -32,6 +37,11 @@ class CacheIndex(TypedDict):
     """Name of the file of labels."""
     labels_dtype: str
     measured_diameter_px: float | None
+    void_at: list[int | None]
+    """Where an image's void pixels begin in `VOID_NAME`; None without any."""
+    signs: list[Signs]
+    looks: list[list[str]]
+    """As `Look`."""
     sizes: dict[str, int]
     """Bytes of each file."""
     notes: list[str]
@@ -45,7 +55,9 @@ class Dataset:
         fingerprint: 16 hex digits of its content and conversion, whatever its path.
         diameter_px: Mean cell diameter in its pixels (after resampling, if it was resampled).
         names, splits, groups: One entry an image, in order of name.
-        notes: Warnings worth showing.
+        doubts: What may be wrong with its masks.
+        looks: What its images are recognised by.
+        notes: Warnings worth showing, those about its masks among them.
     """
 
     def __init__(self, folder: Path, *, name: str, diameter_px: float, notes: list[str]) -> None:
@@ -55,7 +67,10 @@ class Dataset:
         self.folder = folder
         self.name = name
         self.diameter_px = diameter_px
-        self.notes = notes
+        self.doubts: list[Doubt] = doubts(index["signs"])
+        self.looks = [Look(*look) for look in index["looks"]]
+        self.given_notes = notes
+        self.notes = notes + [f"dataset {name!r}: {doubt_note(doubt, index['names'])}" for doubt in self.doubts]
         self.fingerprint = index["fingerprint"]
         self.channels = index["channels"]
         self.names = index["names"]
@@ -66,6 +81,9 @@ class Dataset:
         self._starts = np.concatenate([[0], np.cumsum([h * w for h, w in self.shapes])]).tolist()
         self._images = np.memmap(folder / "images.u8", np.uint8, "r")
         self._labels = np.memmap(folder / index["labels"], np.dtype(index["labels_dtype"]), "r")
+        self._void_at = index["void_at"]
+        has_void = any(at is not None for at in self._void_at)
+        self._void = np.memmap(folder / VOID_NAME, bool, "r") if has_void else None
         self._maps: dict[str, np.memmap[tuple[int, ...], np.dtype[np.number]]] = {}
 
     def __len__(self) -> int:
@@ -81,6 +99,19 @@ class Dataset:
         """Labels of image i, shape (H, W), 0 background and 1..n, a read-only view of the map."""
         start, stop = self._span(i)
         return np.asarray(self._labels[start:stop]).reshape(self.shapes[i])
+
+    @property
+    def has_void(self) -> bool:
+        """Whether any image has pixels that count as neither cell nor background."""
+        return self._void is not None
+
+    def void(self, i: int) -> Mask | None:
+        """Pixels of image i that count in no loss and no metric, shape (H, W), a view of the map; None without any."""
+        at = self._void_at[i]
+        if at is None or self._void is None:
+            return None
+        height, width = self.shapes[i]
+        return np.asarray(self._void[at : at + height * width]).reshape(height, width)
 
     def map(self, name: str, i: int) -> Numbers:
         """A stored map of image i's true cells (`cellray.losses.maps.STORED`), shape (H, W); `add_maps` makes it."""
@@ -100,7 +131,7 @@ class Dataset:
         return self._starts[i], self._starts[i + 1]
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.folder, self.name, self.diameter_px, self.notes)
+        return _reopen, (self.folder, self.name, self.diameter_px, self.given_notes)
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self)} images, {self.diameter_px:.1f} px, {self.fingerprint})"
@@ -115,6 +146,7 @@ def read_index(folder: Path) -> CacheIndex | None:
     try:
         index: CacheIndex = json.loads((folder / "index.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in index["sizes"]}
-        return index if sizes == index["sizes"] and index["version"] == CACHE_VERSION else None
+        is_whole = sizes == index["sizes"] and index["version"] == CACHE_VERSION
+        return index if is_whole and "looks" in index else None  # earlier releases wrote none
     except (OSError, ValueError, KeyError, TypeError):
         return None

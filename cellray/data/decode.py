@@ -1,52 +1,101 @@
-"""One image file or mask file to an array, with every way it can be unusable told apart."""
+"""Decoded files as images and as ground truth, with every way they can be unusable told apart."""
 
 from __future__ import annotations
 
-import io
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from skimage.measure import label as label_regions
 
+from cellray.arrays import Mask
+from cellray.data.picture import Array, Picture, read_picture
 from cellray.errors import DataError
 
-PIXEL_LIMIT = 89_000_000
-"""Larger pictures are refused before they are decoded; just below the size at which Pillow suspects a bomb."""
-MAGIC = {
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"II*\x00": "TIFF",
-    b"MM\x00*": "TIFF",
-    b"II+\x00": "TIFF",
-}
 EIGHT_CONNECTED = np.ones((3, 3), bool)
+MIXES = ("max", "mean")
+"""Ways to make one of several channels or planes; a mask's planes are always joined by their maximum."""
 
 UInt = NDArray[np.uint8] | NDArray[np.uint16]
-Array = NDArray[Any]
 
 
-def decode_image(data: bytes, where: str) -> UInt:
-    """A microscopy image, shape (H, W) or (H, W, 3), uint8 or uint16; an alpha channel is dropped.
+@dataclass(frozen=True)
+class Reading:
+    """What a study says about files that hold more than one picture; nothing of it touches files that hold one."""
+
+    channel: int | str | None = None
+    """A channel from 1 on, its name in the file, or one of `MIXES`."""
+    plane: int | str | None = None
+    """A plane from 1 on, one of `MIXES`, or ``all``: then `decode_image` is asked for each by its number."""
+    ignore: int | None = None
+    """The value of mask pixels that are neither cell nor background."""
+
+    def facts(self) -> dict[str, object]:
+        """What has been said, for a fingerprint."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def at(self, plane: int | None) -> Reading:
+        """The same for one plane of a stack, if a number is given."""
+        return self if plane is None else replace(self, plane=plane)
+
+
+PLAIN = Reading()
+
+
+class ChannelsError(DataError):
+    """An image of several channels, of which none was chosen."""
+
+    def __init__(self, message: str, n_channels: int) -> None:
+        super().__init__(message)
+        self.n_channels = n_channels
+
+
+class Decoded(NamedTuple):
+    """An image."""
+
+    pixels: UInt
+    """Shape (H, W) or (H, W, 3)."""
+    reread: tuple[str, ...]
+    """As `Picture.reread`."""
+
+
+class Truth(NamedTuple):
+    """Ground truth."""
+
+    labels: NDArray[np.int32]
+    """Shape (H, W): 0 background, cells numbered 1..n without gaps."""
+    void: Mask | None
+    """Pixels that count as neither, same shape; None if there are none."""
+    reread: tuple[str, ...]
+    """As `Picture.reread`."""
+    odd_label: int | None
+    """255 or 65535 if it is a label far above all others: perhaps no cell, but pixels to leave out."""
+
+
+def decode_image(data: bytes, where: str, reading: Reading = PLAIN) -> Decoded:
+    """A microscopy image, uint8 or uint16; an alpha channel is dropped.
 
     Raises:
-        DataError: If the file is damaged, too large, of another format, or not 8 or 16 bits.
+        DataError: If the file is damaged, too large, of another format, not 8 or 16 bits, or holds several planes
+            (or, as `ChannelsError`, channels) of which none was chosen.
     """
-    pixels, _ = _decode(data, where, palette=False)
-    if pixels.ndim == 3:
-        pixels = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+    picture = read_picture(data, where)
+    if picture.palette is not None:
+        colours = picture.palette[picture.pixels[..., 0], :3]
+        picture = replace(picture, pixels=colours, channel_names=("red", "green", "blue"))
+    pixels = _one_plane(picture, where, reading.plane, mix=None)
+    pixels = _chosen_channels(pixels, picture, where, reading.channel)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{where}: image of {pixels.dtype}, expected 8 or 16 bits (uint8 or uint16)")
-    return pixels
+    return Decoded(pixels, picture.reread)
 
 
-def decode_mask(data: bytes, where: str, *, is_labels: bool) -> NDArray[np.int32]:
-    """Ground truth as labels, shape (H, W): 0 background, cells numbered 1..n without gaps.
+def decode_mask(data: bytes, where: str, *, is_labels: bool, reading: Reading = PLAIN) -> Truth:
+    """Ground truth.
 
     A binary mask (0/1, 0/255) becomes its 8-connected components. A mask of several consecutive whole
     numbers is taken as instance labels, as is everything from a labels folder (`is_labels`).
@@ -54,34 +103,51 @@ def decode_mask(data: bytes, where: str, *, is_labels: bool) -> NDArray[np.int32
     Raises:
         DataError: If it is neither, is not of whole numbers, or has no background at all.
     """
-    pixels, kind = _decode(data, where, palette=True)
-    if pixels.ndim == 3:
-        pixels = _one_channel(pixels, where)
+    picture = read_picture(data, where)
+    pixels = _one_plane(picture, where, reading.plane, mix="max")
+    pixels, reread = _one_value(pixels, picture, where)
     if pixels.dtype.kind == "f":
         raise DataError(f"{where}: labels of {pixels.dtype}, expected whole numbers (8 or 16 bits)")
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
     if pixels.dtype.kind == "i" and pixels.size and pixels.min() < 0:
         raise DataError(f"{where}: label {pixels.min()}, expected 0 for background and cells from 1")
+    void = None if reading.ignore is None else pixels == reading.ignore
+    if void is not None and void.any():
+        pixels = np.where(void, pixels.dtype.type(0), pixels)
+    else:
+        void = None
+    odd_label = _odd_label(pixels)
+    labels = _labels(pixels, where, is_labels=is_labels, is_jpeg=picture.kind == "JPEG")
+    if void is None and labels.size and labels.all():
+        raise DataError(f"{where}: every pixel is marked as cell (value {pixels.max()}), expected background (0) too")
+    return Truth(labels.astype(np.int32, copy=False), void, picture.reread + reread, odd_label)
+
+
+def decode_void(data: bytes, where: str, reading: Reading) -> Mask:
+    """A file of its own that marks the pixels that count as neither cell nor background, shape (H, W)."""
+    picture = read_picture(data, where)
+    pixels, _ = _one_value(_one_plane(picture, where, reading.plane, mix="max"), picture, where)
+    return np.asarray(pixels == reading.ignore)
+
+
+def _labels(pixels: Array, where: str, *, is_labels: bool, is_jpeg: bool) -> Array:
     values = _present(pixels)
     values = values[values > 0]
     single = len(values) == 1
     binary = single and int(values[0]) in ((255, 65535) if is_labels else (1, 255, 65535))
     if single and not binary and not is_labels:
         raise DataError(f"{where}: the mask's one value is {values[0]}, expected 0/1, 0/255 or instance labels 1..n")
-    if kind == "JPEG" and len(values) and not binary:
+    if is_jpeg and len(values) and not binary:
         raise DataError(
             f"{where}: a JPEG mask is blurred by its compression ({len(values)} gray levels), expected PNG or TIFF"
         )
     if binary:
-        labels, _ = ndimage.label(pixels, structure=EIGHT_CONNECTED)
-    else:
-        if len(values) > 1 and not is_labels:
-            _check_instances(pixels, values, where)
-        labels = consecutive(pixels)
-    if labels.size and labels.all():
-        raise DataError(f"{where}: every pixel is marked as cell (value {pixels.max()}), expected background (0) too")
-    return labels.astype(np.int32, copy=False)
+        labels: Array = ndimage.label(pixels, structure=EIGHT_CONNECTED)[0]
+        return labels
+    if len(values) > 1 and not is_labels:
+        _check_instances(pixels, values, where)
+    return consecutive(pixels)
 
 
 def consecutive(labels: Array) -> NDArray[np.int32]:
@@ -107,6 +173,14 @@ def _present(pixels: Array) -> Array:
     return np.unique(pixels)
 
 
+def _odd_label(pixels: Array) -> int | None:
+    values = _present(pixels)
+    values = values[values > 0]
+    if len(values) < 2 or int(values[-1]) not in (255, 65535):
+        return None
+    return int(values[-1]) if 2 * int(values[-2]) < int(values[-1]) and values[-2] <= 2 * len(values) else None
+
+
 def _check_instances(pixels: Array, values: Array, where: str) -> None:
     """Refuse gray levels: gaps between the values, one region in many values, or one value in many regions."""
     top = int(values[-1])
@@ -115,84 +189,116 @@ def _check_instances(pixels: Array, values: Array, where: str) -> None:
     is_white = top in (255, 65535) and np.count_nonzero(pixels == top) > 0.3 * np.count_nonzero(pixels)
     areas = np.bincount(label_regions(pixels, background=0).ravel())[1:]
     is_strewn = len(areas) > 3 * len(values) + 10 or np.median(areas) < 3
-    if has_gaps or is_white or is_strewn:
-        raise DataError(
-            f"{where}: {len(values) + 1} gray levels from 0 to {values[-1]} are neither a binary mask (0/1, 0/255) "
-            f"nor instance labels (1..n, one region each); labels with gaps belong in a folder called labels"
-        )
+    if not (has_gaps or is_white or is_strewn):
+        return
+    if _odd_label(pixels):
+        hint = f"if {top} marks pixels that are neither cell nor background, set data.ignore: {top}"
+    elif is_strewn and not has_gaps and len(values) <= 4:
+        hint = "numbers of classes or of borders don't tell cells apart: save a mask of the cells alone as 0/255"
+    else:
+        hint = "labels with gaps belong in a folder called labels"
+    raise DataError(
+        f"{where}: {len(values) + 1} gray levels from 0 to {values[-1]} are neither a binary mask (0/1, 0/255) "
+        f"nor instance labels (1..n, one region each); {hint}"
+    )
 
 
-def _one_channel(pixels: Array, where: str) -> Array:
-    channels = pixels.shape[2]
-    colours = pixels[..., : 1 if channels <= 2 else 3]
+def _one_plane(picture: Picture, where: str, plane: int | str | None, mix: str | None) -> Array:
+    """Pixels (H, W, C) of the plane that was asked for; `mix` replaces a mix that was."""
+    n = picture.n_planes
+    if n == 1:
+        return picture.pixels[0]
+    if isinstance(plane, int):
+        if not 1 <= plane <= n:
+            raise DataError(f"{where}: data.plane is {plane}, but the stack has {n} planes, counted from 1")
+        return picture.pixels[plane - 1]
+    if plane in MIXES:
+        return _mixed(picture.pixels, mix or str(plane), axis=0)
+    raise DataError(
+        f"{where}: a stack of {n} pictures ({picture.planes_said}), expected one; "
+        f"set data.plane to max, mean, a number from 1 to {n}, or all (each plane an image of one group)"
+    )
+
+
+def _mixed(pixels: Array, mix: str, axis: int) -> Array:
+    if mix == "max":
+        return np.asarray(pixels.max(axis=axis))
+    mean = pixels.mean(axis=axis, dtype=np.float64)
+    return (mean + 0.5).astype(pixels.dtype) if pixels.dtype.kind == "u" else mean.astype(pixels.dtype)
+
+
+def _chosen_channels(pixels: Array, picture: Picture, where: str, channel: int | str | None) -> Array:
+    """Pixels (H, W) or (H, W, 3) of an image (H, W, C)."""
+    n, names = picture.n_colours, picture.channel_names
+    if picture.has_alpha and n:
+        opacity, pixels = pixels[..., n], pixels[..., :n]
+        if not _varies(pixels) and _varies(opacity):
+            raise DataError(f"{where}: one plain colour; the picture is in its alpha channel, expected gray or RGB")
+    if n == 1:
+        return pixels[..., 0]
+    if channel is None and n == 4 and names[:1] == ("red",) and not _varies(pixels[..., 3]):
+        n, pixels = 3, pixels[..., :3]  # a fourth sample that says nothing
+    if channel is None and n == 3:
+        return pixels
+    if channel in MIXES:
+        return _mixed(pixels, str(channel), axis=2)
+    if isinstance(channel, int) and 1 <= channel <= n:
+        return pixels[..., channel - 1]
+    known = [name.casefold() for name in names]
+    if isinstance(channel, str) and channel.casefold() in known:
+        return pixels[..., known.index(channel.casefold())]
+    named = f" ({', '.join(names)})" if names else ""
+    if channel is not None:
+        raise DataError(f"{where}: data.channel is {channel!r}, but the image has {n} channels{named}")
+    raise ChannelsError(
+        f"{where}: an image of {n} channels{named}, expected one or three; "
+        f"set data.channel to a number from 1 to {n}{' or a name' if names else ''}, or to max or mean of all",
+        n,
+    )
+
+
+def _varies(pixels: Array) -> bool:
+    return bool(pixels.size) and bool(pixels.min() != pixels.max())
+
+
+def _one_value(pixels: Array, picture: Picture, where: str) -> tuple[Array, tuple[str, ...]]:
+    """Mask pixels (H, W) with one value each, and the rules that cellray didn't know at first."""
+    if picture.palette is not None:
+        return _by_colour(pixels[..., 0], picture.palette, where)
+    n = picture.n_colours
+    if n == 4 and not _varies(pixels[..., 3]):
+        n = 3  # a fourth sample that says nothing
+    colours = pixels[..., :n]
+    if picture.has_alpha and _varies(pixels[..., -1]):
+        opacity = pixels[..., -1]
+        if not _varies(colours.max(axis=2)):
+            return opacity, ("alpha",)
+        if (colours.any(axis=2) & (opacity == 0)).any():
+            raise DataError(f"{where}: its alpha channel hides a part of the mask, expected a mask without one")
+    if n not in (1, 3):
+        raise DataError(f"{where}: a picture of {n} channels, expected a mask or labels with one value a pixel")
     if not (colours == colours[..., :1]).all():
         raise DataError(f"{where}: a colour picture, expected a mask or labels with one value a pixel")
-    return colours[..., 0]
+    return (colours[..., 0] // picture.gray_step if picture.gray_step > 1 else colours[..., 0]), ()
 
 
-def _decode(data: bytes, where: str, *, palette: bool) -> tuple[Array, str]:
-    """Pixels (H, W) or (H, W, C) and the format; `palette` keeps the indices of a palette picture."""
-    if not data:
-        raise DataError(f"{where}: the file is empty (0 bytes), expected an image")
-    kind = MAGIC.get(data[:4]) or MAGIC.get(data[:3])
-    if kind is None:
-        raise DataError(f"{where}: unknown format (starts with {data[:4]!r}), expected PNG, TIFF or JPEG")
-    try:
-        return (_decode_tiff(data, where, palette) if kind == "TIFF" else _decode_pillow(data, where, palette)), kind
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{where}: {error}; expected at most {PIXEL_LIMIT} pixels") from error
-    except Exception as error:  # decoders raise anything on damaged bytes
-        raise DataError(f"{where}: a damaged or truncated {kind}: {error}") from error
+def _by_colour(indices: Array, palette: NDArray[np.uint8], where: str) -> tuple[Array, tuple[str, ...]]:
+    """Mask values of a palette picture: what it looks like decides, since the order of a palette means nothing.
 
-
-def _check_size(height: int, width: int, where: str) -> None:
-    if height * width > PIXEL_LIMIT:
-        raise DataError(f"{where}: {width}x{height} pixels, expected at most {PIXEL_LIMIT} in all")
-
-
-def _decode_pillow(data: bytes, where: str, palette: bool) -> Array:
-    with Image.open(io.BytesIO(data)) as picture:
-        _check_size(picture.height, picture.width, where)
-        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            raise DataError(f"{where}: a {picture.mode} picture, expected gray or RGB")
-        n_frames = getattr(picture, "n_frames", 1)
-        if n_frames > 1:
-            raise DataError(f"{where}: {n_frames} pictures in one file, expected one")
-        deep = data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0
-        if deep:  # Pillow keeps only the upper 8 of its 16 bits without a word
-            raise DataError(f"{where}: a colour PNG of 16 bits a channel, expected 8 bits (or save it as TIFF)")
-        is_palette = picture.mode in ("P", "PA")
-        pixels = np.asarray(picture.convert("RGB") if is_palette and not palette else picture)
-    if pixels.dtype == np.int32 and data[:4] == b"\x89PNG":
-        pixels = pixels.astype(np.uint16)
-    return pixels
-
-
-def _decode_tiff(data: bytes, where: str, palette: bool) -> Array:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        if len(file.pages) != 1:
-            raise DataError(f"{where}: a TIFF of {len(file.pages)} pages (a stack), expected one picture")
-        page: Any = file.pages[0]
-        _check_size(page.imagelength, page.imagewidth, where)
-        if page.samplesperpixel > 4:
-            raise DataError(f"{where}: a TIFF of {page.samplesperpixel} channels, expected gray or RGB")
-        axes, shape, colours = page.axes, page.shape, getattr(page.photometric, "name", str(page.photometric))
-        if colours in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LINEAR_RAW"):
-            raise DataError(f"{where}: a TIFF of {colours} colours, expected gray or RGB")
-        if colours == "PALETTE" and not palette:
-            return _decode_pillow(data, where, palette)
-        try:
-            pixels: Array = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            return _decode_pillow(data, where, palette)  # it knows LZW and JPEG compression by itself
-    if colours == "MINISWHITE" and pixels.dtype.kind in "bu":
-        pixels = ~pixels
-    if axes == "SYX":
-        pixels = np.moveaxis(pixels, 0, -1)
-    elif axes not in ("YX", "YXS"):
-        raise DataError(f"{where}: a TIFF with axes {axes} and shape {shape}, expected one gray or RGB picture")
-    return pixels
+    The background is index 0 if that is the most frequent one or black, else what is black or transparent.
+    """
+    used = np.bincount(indices.ravel(), minlength=len(palette))
+    present = np.flatnonzero(used)
+    shown = np.where(palette[:, 3:] > 0, palette[:, :3], 0)
+    black = present[~shown[present].any(axis=1)]
+    if used[0] and (used[0] == used.max() or not shown[0].any()):
+        return indices, ()
+    if not len(black):
+        raise DataError(
+            f"{where}: a palette picture of {len(present)} colours without black, "
+            f"so its background can't be told; expected cells on black, or gray levels"
+        )
+    cells = np.setdiff1d(present, black)
+    values = np.zeros(len(palette), np.uint16)
+    values[cells] = 255 if len(cells) == 1 else np.arange(1, len(cells) + 1)
+    return values[indices], ("palette",)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellray.data.convert import convert_image
-from cellray.data.decode import decode_image
+from cellray.data.decode import PLAIN, Reading, decode_image
 from cellray.data.listing import IMAGE_SUFFIXES
+from cellray.data.picture import count_planes
+from cellray.data.source import plain_name
 from cellray.errors import DataError
 
 
@@ -30,19 +33,61 @@ def list_images(path: Path) -> list[Path]:
     raise DataError(f"{path}: {state}, expected {', '.join(IMAGE_SUFFIXES)} files")
 
 
-def read_image(path: Path, *, channels: int, normalise: str, max_value: float | None = None) -> NDArray[np.uint8]:
+def outputs_of(files: list[Path]) -> list[str]:
+    """A name for what is made of each file: its stem, or where several share one, the whole name."""
+    stems = Counter(plain_name(file.stem) for file in files)
+    return [file.stem if stems[plain_name(file.stem)] == 1 else file.name for file in files]
+
+
+def planes_of(path: Path, reading: Reading) -> list[int | None]:
+    """The planes of a file that are images of their own: their numbers from 1 on, or one None.
+
+    Raises:
+        DataError: If the file is no image or its header is damaged.
+    """
+    n = count_planes(_bytes(path), str(path))
+    return list(range(1, n + 1)) if reading.plane == "all" and n > 1 else [None]
+
+
+def read_image(
+    path: Path,
+    *,
+    channels: int,
+    normalise: str,
+    max_value: float | None = None,
+    reading: Reading = PLAIN,
+    plane: int | None = None,
+) -> NDArray[np.uint8]:
     """One image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
-    return image_from_bytes(data, str(path), channels=channels, normalise=normalise, max_value=max_value)
+    return image_from_bytes(
+        _bytes(path),
+        str(path),
+        channels=channels,
+        normalise=normalise,
+        max_value=max_value,
+        reading=reading,
+        plane=plane,
+    )
 
 
 def image_from_bytes(
-    data: bytes, where: str, *, channels: int, normalise: str, max_value: float | None = None
+    data: bytes,
+    where: str,
+    *,
+    channels: int,
+    normalise: str,
+    max_value: float | None = None,
+    reading: Reading = PLAIN,
+    plane: int | None = None,
 ) -> NDArray[np.uint8]:
     """As `read_image`, of a file's contents; `where` names it in errors."""
-    pixels = decode_image(data, where)
+    pixels = decode_image(data, where, reading.at(plane)).pixels
     full_scale = max_value or np.iinfo(pixels.dtype).max
     return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error

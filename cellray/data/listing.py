@@ -34,6 +34,8 @@ MASK_FOLDERS = (
     "all_masks",
 )
 """First one found wins: instance labels tell touching cells apart, masks don't."""
+VOID_FOLDER = "masks_ignore"
+"""Beside the masks: what a study may leave out (`data.ignore`)."""
 
 
 class DatasetLike(Protocol):
@@ -75,6 +77,12 @@ class Item:
     attributes: dict[str, str] = field(default_factory=dict)
     image_file: str = ""
     mask_file: str = ""
+    void_file: str = ""
+    """Marks pixels that count as neither cell nor background; '' where the mask itself may."""
+    looks_in_mask: bool = True
+    """Whether void pixels are marked in the mask: not in a set that has files of their own for them."""
+    plane: int | None = None
+    """Of a stack each plane of which is an image: its number from 1 on."""
 
     @property
     def is_labels(self) -> bool:

@@ -28,8 +28,8 @@ from cellray.errors import DataError, unknown
 def find_manifest(source: Source) -> str:
     """The manifest at the root or in the one top folder; '' if there is none."""
     for root in ("", single_root(source)):
-        if join(root, "manifest.csv") in source:
-            return join(root, "manifest.csv")
+        if found := source.find(join(root, "manifest.csv")):
+            return found
     return ""
 
 
@@ -51,11 +51,16 @@ def read_manifest(listing: Listing, manifest: str, config: DatasetLike) -> None:
             listing.problems.append(f"{source.where(manifest)}: line {k + 2}: {error}")
     if unlabelled:
         listing.notes.append(f"{source.where(manifest)}: left out {unlabelled} unlabelled image(s)")
-    if source.files(join(root, "masks_ignore")):
-        listing.notes.append(f"{source.path}: masks_ignore/ is not used; its regions are judged like any other")
     for file, count in Counter(item.image_file for item in listing.items).items():
         if count > 1:
             listing.problems.append(f"{source.where(manifest)}: lists {file!r} {count} times, expected once")
+    images_of: dict[str, set[str]] = {}
+    for item in listing.items:
+        images_of.setdefault(item.mask_file, set()).add(item.image_file)
+    for mask, images in images_of.items():
+        if len(images) > 1:
+            names = " and ".join(sorted(images))
+            listing.problems.append(f"{source.where(mask)}: the mask of {names}, expected one image of that name")
 
 
 def _manifest_rows(source: Source, manifest: str) -> list[dict[str, str]]:
@@ -77,14 +82,14 @@ def _manifest_item(source: Source, root: str, values: dict[str, str]) -> Item:
         raise DataError(f"file {values['file']!r}: expected a path below images/")
     base = join(root, collection) if collection else root
     candidates = [join(base, f"{folder}/{file}") for folder in IMAGE_FOLDERS] + [join(base, str(file))]
-    image = next((c for c in candidates if c in source), None)
+    image = next(filter(None, map(source.find, candidates)), None)
     if image is None:
         raise DataError(f"file {str(file)!r}: no such image, expected {source.where(candidates[0])}")
     if not is_image(image):
         raise DataError(f"file {str(file)!r}: unknown format {file.suffix!r}, expected {', '.join(IMAGE_SUFFIXES)}")
     stem = file.with_suffix("")
     masks = (join(base, f"{folder}/{stem}{suffix}") for folder in MASK_FOLDERS for suffix in IMAGE_SUFFIXES)
-    mask = next((m for m in masks if m in source), None)
+    mask = next(filter(None, map(source.find, masks)), None)
     if mask is None:
         raise DataError(
             f"file {str(file)!r}: image without mask, expected {source.where(join(base, f'labels/{stem}.png'))}"

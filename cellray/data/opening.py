@@ -8,18 +8,22 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.arrays import Floats, Numbers
+from cellray.arrays import Floats, Mask, Numbers
 from cellray.data.cache import default_cache_dir, filling
-from cellray.data.convert import convert_image, resample_image, resample_labels
-from cellray.data.dataset import CACHE_VERSION, CacheIndex, Dataset, read_index
-from cellray.data.decode import UInt, decode_image, decode_mask
+from cellray.data.convert import convert_image, resample_image, resample_labels, resample_void
+from cellray.data.dataset import CACHE_VERSION, VOID_NAME, CacheIndex, Dataset, read_index
+from cellray.data.decode import PLAIN, Reading, Truth, UInt, consecutive, decode_image, decode_mask, decode_void
+from cellray.data.duplicates import Look, look_of
 from cellray.data.listing import DatasetLike, Item, Listing
+from cellray.data.picture import count_planes
+from cellray.data.plausible import Signs, signs_of
 from cellray.data.readers import expand, list_dataset
 from cellray.data.remote import fetch_dataset
 from cellray.data.source import Source
@@ -35,6 +39,7 @@ def open_dataset(
     *,
     channels: int,
     normalise: str,
+    reading: Reading = PLAIN,
     target_diameter_px: float | None = None,
     require_diameter: bool = False,
     cache_dir: Path | None = None,
@@ -46,6 +51,7 @@ def open_dataset(
         config: A `DatasetConfig` of the study, or anything with its attributes.
         channels: 1 or 3, see `convert_image`.
         normalise: `none` or `percentile`, see `convert_image`.
+        reading: What the study says about channels, planes and pixels to leave out.
         target_diameter_px: What a set with `rescale` is resampled to: the training set's diameter.
         require_diameter: Refuse to measure the diameter: it must be given (sets that are only judged).
         cache_dir: Default: ``$CELLRAY_CACHE``, else ``~/.cache/cellray``.
@@ -55,7 +61,7 @@ def open_dataset(
         DataError: Naming the first file that can't be used, what came and what was expected.
     """
     cache_dir = cache_dir or default_cache_dir()
-    listing = list_dataset(config, locate(config, cache_dir))
+    listing = list_items(config, locate(config, cache_dir), reading)
     if listing.problems:
         more = f" (and {len(listing.problems) - 1} more: see `cellray data check`)" if len(listing.problems) > 1 else ""
         raise DataError(listing.problems[0] + more)
@@ -66,13 +72,12 @@ def open_dataset(
             f"add diameter_px, or diameter_um and pixel_size_um, to it in the study file"
         )
     factor = target_diameter_px / given if config.rescale and target_diameter_px and given else None
-    conversion = Conversion(channels, normalise, config.max_value, factor)
-    hashes = listing.source.hashes(
-        [f for i in listing.items for f in (i.image_file, i.mask_file)], cache_dir / "hashes"
-    )
-    fingerprint = _fingerprint(listing.items, hashes, conversion)
-    folder = cache_dir / "datasets" / fingerprint
-    index = read_index(folder) or _build(folder, fingerprint, listing, conversion, progress)
+    conversion = Conversion(channels, normalise, config.max_value, factor, reading)
+    files = [f for i in listing.items for f in (i.image_file, i.mask_file, i.void_file) if f]
+    hashes = listing.source.hashes(dict.fromkeys(files), cache_dir / "hashes")
+    contents = _contents(listing.items, hashes, conversion)
+    folder = cache_dir / "datasets" / contents
+    index = read_index(folder) or _build(folder, contents, listing, conversion, progress)
     diameter_px = given * (factor or 1) if given else index["measured_diameter_px"]
     if diameter_px is None:
         raise DataError(
@@ -91,6 +96,7 @@ class Conversion:
     normalise: str
     max_value: float | None
     factor: float | None
+    reading: Reading
 
     def facts(self) -> dict[str, object]:
         return {
@@ -99,6 +105,7 @@ class Conversion:
             "normalise": self.normalise,
             "max_value": self.max_value if self.normalise == "none" else None,
             "factor": None if self.factor is None else round(self.factor, 6),
+            **self.reading.facts(),
         }
 
 
@@ -132,21 +139,89 @@ def locate(config: DatasetLike, cache_dir: Path) -> Path:
     return folder
 
 
-def load_item(source: Source, item: Item) -> tuple[UInt, NDArray[np.int32]]:
-    """Image (H, W[, 3]) and labels (H, W) of one item as they are in its files.
+def list_items(config: DatasetLike, path: Path, reading: Reading) -> Listing:
+    """As `list_dataset`, with an item for each plane of a stack if the study wants that.
 
     Raises:
-        DataError: If either file can't be used, or their sizes differ.
+        DataError: As `list_dataset`.
     """
+    listing = list_dataset(config, path, reading.ignore)
+    if reading.plane != "all":
+        return listing
+    items = []
+    for item in listing.items:
+        try:
+            n = count_planes(listing.source.read(item.image_file), listing.source.where(item.image_file))
+        except DataError as error:
+            listing.problems.append(str(error))
+            continue
+        width = len(str(n))
+        items += [
+            replace(item, name=f"{item.name}_{k:0{width}}", group=item.group or item.name, plane=k)
+            for k in range(1, n + 1)
+        ]
+    listing.items = items
+    return listing
+
+
+class Loaded(NamedTuple):
+    """An image with its ground truth, as they are in their files."""
+
+    pixels: UInt
+    """Shape (H, W) or (H, W, 3)."""
+    labels: NDArray[np.int32]
+    """Shape (H, W), 0 and 1..n."""
+    void: Mask | None
+    """Pixels that count as neither cell nor background, same shape; None if there are none."""
+    reread: tuple[str, ...]
+    """As `Picture.reread`, of both files."""
+    odd_label: int | None
+    """As `Truth.odd_label`."""
+
+
+def load_item(source: Source, item: Item, reading: Reading = PLAIN) -> Loaded:
+    """Read the files of one item.
+
+    Raises:
+        DataError: If one of them can't be used, or their sizes differ.
+    """
+    reading = reading.at(item.plane)
     image_where, mask_where = source.where(item.image_file), source.where(item.mask_file)
-    pixels = decode_image(source.read(item.image_file), image_where)
-    labels = decode_mask(source.read(item.mask_file), mask_where, is_labels=item.is_labels)
-    if pixels.shape[:2] != labels.shape:
+    image = decode_image(source.read(item.image_file), image_where, reading)
+    truth = decode_mask(
+        source.read(item.mask_file),
+        mask_where,
+        is_labels=item.is_labels,
+        reading=reading if item.looks_in_mask else replace(reading, ignore=None),
+    )
+    _check_sizes(image.pixels, image_where, truth.labels, mask_where, image.reread + truth.reread)
+    if item.void_file:
+        void_where = source.where(item.void_file)
+        void = decode_void(source.read(item.void_file), void_where, reading)
+        _check_sizes(image.pixels, image_where, void, void_where, ())
+        truth = _without(truth, void)
+    return Loaded(image.pixels, truth.labels, truth.void, image.reread + truth.reread, truth.odd_label)
+
+
+def _check_sizes(pixels: UInt, image_where: str, mask: NDArray[Any], mask_where: str, reread: tuple[str, ...]) -> None:
+    if pixels.shape[:2] != mask.shape:
+        turned = " as its orientation tag turns it" if "turned" in reread else ""
         raise DataError(
-            f"{mask_where}: mask of {labels.shape[1]}x{labels.shape[0]} pixels, "
-            f"expected {pixels.shape[1]}x{pixels.shape[0]} like its image {image_where}"
+            f"{mask_where}: mask of {mask.shape[1]}x{mask.shape[0]} pixels, "
+            f"expected {pixels.shape[1]}x{pixels.shape[0]} like its image {image_where}{turned}"
         )
-    return pixels, labels
+
+
+def _without(truth: Truth, void: Mask) -> Truth:
+    """Leave out pixels, and with them the cells of which they are more than half."""
+    if not void.any():
+        return truth
+    areas = np.bincount(truth.labels.ravel())
+    lost = np.bincount(truth.labels[void], minlength=len(areas))
+    gone = 2 * lost > areas
+    gone[0] = False
+    void = void | gone[truth.labels]
+    return truth._replace(labels=consecutive(np.where(void, 0, truth.labels)), void=void)
 
 
 def object_diameters(labels: NDArray[np.int32]) -> Floats:
@@ -154,24 +229,34 @@ def object_diameters(labels: NDArray[np.int32]) -> Floats:
     return np.sqrt(4 / np.pi * np.bincount(labels.ravel())[1:])
 
 
-def _fingerprint(items: list[Item], hashes: dict[str, str], conversion: Conversion) -> str:
-    rows = [
-        [i.name, i.split, i.group, hashes[i.image_file], hashes[i.mask_file], i.is_labels]
-        for i in sorted(items, key=lambda item: item.name)
-    ]
-    text = json.dumps([conversion.facts(), rows], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _contents(items: list[Item], hashes: dict[str, str], conversion: Conversion) -> str:
+    """Hash of all files and how they are converted: names the folder in the cache."""
+    rows: list[list[object]] = []
+    for i in sorted(items, key=lambda item: item.name):
+        row: list[object] = [i.name, i.split, i.group, hashes[i.image_file], hashes[i.mask_file], i.is_labels]
+        row += [hashes[i.void_file]] if i.void_file else []
+        rows.append(row + ([i.plane] if i.plane else []))
+    return _short_hash([conversion.facts(), rows])
+
+
+def _fingerprint(contents: str, reread: list[tuple[str, ...]]) -> str:
+    """The contents' own hash, unless files are read otherwise than when fingerprints began."""
+    return _short_hash([contents, reread]) if any(reread) else contents
+
+
+def _short_hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _build(
-    folder: Path, fingerprint: str, listing: Listing, conversion: Conversion, progress: OnImage | None
+    folder: Path, contents: str, listing: Listing, conversion: Conversion, progress: OnImage | None
 ) -> CacheIndex:
     with filling(folder, is_good=lambda: read_index(folder) is not None) as aside:
         if aside is not None:
             try:
-                index = _fill(aside, fingerprint, listing, conversion, np.dtype(np.uint16), progress)
+                index = _fill(aside, contents, listing, conversion, np.dtype(np.uint16), progress)
             except _TooManyObjectsError:
-                index = _fill(aside, fingerprint, listing, conversion, np.dtype(np.int32), progress)
+                index = _fill(aside, contents, listing, conversion, np.dtype(np.int32), progress)
             (aside / "index.json").write_text(json.dumps(index))
     found = read_index(folder)
     if found is None:
@@ -189,15 +274,19 @@ class _Made:
 
     image: NDArray[np.uint8]
     labels: NDArray[np.int32]
+    void: Mask | None
     diameters: NDArray[np.float64]
     vanished: int
     peak: int
     dtype: str
+    reread: tuple[str, ...]
+    signs: Signs
+    look: Look
 
 
 def _fill(
     aside: Path,
-    fingerprint: str,
+    contents: str,
     listing: Listing,
     conversion: Conversion,
     dtype: np.dtype[np.integer],
@@ -206,9 +295,14 @@ def _fill(
     """Decode and convert every item into flat files, in order; return the index."""
     items = listing.items
     labels_name = f"labels.{'u16' if dtype == np.uint16 else 'i32'}"
-    shapes, n_objects, diameters, facts = [], [], [], Facts()
+    shapes, n_objects, diameters, facts = [], [], [], Facts(conversion.reading)
+    void_at, reread, signs, looks = [], [], [], []
     has_training = any(item.split != "test" for item in items)
-    with open(aside / "images.u8", "wb") as images_file, open(aside / labels_name, "wb") as labels_file:
+    with (
+        open(aside / "images.u8", "wb") as images_file,
+        open(aside / labels_name, "wb") as labels_file,
+        open(aside / VOID_NAME, "wb") as void_file,
+    ):
         for done, (item, made) in enumerate(zip(items, _converted(listing, conversion), strict=True), start=1):
             n = int(made.labels.max(initial=0))
             if n > np.iinfo(dtype).max:
@@ -216,16 +310,26 @@ def _fill(
                 raise _TooManyObjectsError
             images_file.write(made.image.data)
             labels_file.write(np.ascontiguousarray(made.labels.astype(dtype)).data)
+            void_at.append(void_file.tell() if made.void is not None else None)
+            if made.void is not None:
+                void_file.write(made.void.tobytes())
             shapes.append(made.labels.shape)
             n_objects.append(n)
+            reread.append(made.reread)
+            signs.append(made.signs)
+            looks.append(list(made.look))
             facts.add(made.dtype, made.peak, len(made.diameters), made.vanished, item.is_labels)
             if item.split != "test" or not has_training:
                 diameters.append(made.diameters)
             if progress is not None:
                 progress(done, len(items))
+    has_void = any(at is not None for at in void_at)
+    if not has_void:
+        (aside / VOID_NAME).unlink()
+    files = ("images.u8", labels_name, *([VOID_NAME] if has_void else []))
     measured = np.concatenate(diameters)
     return {
-        "fingerprint": fingerprint,
+        "fingerprint": _fingerprint(contents, reread),
         "version": CACHE_VERSION,
         "channels": conversion.channels,
         "names": [item.name for item in items],
@@ -236,7 +340,10 @@ def _fill(
         "labels": labels_name,
         "labels_dtype": dtype.name,
         "measured_diameter_px": float(np.median(measured)) if len(measured) else None,
-        "sizes": {name: (aside / name).stat().st_size for name in ("images.u8", labels_name)},
+        "void_at": void_at,
+        "signs": signs,
+        "looks": looks,
+        "sizes": {name: (aside / name).stat().st_size for name in files},
         "notes": facts.notes(conversion.max_value, conversion.normalise),
     }
 
@@ -257,7 +364,8 @@ def _converted(listing: Listing, conversion: Conversion) -> Iterator[_Made]:
 
 
 def _convert_item(source: Source, item: Item, conversion: Conversion) -> _Made:
-    decoded, labels = load_item(source, item)
+    decoded, labels, void, reread, odd_label = load_item(source, item, conversion.reading)
+    signs, look = signs_of(decoded, labels, odd_label), look_of(decoded)
     dtype, peak, vanished = decoded.dtype, int(decoded.max(initial=0)), 0
     diameters = object_diameters(labels)
     pixels: Numbers = decoded
@@ -267,19 +375,22 @@ def _convert_item(source: Source, item: Item, conversion: Conversion) -> _Made:
         except DataError as error:
             raise DataError(f"{source.where(item.image_file)}: {error}") from error
         labels, vanished = resample_labels(labels, conversion.factor)
+        void = None if void is None else resample_void(void, conversion.factor)
     image = convert_image(
         pixels,
         channels=conversion.channels,
         normalise=conversion.normalise,
         max_value=conversion.max_value or np.iinfo(dtype).max,
     )
-    return _Made(np.ascontiguousarray(image), labels, diameters, vanished, peak, dtype.name)
+    image = np.ascontiguousarray(image)
+    return _Made(image, labels, void, diameters, vanished, peak, dtype.name, reread, signs, look)
 
 
 class Facts:
     """What is summed up over the images for the notes; opening and checking a dataset say the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self.dtypes: set[str] = set()
         self.peak = 0
         self.n_images = self.n_objects = self.most_objects = self.vanished = 0
@@ -312,5 +423,7 @@ class Facts:
         if self.has_labels and self.n_images > 1 and self.most_objects == 1:
             notes.append("no label image holds more than one object; binary masks belong in a folder called masks")
         if self.n_objects == 0:
-            notes.append("there is no cell in any image")
+            ignore = self.reading.ignore
+            left_out = f"; data.ignore: {ignore} leaves out every pixel of that value" if ignore is not None else ""
+            notes.append(f"there is no cell in any image{left_out}")
         return notes

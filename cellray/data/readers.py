@@ -13,6 +13,7 @@ from cellray.data.listing import (
     IMAGE_SUFFIXES,
     MASK_FOLDERS,
     SPLIT_WORDS,
+    VOID_FOLDER,
     DatasetLike,
     Item,
     Listing,
@@ -22,16 +23,21 @@ from cellray.data.listing import (
     single_root,
 )
 from cellray.data.manifest import find_manifest, read_manifest
+from cellray.data.pairing import pair_stems
 from cellray.data.source import Source, open_source
 from cellray.errors import DataError
 
+MOST_TOLD = 3
+"""Files of one problem that are named one by one."""
 
-def list_dataset(config: DatasetLike, path: Path) -> Listing:
+
+def list_dataset(config: DatasetLike, path: Path, ignore: int | None = None) -> Listing:
     """Find the images of a dataset and filter them; nothing is decoded.
 
     Args:
         config: Format and filters; its own path is not used.
         path: Folder, zip pack or manifest CSV.
+        ignore: `Reading.ignore`; the files that mark such pixels are looked for if it is given.
 
     Raises:
         DataError: If there is nothing there that could be a dataset, or a filter fits nothing.
@@ -50,6 +56,7 @@ def list_dataset(config: DatasetLike, path: Path) -> Listing:
         kept = chosen_rows(listing.source, [item.attributes for item in listing.items], config)
         listing.items = [listing.items[k] for k in kept]
     _tell_names_apart(listing)
+    _find_void(listing, ignore)
     listing.items.sort(key=lambda item: item.name)
     _note_leaks(listing)
     if not listing.items and not listing.problems:
@@ -122,16 +129,31 @@ def _pair(listing: Listing, root: str, split: str, attributes: dict[str, str]) -
         listing.problems.append(f"{at}: images/ without masks, expected one of {', '.join(MASK_FOLDERS[:4])} beside it")
         return
     masks = _images_by_stem(listing, masks_folder)
-    for stem in sorted(images.keys() - masks.keys()):
-        listing.problems.append(
-            f"{source.where(images[stem])}: image without mask, expected {source.where(masks_folder)}/{stem}.png"
+    paired = pair_stems(images, masks)
+    if paired.affixes != ("", ""):
+        listing.notes.append(
+            f"{source.where(masks_folder)}: {paired.affixes[1]} is taken as the mask of {paired.affixes[0]} "
+            f"in {PurePosixPath(images_folder).name}/"
         )
-    for stem in sorted(masks.keys() - images.keys()):
-        listing.problems.append(
-            f"{source.where(masks[stem])}: mask without image, expected {source.where(images_folder)}/{stem}.png"
-        )
-    for stem in sorted(images.keys() & masks.keys()):
-        listing.items.append(Item(stem, split, "", dict(attributes), images[stem], masks[stem]))
+    missing = [
+        f"{source.where(images[stem])}: image without mask, expected {source.where(masks_folder)}/{stem}.png"
+        for stem in paired.images_alone
+    ]
+    spare = [
+        f"{source.where(masks[stem])}: mask without image, expected {source.where(images_folder)}/{stem}.png"
+        for stem in paired.masks_alone
+    ]
+    listing.problems += _shortened(missing, "images without mask") + _shortened(spare, "masks without image")
+    for stem in sorted(paired.pairs):
+        mask = masks[paired.pairs[stem]]
+        listing.items.append(Item(stem, split, "", dict(attributes), images[stem], mask))
+
+
+def _shortened(problems: list[str], what: str) -> list[str]:
+    """The first problems of a kind, and how many more there are."""
+    if len(problems) <= MOST_TOLD:
+        return problems
+    return [f"{problems[0]} (and {len(problems) - 1} more {what})"]
 
 
 def _read_pairs(listing: Listing) -> None:
@@ -182,6 +204,32 @@ def _tell_names_apart(listing: Listing) -> None:
         if counts[item.name] > 1:
             above = PurePosixPath(item.image_file).parent.parent.name or item.split
             listing.items[index] = replace(item, name=f"{above}/{item.name}")
+    counts = Counter(item.name for item in listing.items)
+    for index, item in enumerate(listing.items):
+        if counts[item.name] > 1:
+            listing.items[index] = replace(item, name=item.image_file)
+
+
+def _find_void(listing: Listing, ignore: int | None) -> None:
+    """Give each image the file that marks what is left out of it, if the set has such files."""
+    source = listing.source
+
+    def beside(mask: PurePosixPath) -> str | None:
+        return source.find((mask.parent.parent / VOID_FOLDER / mask.name).as_posix())
+
+    files = [beside(PurePosixPath(item.mask_file)) for item in listing.items]
+    if not any(files):
+        return
+    if ignore is None:
+        listing.notes.append(
+            f"{source.path}: {VOID_FOLDER}/ is not used: its regions are judged like any other; "
+            f"set data.ignore: 255 to leave out what is 255 there"
+        )
+        return
+    listing.items = [
+        replace(item, void_file=file or "", looks_in_mask=False)
+        for item, file in zip(listing.items, files, strict=True)
+    ]
 
 
 def _note_leaks(listing: Listing) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from cellray.errors import DataError
@@ -30,8 +32,19 @@ class Source:
         self._stamps = stamps
         self._archive = archive
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.sizes
+    def find(self, name: str) -> str | None:
+        """The file of this name; if there is none, the one whose name differs in case or Unicode form alone."""
+        if name in self.sizes:
+            return name
+        alike = self._alike.get(plain_name(name), [])
+        return alike[0] if len(alike) == 1 else None
+
+    @cached_property
+    def _alike(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.sizes:
+            found.setdefault(plain_name(name), []).append(name)
+        return found
 
     def files(self, folder: str) -> list[str]:
         """Names of the files directly inside `folder` ('' is the root), sorted."""
@@ -84,6 +97,11 @@ class Source:
                 aside.write_text(json.dumps(memo))
                 aside.replace(memo_file)
         return known
+
+
+def plain_name(name: str) -> str:
+    """A name without what file systems change on the way: case, and how accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def open_source(path: Path) -> Source:

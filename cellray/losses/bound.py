@@ -11,8 +11,22 @@ import torch
 from torch import Tensor
 
 from cellray.errors import StudyError, unknown
-from cellray.losses import LOSSES, RELEASED, LossFunction, activated_twice
+from cellray.losses import (
+    LOSSES,
+    RELEASED,
+    LossFunction,
+    activated_twice,
+    bce_loss,
+    border_ce_loss,
+    boundary_loss,
+    focal_loss,
+)
 from cellray.losses.maps import MAPS
+
+SURE_BACKGROUND = -50.0
+"""The logit of a pixel that counts for nothing: it adds 0 to every sum and gets no gradient."""
+PIXEL_MEANS = frozenset({bce_loss, focal_loss, border_ce_loss, boundary_loss})
+"""Losses that are averages over all pixels of a batch and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +53,47 @@ class Loss:
         wanted = {name for term in self.terms for name in map_names(term.function)}
         return tuple(name for name in MAPS if name in wanted)
 
-    def __call__(self, logits: Tensor, target: Tensor, maps: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Scalar loss of logits (N, 1, H, W), target of 0 and 1 and the maps called `self.maps`, all of one shape."""
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        maps: Mapping[str, Tensor] | None = None,
+        void: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss of logits (N, 1, H, W), target of 0 and 1 and the maps called `self.maps`, all of one shape.
+
+        Pixels of `void` count for nothing: the terms see them as background that the network is sure of, and a term
+        that is an average over pixels is one over the others.
+        """
         total = logits.new_zeros((), dtype=torch.float32)
-        for term, value in zip(self.terms, self.parts(logits, target, maps), strict=True):
+        for term, value in zip(self.terms, self.parts(logits, target, maps, void), strict=True):
             if value is not None:
                 total = total + term.weight * value
         return total
 
-    def parts(self, logits: Tensor, target: Tensor, maps: Mapping[str, Tensor] | None = None) -> list[Tensor | None]:
+    def parts(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        maps: Mapping[str, Tensor] | None = None,
+        void: Tensor | None = None,
+    ) -> list[Tensor | None]:
         """Each term's own value, before its weight; None where the weight is 0."""
         if self.double_activation:
             logits = activated_twice(logits)
-        return [
-            term.function(logits, target, *((maps or {})[name] for name in map_names(term.function)), **term.settings)
-            if term.weight
-            else None
-            for term in self.terms
-        ]
+        n_counting = logits.numel()
+        if void is not None:
+            logits, target = logits.masked_fill(void, SURE_BACKGROUND), target.masked_fill(void, 0)
+            n_counting -= int(void.sum())
+
+        def value_of(term: Term) -> Tensor:
+            extra = ((maps or {})[name] for name in map_names(term.function))
+            value = term.function(logits, target, *extra, **term.settings)
+            if term.function in PIXEL_MEANS and 0 < n_counting < logits.numel():
+                value = value * (logits.numel() / n_counting)
+            return value
+
+        return [value_of(term) if term.weight else None for term in self.terms]
 
 
 def map_names(function: LossFunction) -> tuple[str, ...]:

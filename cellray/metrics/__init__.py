@@ -12,7 +12,7 @@ from cellray.metrics.released_rules import quirk_rows
 from cellray.metrics.rows import PARTS, columns_of, image_row, table_row
 from cellray.metrics.strata import stratify
 from cellray.metrics.summary import MEDIANS, image_terms, iou_curve, metrics_of, summarise
-from cellray.metrics.table import Contingency, contingency
+from cellray.metrics.table import Contingency, contingency, without_void
 
 __all__ = [
     "MATCHINGS",
@@ -37,4 +37,5 @@ __all__ = [
     "stratify",
     "summarise",
     "table_row",
+    "without_void",
 ]

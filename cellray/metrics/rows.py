@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from cellray.arrays import Labels, Probs
+from cellray.arrays import Labels, Mask, Probs
 from cellray.errors import DataError, ShapeError, one_of
 from cellray.metrics.catalogue import METRICS
 from cellray.metrics.matching import Matches, close_pairs, n_one_to_one, table_by_distance, table_by_iou
@@ -46,6 +45,7 @@ def image_row(
     max_distance_px: float,
     diameter_px: float | None = None,
     probs: Probs | None = None,
+    void: Mask | None = None,
     only: Collection[str] | None = None,
 ) -> Row:
     """Everything about one image that the metrics of a set are summed from; sums and counts, never NaN.
@@ -76,6 +76,7 @@ def image_row(
         diameter_px: Mean cell diameter of the set; without it the part crowding is left out.
         probs: Predicted probabilities, same shape, in [0, 1]; without them the part calibration is left out. A NaN
             counts as the worst prediction for its pixel.
+        void: Pixels that count for nothing, same shape, see `without_void`.
         only: Parts that are wanted, for speed; all by default. `Metric.parts` says what a metric needs.
 
     Raises:
@@ -83,14 +84,14 @@ def image_row(
         DataError: If labels are no labels or probabilities lie outside [0, 1].
     """
     row = table_row(
-        contingency(true, pred),
+        contingency(true, pred, void),
         iou_threshold=iou_threshold,
         max_distance_px=max_distance_px,
         diameter_px=diameter_px,
         only=only,
     )
     if probs is not None and (only is None or "calibration" in only):
-        row |= _calibration(true != 0, probs)
+        row |= _calibration(true != 0, probs, void)
     return row
 
 
@@ -186,9 +187,11 @@ def _n_crowded(table: Contingency, within_px: float) -> int:
     return int((nearest <= within_px).sum())
 
 
-def _calibration(cells: NDArray[np.bool_], probs: Probs) -> Row:
+def _calibration(cells: Mask, probs: Probs, void: Mask | None) -> Row:
     if probs.shape != cells.shape:
         raise ShapeError(f"probs: expected shape {cells.shape} as the labels, got {probs.shape}")
+    if void is not None:
+        cells, probs = cells[~void], probs[~void]
     lowest = probs.min(initial=0)
     if np.isnan(lowest):
         probs = np.where(np.isnan(probs), ~cells, probs)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.arrays import Floats, Ints, Labels
+from cellray.arrays import Floats, Ints, Labels, Mask
 from cellray.errors import DataError, ShapeError
 
 _LARGEST_LOOKUP = 1 << 22
@@ -54,18 +54,38 @@ class Contingency:
         )
 
 
-def contingency(true: Labels, pred: Labels) -> Contingency:
+def without_void(true: Labels, pred: Labels, void: Mask) -> Labels:
+    """Predicted cells without the pixels that count for nothing.
+
+    A predicted cell is left out whole if more than half of it is void and it meets no true cell.
+
+    Args:
+        true: Labels of the true cells, shape (H, W).
+        pred: Labels of the predicted cells, same shape.
+        void: Pixels that count as neither cell nor background, same shape.
+    """
+    areas = np.bincount(pred.ravel())
+    lost = np.bincount(pred[void], minlength=len(areas))
+    meeting = np.bincount(pred[(true != 0) & ~void], minlength=len(areas))
+    gone = (2 * lost > areas) & (meeting == 0)
+    return np.where(void | gone[pred], 0, pred)
+
+
+def contingency(true: Labels, pred: Labels, void: Mask | None = None) -> Contingency:
     """Count the pixels that each true cell shares with each predicted one, and place the centroids.
 
     Args:
         true: Labels of the true cells, shape (H, W), integers >= 0, 0 = background; ids may have gaps.
         pred: Labels of the predicted cells, same shape.
+        void: Pixels that count for nothing, same shape, see `without_void`.
 
     Raises:
         ShapeError: If the shapes differ or are not two-dimensional.
         DataError: If the values are no labels: not integers, or negative.
     """
     _check_labels(true, pred)
+    if void is not None:
+        true, pred = np.where(void, 0, true), without_void(true, pred, void)
     pixels = np.flatnonzero((true != 0) | (pred != 0))
     true_ids, true_rank = _ranked("true", true.ravel()[pixels])
     pred_ids, pred_rank = _ranked("pred", pred.ravel()[pixels])
@@ -84,7 +104,7 @@ def contingency(true: Labels, pred: Labels) -> Contingency:
         pred_area=pred_area,
         true_centres=np.stack([part.sum(axis=1)[1:] for part in sums], axis=1) / true_area[:, None],
         pred_centres=np.stack([part.sum(axis=0)[1:] for part in sums], axis=1) / pred_area[:, None],
-        n_pixels=true.size,
+        n_pixels=true.size - (0 if void is None else int(np.count_nonzero(void))),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cellray.data import Reading
 from cellray.errors import one_of
 from cellray.losses import Positive
 from cellray.metrics import METRICS
@@ -87,6 +88,14 @@ class DataConfig(Settings):
     """Sets judged with the frozen model and operating point, never trained or tuned on."""
     channels: Literal[1, 3] = 3
     """1 takes the brightest channel of an RGB image; 3 repeats a gray one."""
+    channel: Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)] | None = None
+    """Of images of several channels: one by its number from 1 or by its name in the file, or `max` or `mean` of all."""
+    plane: Annotated[int, Field(ge=1)] | Literal["max", "mean", "all"] | None = None
+    """Of stacks and time series: one picture by its number from 1, `max` or `mean` of all, or `all`: each an image, in
+    one group. None: refused. A mask that is one picture goes with each."""
+    ignore: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Mask pixels of this value (255 by custom) count in no loss and no metric. Where the dataset has a folder
+    masks_ignore/, they are those of this value there."""
     normalise: Literal["none", "percentile"] = "none"
     """`none`: full scale to [0, 1]; `percentile`: each image's 1st..99.8th percentile to [0, 1]."""
     val_fraction: Fraction = 0.2
@@ -94,6 +103,11 @@ class DataConfig(Settings):
     """Used where the data bring no official test split."""
     split_seed: SeedNumber | None = None
     """Seed of the train/validation split; None: each trial's own seed, so that the split varies too."""
+
+    @property
+    def reading(self) -> Reading:
+        """How files that hold more than one picture are read."""
+        return Reading(self.channel, self.plane, self.ignore)
 
     @model_validator(mode="after")
     def sets_can_be_told_apart(self) -> DataConfig:

@@ -54,6 +54,7 @@ class CellFinder:
                 channels=self._model.channels,
                 normalise=self._model.normalise,
                 max_value=asked.get("max_value") or None,
+                reading=self._model.reading,
             )
             cells = self._model.find_cells(image, asked.get("diameter_px") or None)
             table = cells.table().to_dict(orient="records")

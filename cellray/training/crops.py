@@ -47,6 +47,8 @@ class Batch(NamedTuple):
     """Cell mask of 0 and 1, shape (N, 1, H, W)."""
     maps: dict[str, Tensor]
     """Maps of the true cells that the loss asks for, each of the target's shape."""
+    void: Tensor | None
+    """Pixels that count in no loss, of the target's shape; None where the dataset has none. The target is 0 there."""
 
 
 class CropSampler:
@@ -100,7 +102,7 @@ class CropSampler:
         # Numbers are drawn for the whole batch, whatever rows are wanted.
         visits, places = self._visits(step, purpose)[self.rows], rng.random((self.batch_size, 2))[self.rows]
         n, side, channels = len(visits), self.window_px, self.dataset.image(self.indices[0]).shape[2]
-        windows = np.empty((n, side, side, channels + 1), np.uint8)
+        windows = np.zeros((n, side, side, channels + 1 + self.dataset.has_void), np.uint8)
         drawn = {name: np.empty((n, side, side), self.dataset.map(name, 0).dtype) for name in self.stored}
         for k, (index, place) in enumerate(zip(visits, places, strict=True)):
             self._cut(index, place, windows[k], {name: windows_of[k] for name, windows_of in drawn.items()})
@@ -110,10 +112,16 @@ class CropSampler:
             grid, scale = self._grid(rng)
             pixels = _sample(pixels, grid, "bilinear")
             maps = {name: _moved(values, grid, scale) for name, values in maps.items()}
-        images, targets = pixels[:, :channels] / 255, (pixels[:, channels:] > 0.5).float()
+        images, targets = pixels[:, :channels] / 255, (pixels[:, channels : channels + 1] > 0.5).float()
+        void = pixels[:, channels + 1 :] > 0 if self.dataset.has_void else None
+        if void is not None:
+            targets = targets.masked_fill(void, 0)
         images = self._relight(images, rng)
         return Batch(
-            images.contiguous(memory_format=torch.channels_last), targets, complete_maps(self.maps, maps, targets)
+            images.contiguous(memory_format=torch.channels_last),
+            targets,
+            complete_maps(self.maps, maps, targets),
+            void,
         )
 
     def _is_plain(self) -> bool:
@@ -131,22 +139,29 @@ class CropSampler:
     def _cut(self, index: int, place: np.ndarray, out: np.ndarray, maps: dict[str, np.ndarray]) -> None:
         """Fill `out` (window, window, C + 1) with a window of the image and its mask, and `maps` with theirs.
 
+        A dataset with void pixels has one channel more for them.
+
         `place` says where, down and across, each in [0, 1).
         """
-        image, labels = self.dataset.image(index), self.dataset.labels(index)
+        image, labels, void = self.dataset.image(index), self.dataset.labels(index), self.dataset.void(index)
+        channels = image.shape[2]
         rows = self._place(image.shape[0], place[0])
         columns = self._place(image.shape[1], place[1])
         if isinstance(rows, slice) and isinstance(columns, slice):
-            out[..., :-1] = image[rows, columns]
-            np.greater(labels[rows, columns], 0, out=out[..., -1].view(bool))
+            out[..., :channels] = image[rows, columns]
+            np.greater(labels[rows, columns], 0, out=out[..., channels].view(bool))
+            if void is not None:
+                out[..., -1] = void[rows, columns]
             for name, window in maps.items():
                 window[:] = self.dataset.map(name, index)[rows, columns]
         else:
             rows = np.arange(image.shape[0])[rows] if isinstance(rows, slice) else rows
             columns = np.arange(image.shape[1])[columns] if isinstance(columns, slice) else columns
             picked = np.ix_(rows, columns)
-            out[..., :-1] = image[picked]
-            out[..., -1] = labels[picked] > 0
+            out[..., :channels] = image[picked]
+            out[..., channels] = labels[picked] > 0
+            if void is not None:
+                out[..., -1] = void[picked]
             for name, window in maps.items():
                 window[:] = self.dataset.map(name, index)[picked]
 

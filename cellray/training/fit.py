@@ -161,8 +161,8 @@ class _Fitter:
         weights = list(self.model.parameters())
         sums = [[torch.zeros_like(w) for w in weights] for _ in self.loss.terms]
         for step in range(BALANCE_BATCHES):
-            logits, target, maps = self._forward(self.model, step, BALANCE)
-            for total, part in zip(sums, self.loss.parts(logits, target, maps), strict=True):
+            parts = self.loss.parts(*self._forward(self.model, step, BALANCE))
+            for total, part in zip(sums, parts, strict=True):
                 if part is not None and part.requires_grad:
                     grads = torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
                     for place, grad in zip(total, grads, strict=True):
@@ -252,13 +252,16 @@ class _Fitter:
         self.optimizer.step()
         return self.team.first(loss.item())
 
-    def _forward(self, network: nn.Module, step: int, purpose: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits, target and maps of a whole batch, of which each member computes its rows."""
+    def _forward(
+        self, network: nn.Module, step: int, purpose: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]:
+        """Logits, target, maps and void pixels of a whole batch, of which each member computes its rows."""
         batch, n = self.sampler.batch(step, purpose), self.settings.batch_size
         with autocast(self.device, self.settings.precision):
             logits = network(batch.images)
         maps = {name: self.team.gather(values, n) for name, values in batch.maps.items()}
-        return self.team.gather(logits.float(), n), self.team.gather(batch.target, n), maps
+        void = None if batch.void is None else self.team.gather(batch.void, n)
+        return self.team.gather(logits.float(), n), self.team.gather(batch.target, n), maps, void
 
     @torch.inference_mode()
     def _validate(self) -> Validated:

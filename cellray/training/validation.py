@@ -51,8 +51,11 @@ def _share(
         if torch.isnan(logits).any():
             return None
         target = torch.from_numpy((dataset.labels(index) > 0).astype("float32"))
-        losses.append(loss(logits[None, None], target[None, None], _maps(loss, dataset, index, target)).item())
-        histogram.add(logits.sigmoid().numpy(), target.numpy() > 0)
+        void = dataset.void(index)
+        hidden = None if void is None else torch.from_numpy(void.copy())[None, None]
+        maps = _maps(loss, dataset, index, target)
+        losses.append(loss(logits[None, None], target[None, None], maps, hidden).item())
+        histogram.add(logits.sigmoid().numpy(), target.numpy() > 0, void)
     return losses, histogram
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cellray.data import Dataset, Split, add_maps, open_dataset, split_dataset
+from cellray.data import Dataset, Look, Split, add_maps, open_dataset, split_dataset, twin_notes
 from cellray.errors import DataError
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
@@ -39,6 +39,7 @@ class Sets:
                 dataset,
                 channels=config.channels,
                 normalise=config.normalise,
+                reading=config.reading,
                 progress=partial(progress, dataset.name) if progress else None,
                 target_diameter_px=beside.diameter_px if beside else None,
                 require_diameter=beside is not None,
@@ -46,6 +47,25 @@ class Sets:
 
         train = opened(config.train)
         return cls(train, {external.name: opened(external, train) for external in config.external})
+
+    def notes(self, data: DataConfig) -> list[str]:
+        """What is worth knowing before anything is trained: of each set, and of images that two parts share."""
+        found = [note for dataset in (self.train, *self.external.values()) for note in dataset.notes]
+        split = split_dataset(
+            self.train,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            split_seed=data.split_seed or 0,
+        )
+
+        def looks(dataset: Dataset, indices: Iterable[int]) -> dict[str, Look]:
+            return {dataset.names[i]: dataset.looks[i] for i in indices}
+
+        training = looks(self.train, split.train + split.val)
+        found += twin_notes("training", training, "test", looks(self.train, split.test))
+        for name, dataset in self.external.items():
+            found += twin_notes("training", training, name, looks(dataset, range(len(dataset))))
+        return found
 
     def add_maps(self, trials: list[Trial], progress: Callable[[str, int, int], None] | None = None) -> None:
         """Compute the maps of true cells that the trials' losses need and this machine doesn't have yet."""
@@ -80,13 +100,24 @@ class Sets:
         return PlannedTrial(trial.label, trial.seed, key, evaluation_key, trial, record)
 
     def check(self, trials: list[Trial]) -> None:
-        """Raise `DataError` if a trial would find no images for one of its parts, or none that holds a crop."""
+        """Raise `DataError` if a trial would find no images for one of its parts, no cell, or no image for a crop."""
         seen = set()
         for trial in trials:
             case = (trial.seed if trial.data.split_seed is None else trial.data.split_seed, trial.training.crop_px)
             if case not in seen:
                 seen.add(case)
-                check_crop(self.train, self.split(trial).train, trial.training.crop_px)
+                split = self.split(trial)
+                check_crop(self.train, split.train, trial.training.crop_px)
+                self._check_cells(split)
+
+    def _check_cells(self, split: Split) -> None:
+        """A part without any cell would be judged perfect by finding none."""
+        for part, indices in {"training": split.train, "validation": split.val, "test": split.test}.items():
+            if not any(self.train.n_objects[i] for i in indices):
+                raise DataError(
+                    f"dataset {self.train.name!r}: its {len(indices)} {part} image(s) hold no cell at all, "
+                    f"so nothing can be learnt or judged on them; expected cells in some"
+                )
 
     def keys(self, trial: Trial) -> tuple[str, str]:
         """A trial's key and evaluation key."""

@@ -1,0 +1,203 @@
+"""Signs that a mask doesn't belong to its image, or isn't a mask of cells at all: facts of each image, then notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label as label_regions
+
+from cellray.arrays import Floats, Labels, Mask, Numbers
+
+DIM = 0.35
+"""Cells of less contrast than this are no brighter than what surrounds them; of real sets the lowest is 0.6."""
+
+
+class Signs(TypedDict):
+    """What one image and its true cells are like."""
+
+    labels: int
+    pieces: int
+    """Connected parts of labels."""
+    scattered: int
+    """Labels that lie in several distant pieces."""
+    signal: float
+    """Share of the pixels that are marked as cell."""
+    contrast: float | None
+    """How much brighter cells are than what surrounds them, in standard deviations of both together."""
+    touched: float
+    """Largest share of the other labels' pieces that one label touches."""
+    hollow: float
+    """Area of the holes in what is marked, in areas of what is marked."""
+    odd_label: int | None
+    """A label that may mark pixels to leave out, by its number."""
+    spread: float
+    """How many times the area of the largest label is the median, or the median the area of the smallest tenth."""
+
+
+class Doubt(NamedTuple):
+    """What may be wrong with the masks of some images."""
+
+    short: str
+    """A few words for the caption of a picture."""
+    sentence: str
+    images: list[int]
+
+
+def signs_of(pixels: Numbers, labels: Labels, odd_label: int | None = None) -> Signs:
+    """Look at one image (H, W[, C]) and its labels (H, W), 0 and 1..n; `odd_label` as in `Signs`."""
+    mask = labels > 0
+    areas = np.bincount(labels.ravel())[1:]
+    pieces = label_regions(labels, background=0, connectivity=2)
+    owners = _owners(labels, pieces)
+    median = float(np.median(areas)) if len(areas) else 1.0
+    return {
+        "labels": len(areas),
+        "pieces": len(owners),
+        "scattered": _n_scattered(pieces, owners),
+        "signal": float(mask.mean()) if mask.size else 0.0,
+        "contrast": contrast(brightest(pixels), labels),
+        "touched": _touched(labels, pieces, owners),
+        "hollow": _hollow(mask),
+        "odd_label": odd_label,
+        "spread": float(max(areas.max() / median, median / np.percentile(areas, 10))) if len(areas) else 1.0,
+    }
+
+
+def brightest(pixels: Numbers) -> Numbers:
+    """The brightest channel of each pixel, shape (H, W)."""
+    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
+
+
+def contrast(gray: Numbers, labels: Labels) -> float | None:
+    """`Signs.contrast`; the surroundings are a ring a quarter of a cell wide. None without cells or surroundings."""
+    mask = labels > 0
+    if not mask.any():
+        return None
+    diameter = np.sqrt(4 / np.pi * np.median(np.bincount(labels.ravel())[1:]))
+    ring = ndimage.maximum_filter(mask, 2 * max(2, round(diameter / 4)) + 1) & ~mask
+    inside, around = gray[mask].astype(np.float64), gray[ring].astype(np.float64)
+    if not len(around):
+        return None
+    spread = np.concatenate([inside, around]).std()
+    return float((inside.mean() - around.mean()) / spread) if spread else 0.0
+
+
+def doubts(signs: Sequence[Signs]) -> list[Doubt]:
+    """What the signs of a set's images make doubtful, each kind once."""
+    contrasts = [s["contrast"] for s in signs if s["contrast"] is not None]
+    usual = float(np.median(contrasts)) if contrasts else 0.0
+
+    def is_dim(s: Signs) -> bool:
+        return s["contrast"] is not None and s["contrast"] < max(DIM, usual / 2)
+
+    found = []
+    for short, is_so, sentence in (
+        *KINDS,
+        ("cells not brighter", is_dim, "cells are no brighter than what surrounds them; is the mask another image's, "
+         "turned, shifted or inverted?"),
+    ):  # fmt: skip
+        images = [k for k, s in enumerate(signs) if is_so(s)]
+        if images:
+            found.append(Doubt(short, sentence, images))
+    return found
+
+
+def doubt_note(doubt: Doubt, names: Sequence[str]) -> str:
+    """A doubt as a note, with the images' names."""
+    shown = ", ".join(repr(names[k]) for k in doubt.images[:3]) + (", …" if len(doubt.images) > 3 else "")
+    n = f"{len(doubt.images)} of {len(names)} images" if len(names) > 1 else "the image"
+    return f"in {n} ({shown}) {doubt.sentence}"
+
+
+def _is_scattered(s: Signs) -> bool:
+    return s["scattered"] >= 2 or (s["pieces"] >= 2 * s["labels"] and s["pieces"] >= s["labels"] + 4)
+
+
+KINDS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
+    (
+        "signal above half",
+        lambda s: s["signal"] > 0.6 or (s["signal"] > 0.5 and (s["contrast"] or 0.0) < 1),
+        "more than half of the pixels are marked as cell; is the mask inverted?",
+    ),
+    (
+        "one label, many pieces",
+        _is_scattered,
+        "one label lies in several distant pieces; if the numbers are classes, save a mask of the cells alone as 0/255",
+    ),
+    (
+        "one label touches most",
+        lambda s: s["touched"] > 0.6,
+        "one label touches most of the others; if it marks borders or pixels to leave out, "
+        "set data.ignore to its number, or save one number a cell",
+    ),
+    (
+        "a label far above",
+        lambda s: s["odd_label"] is not None,
+        "the label 255 (or 65535) stands far above all others; if it marks pixels that are neither cell nor background, "
+        "set data.ignore to it",
+    ),
+    (
+        "outlines, not filled",
+        lambda s: s["hollow"] > 0.5,
+        "what is marked has large holes; if the mask holds outlines, fill them",
+    ),
+    (
+        "sizes differ 100-fold",
+        lambda s: s["spread"] > 100,
+        "the sizes of labels differ a hundredfold; is the background a label, or are there specks?",
+    ),
+)
+"""Short words, the rule, and the sentence of each kind of doubt that one image alone can raise."""
+
+
+def _owners(labels: Labels, pieces: Labels) -> Labels:
+    """Label of each piece, from the first."""
+    ids, first = np.unique(pieces, return_index=True)
+    return np.asarray(labels.ravel()[first[ids > 0]])
+
+
+def _n_scattered(pieces: Labels, owners: Labels) -> int:
+    """Labels of which two pieces of alike size lie more than two diameters apart."""
+    several = np.flatnonzero(np.bincount(owners, minlength=1) > 1)
+    if not len(several):
+        return 0
+    numbers = np.arange(1, len(owners) + 1)
+    areas = np.bincount(pieces.ravel())[1:]
+    centres: Floats = np.array(ndimage.center_of_mass(np.ones_like(pieces), pieces, numbers))
+    n = 0
+    for label in several:
+        own = np.flatnonzero(owners == label)
+        own = own[areas[own] >= areas[own].max() / 4]
+        reach = np.hypot(*(centres[own] - centres[own[0]]).T).max()
+        n += bool(reach > 2 * np.sqrt(4 / np.pi * areas[own].max()))
+    return n
+
+
+def _touched(labels: Labels, pieces: Labels, owners: Labels) -> float:
+    if len(owners) < 7:  # of few cells one often touches most
+        return 0.0
+    pairs = []
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        meet = (labels[a] != labels[b]) & (labels[a] > 0) & (labels[b] > 0)
+        pairs += [(labels[a][meet], pieces[b][meet]), (labels[b][meet], pieces[a][meet])]
+    label, piece = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    if not len(label):
+        return 0.0
+    touching = np.unique(np.stack([label, piece]), axis=1)[0]
+    counts = np.bincount(touching, minlength=labels.max() + 1)
+    others = len(owners) - np.bincount(owners, minlength=len(counts))
+    return float((counts / np.maximum(others, 6)).max())
+
+
+def _hollow(mask: Mask) -> float:
+    grounds, n = ndimage.label(~mask)
+    if n < 2:
+        return 0.0
+    areas = np.bincount(grounds.ravel())
+    areas[0] = 0
+    for edge in (grounds[0], grounds[-1], grounds[:, 0], grounds[:, -1]):
+        areas[edge] = 0
+    return float(areas.sum() / max(np.count_nonzero(mask), 1))
