@@ -91,7 +91,7 @@ def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = No
     return record, checkpoint
 
 
-class Picture(NamedTuple):
+class ToCount(NamedTuple):
     """One image to count cells on."""
 
     file: Path
@@ -148,7 +148,7 @@ class TrainedModel:
             record.operating_point,
             settings.data.channels,
             settings.data.normalise,
-            settings.data.reading,
+            Reading(settings.data.channel, settings.data.plane, settings.data.ignore),
             settings.training.precision,
             as_float(record.data.diameter_px),
             settings.rules,
@@ -177,7 +177,7 @@ class TrainedModel:
         )
         return Cells(postprocess(probs, self.point, diameter_px=diameter_px or self.diameter_px), probs)
 
-    def pictures(self, path: Path) -> tuple[list[Picture], list[str]]:
+    def pictures(self, path: Path) -> tuple[list[ToCount], list[str]]:
         """The images of a folder, or one image, by their headers; and what is wrong with those that can't be read.
 
         Raises:
@@ -192,12 +192,12 @@ class TrainedModel:
                 problems.append(str(error))
                 continue
             width = len(str(len(planes)))
-            found += [Picture(file, name if k is None else f"{name}_{k:0{width}}", k) for k in planes]
+            found += [ToCount(file, name if k is None else f"{name}_{k:0{width}}", k) for k in planes]
         return found, problems
 
     def predict(
-        self, pictures: list[Picture], *, diameter_px: float | None, max_value: float | None, threads: int
-    ) -> Iterator[tuple[Picture, Cells, np.ndarray] | DataError]:
+        self, pictures: list[ToCount], *, diameter_px: float | None, max_value: float | None, threads: int
+    ) -> Iterator[tuple[ToCount, Cells, np.ndarray] | DataError]:
         """Find the cells of every image: (picture, cells, overlay uint8 (h, w, 3)).
 
         An image that can't be read gives its error instead, and the next one follows.

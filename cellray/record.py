@@ -124,6 +124,9 @@ class DataSettings(_Kept):
     """Which images a trial had, and how they were read."""
 
     channels: int = 3
+    channel: int | str | None = None
+    plane: int | str | None = None
+    ignore: int | None = None
     normalise: str = "none"
     train: DatasetSettings | None = None
     external: tuple[DatasetSettings, ...] = ()

@@ -439,7 +439,10 @@ BAD = {
         replace_mask(np.dstack([TWO_SQUARES, TWO_SQUARES * 0, TWO_SQUARES])),
         r"im1\.png: a colour",
     ),
-    "stack": (replace_mask(np.zeros((5, 24, 32), np.uint8), ".tif"), r"im1\.tif: a TIFF of 5 pages"),
+    "stack": (
+        replace_mask(np.zeros((5, 24, 32), np.uint8), ".tif"),
+        r"im1\.tif: a stack of 5 pictures .* set data\.plane to max",
+    ),
     "two images of one name": (lambda r: save(r / "images/im1.tif", GRAY), r"a second image called 'im1'"),
     "no images": (lambda r: [f.unlink() for f in (r / "images").iterdir()], "no known layout"),
     "no masks": (lambda r: [f.unlink() for f in (r / "masks").iterdir()], "images/ without masks"),

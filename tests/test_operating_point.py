@@ -231,7 +231,7 @@ class TestChoice:
         assert (choice.score, choice.shared_score, choice.gain) == (0.0, 1.0, -1.0)
 
     def test_it_sees_what_it_is_given_and_the_order_of_images_makes_no_difference(self):
-        assert list(inspect.signature(choose_point).parameters) == ["probs", "truth", "diameter_px", "settings"]
+        assert list(inspect.signature(choose_point).parameters) == ["probs", "truth", "diameter_px", "settings", "void"]
         probs, truth = scenes()
         turned = {k: probs[k] for k in sorted(probs)}, {k: truth[k] for k in sorted(truth, reverse=True)}
         settings = EvaluationConfig()

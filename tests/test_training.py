@@ -66,7 +66,7 @@ def in_levels(images: torch.Tensor) -> np.ndarray:
 
 class TestCrops:
     def test_a_batch_has_its_shapes_and_ranges(self):
-        images, targets, _ = sampler(cells(channels=3), AugmentConfig()).batch(0)
+        images, targets, *_ = sampler(cells(channels=3), AugmentConfig()).batch(0)
         assert images.shape == (4, 3, 32, 32)
         assert targets.shape == (4, 1, 32, 32)
         assert images.dtype == targets.dtype == torch.float32
@@ -80,7 +80,7 @@ class TestCrops:
         dataset = Pictures([(200 * (t > 0)).astype(np.uint8)[..., None] for t in truth], truth)
         drawn = sampler(dataset, augment)
         for step in range(5):
-            images, targets, _ = drawn.batch(step)
+            images, targets, *_ = drawn.batch(step)
             # Image and mask are resampled alike, so they pass half height at the same pixels.
             agree = (in_levels(images) > 100) == (targets.numpy() == 1)
             assert agree.mean() > 0.999
@@ -164,7 +164,7 @@ class TestCrops:
     def test_no_crop_shows_anything_but_the_image(self, shape, augment):
         full = Pictures([np.full((*shape, 1), 200, np.uint8)] * 4, [np.ones(shape, np.uint16)] * 4)
         for step in range(4):
-            images, targets, _ = sampler(full, augment).batch(step)
+            images, targets, *_ = sampler(full, augment).batch(step)
             np.testing.assert_allclose(in_levels(images), 200, atol=1e-2)
             assert (targets == 1).all()
 
@@ -371,7 +371,7 @@ class TestFit:
         for scale, function in zip(scales, (lambda z, y: bce_loss(z, y, cell_weight=50.0), dice_loss), strict=True):
             model.zero_grad()
             for step in range(8):
-                images, target, _ = drawn.batch(step, purpose=3)
+                images, target, *_ = drawn.batch(step, purpose=3)
                 function(model(images), target).backward()
             length = math.sqrt(sum((p.grad / 8).square().sum().item() for p in model.parameters()))
             assert scale * length == pytest.approx(1, rel=1e-3)

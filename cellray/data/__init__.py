@@ -4,7 +4,7 @@ from cellray.data.cache import default_cache_dir
 from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
 from cellray.data.decode import Reading
-from cellray.data.duplicates import Look, twin_notes
+from cellray.data.duplicates import Likeness, twin_notes
 from cellray.data.folder import image_from_bytes, list_images, outputs_of, planes_of, read_image
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
@@ -16,7 +16,7 @@ __all__ = [
     "DatasetLike",
     "DatasetReport",
     "Item",
-    "Look",
+    "Likeness",
     "Reading",
     "Split",
     "add_maps",

@@ -15,7 +15,7 @@ from cellray.arrays import Floats
 from cellray.data.cache import default_cache_dir
 from cellray.data.dataset import Dataset
 from cellray.data.decode import PLAIN, ChannelsError, Reading
-from cellray.data.duplicates import Look, look_of, twin_notes
+from cellray.data.duplicates import Likeness, look_of, twin_notes
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import WORKERS, Facts, OnImage, list_items, load_item, locate, object_diameters
 from cellray.data.plausible import DIM, Signs, contrast, doubt_note, doubts, signs_of
@@ -76,7 +76,7 @@ class _Examined:
     foreground_percent: float
     diameters: Floats
     signs: Signs
-    look: Look
+    look: Likeness
     contrasts: list[float]
     """Of each of several channels that differ."""
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cellray.arrays import Mask, Numbers
 from cellray.data.decode import consecutive
-from cellray.data.picture import PIXEL_LIMIT
+from cellray.data.image_file import PIXEL_LIMIT
 from cellray.errors import DataError
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.8

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.arrays import Mask, Numbers
-from cellray.data.duplicates import Look
+from cellray.data.duplicates import Likeness
 from cellray.data.plausible import Doubt, Signs, doubt_note, doubts
 from cellray.errors import DataError
 from cellray.losses.maps import MAPS_VERSION
@@ -41,7 +41,7 @@ class CacheIndex(TypedDict):
     """Where an image's void pixels begin in `VOID_NAME`; None without any."""
     signs: list[Signs]
     looks: list[list[str]]
-    """As `Look`."""
+    """As `Likeness`."""
     sizes: dict[str, int]
     """Bytes of each file."""
     notes: list[str]
@@ -68,7 +68,7 @@ class Dataset:
         self.name = name
         self.diameter_px = diameter_px
         self.doubts: list[Doubt] = doubts(index["signs"])
-        self.looks = [Look(*look) for look in index["looks"]]
+        self.looks = [Likeness(*look) for look in index["looks"]]
         self.given_notes = notes
         self.notes = notes + [f"dataset {name!r}: {doubt_note(doubt, index['names'])}" for doubt in self.doubts]
         self.fingerprint = index["fingerprint"]

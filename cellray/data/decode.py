@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.measure import label as label_regions
 
 from cellray.arrays import Mask
-from cellray.data.picture import Array, Picture, read_picture
+from cellray.data.image_file import Array, ImageFile, read_picture
 from cellray.errors import DataError
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
@@ -58,7 +58,7 @@ class Decoded(NamedTuple):
     pixels: UInt
     """Shape (H, W) or (H, W, 3)."""
     reread: tuple[str, ...]
-    """As `Picture.reread`."""
+    """As `ImageFile.reread`."""
 
 
 class Truth(NamedTuple):
@@ -69,7 +69,7 @@ class Truth(NamedTuple):
     void: Mask | None
     """Pixels that count as neither, same shape; None if there are none."""
     reread: tuple[str, ...]
-    """As `Picture.reread`."""
+    """As `ImageFile.reread`."""
     odd_label: int | None
     """255 or 65535 if it is a label far above all others: perhaps no cell, but pixels to leave out."""
 
@@ -203,7 +203,7 @@ def _check_instances(pixels: Array, values: Array, where: str) -> None:
     )
 
 
-def _one_plane(picture: Picture, where: str, plane: int | str | None, mix: str | None) -> Array:
+def _one_plane(picture: ImageFile, where: str, plane: int | str | None, mix: str | None) -> Array:
     """Pixels (H, W, C) of the plane that was asked for; `mix` replaces a mix that was."""
     n = picture.n_planes
     if n == 1:
@@ -227,7 +227,7 @@ def _mixed(pixels: Array, mix: str, axis: int) -> Array:
     return (mean + 0.5).astype(pixels.dtype) if pixels.dtype.kind == "u" else mean.astype(pixels.dtype)
 
 
-def _chosen_channels(pixels: Array, picture: Picture, where: str, channel: int | str | None) -> Array:
+def _chosen_channels(pixels: Array, picture: ImageFile, where: str, channel: int | str | None) -> Array:
     """Pixels (H, W) or (H, W, 3) of an image (H, W, C)."""
     n, names = picture.n_colours, picture.channel_names
     if picture.has_alpha and n:
@@ -261,7 +261,7 @@ def _varies(pixels: Array) -> bool:
     return bool(pixels.size) and bool(pixels.min() != pixels.max())
 
 
-def _one_value(pixels: Array, picture: Picture, where: str) -> tuple[Array, tuple[str, ...]]:
+def _one_value(pixels: Array, picture: ImageFile, where: str) -> tuple[Array, tuple[str, ...]]:
     """Mask pixels (H, W) with one value each, and the rules that cellray didn't know at first."""
     if picture.palette is not None:
         return _by_colour(pixels[..., 0], picture.palette, where)

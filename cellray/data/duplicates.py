@@ -21,7 +21,7 @@ ALIKE = 0.9
 """Correlation of two small pictures from which on they show the same; of different fields it lies near 0."""
 
 
-class Look(NamedTuple):
+class Likeness(NamedTuple):
     """What an image is recognised by."""
 
     digest: str
@@ -38,7 +38,7 @@ class Twins(NamedTuple):
     is_identical: bool
 
 
-def look_of(pixels: Numbers) -> Look:
+def look_of(pixels: Numbers) -> Likeness:
     """What to recognise an image (H, W[, C]) by."""
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).hexdigest()
     gray = Image.fromarray(brightest(pixels).astype(np.float32))
@@ -46,10 +46,12 @@ def look_of(pixels: Numbers) -> Look:
     small = small - ndimage.uniform_filter(small, 5)
     peak = np.abs(small).max()
     scaled = np.round(small / peak * 127) if peak > 1e-3 else np.zeros_like(small)
-    return Look(digest, base64.b64encode(scaled.astype(np.int8).tobytes()).decode())
+    return Likeness(digest, base64.b64encode(scaled.astype(np.int8).tobytes()).decode())
 
 
-def twin_notes(first: str, of_first: Mapping[str, Look], second: str, of_second: Mapping[str, Look]) -> list[str]:
+def twin_notes(
+    first: str, of_first: Mapping[str, Likeness], second: str, of_second: Mapping[str, Likeness]
+) -> list[str]:
     """A note if images of the second set show what images of the first one do.
 
     Args:
@@ -71,7 +73,7 @@ def twin_notes(first: str, of_first: Mapping[str, Look], second: str, of_second:
     ]
 
 
-def twins(first: Sequence[Look], second: Sequence[Look]) -> list[Twins]:
+def twins(first: Sequence[Likeness], second: Sequence[Likeness]) -> list[Twins]:
     """Pairs of images of two lists that show the same."""
     if not first or not second:
         return []
@@ -81,7 +83,7 @@ def twins(first: Sequence[Look], second: Sequence[Look]) -> list[Twins]:
     ]
 
 
-def _unit(looks: Sequence[Look]) -> Floats:
+def _unit(looks: Sequence[Likeness]) -> Floats:
     small = [np.frombuffer(base64.b64decode(look.small), np.int8) for look in looks]
     values: NDArray[np.float64] = np.array(small, np.float64)
     values -= values.mean(axis=1, keepdims=True)

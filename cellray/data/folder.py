@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cellray.data.convert import convert_image
 from cellray.data.decode import PLAIN, Reading, decode_image
+from cellray.data.image_file import count_planes
 from cellray.data.listing import IMAGE_SUFFIXES
-from cellray.data.picture import count_planes
 from cellray.data.source import plain_name
 from cellray.errors import DataError
 

@@ -31,14 +31,14 @@ ORIENTATION = 274
 """Number of the tag of TIFF and EXIF that says how a viewer turns a picture; 1 is as stored."""
 AXES = {"Z": "depths", "T": "times"}
 """Axes of a stack in words; others are pages."""
-ALPHA = (1, 2)
+OPACITY_SAMPLES = (1, 2)
 """What a TIFF calls an extra sample that is opacity."""
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """What a file holds. Values are as stored, but for TIFFs whose zero is white."""
 
     pixels: Array
@@ -67,7 +67,7 @@ class Picture:
         return int(self.pixels.shape[3]) - self.has_alpha
 
 
-def read_picture(data: bytes, where: str) -> Picture:
+def read_picture(data: bytes, where: str) -> ImageFile:
     """Decode a PNG, JPEG or TIFF.
 
     Args:
@@ -114,7 +114,7 @@ def _check_size(height: int, width: int, where: str) -> None:
         raise DataError(f"{where}: {width}x{height} pixels, expected at most {PIXEL_LIMIT} in all")
 
 
-def _read_pillow(data: bytes, where: str, kind: str) -> Picture:
+def _read_pillow(data: bytes, where: str, kind: str) -> ImageFile:
     with Image.open(io.BytesIO(data)) as picture:
         _check_size(picture.height, picture.width, where)
         if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
@@ -135,7 +135,7 @@ def _read_pillow(data: bytes, where: str, kind: str) -> Picture:
     pixels = pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]
     if palette is not None and has_alpha:
         pixels, has_alpha = pixels[..., :1], False
-    found = Picture(
+    found = ImageFile(
         pixels,
         kind,
         has_alpha=has_alpha,
@@ -161,7 +161,7 @@ def _pillow_palette(picture: Image.Image) -> NDArray[np.uint8]:
     return colours
 
 
-def _read_tiff(data: bytes, where: str) -> Picture:
+def _read_tiff(data: bytes, where: str) -> ImageFile:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.series) != 1:
             raise DataError(f"{where}: {len(file.series)} pictures of unlike sizes or kinds in one file, expected one")
@@ -191,14 +191,14 @@ def _read_tiff(data: bytes, where: str) -> Picture:
         reread += ("deep",)
     others = [axis for axis in axes if axis not in "YXCS"]
     order = [axes.index(axis) for axis in (*others, "Y", "X", *(a for a in "CS" if a in axes))]
-    sizes = {axis: n for axis, n in zip(axes, shape, strict=True)}
+    sizes = dict(zip(axes, shape, strict=True))
     pixels = pixels.transpose(order)
     pixels = pixels.reshape(-1, sizes["Y"], sizes["X"], sizes.get("C", 1) * sizes.get("S", 1))
     is_rgb = colours in ("RGB", "YCBCR")
-    found = Picture(
+    found = ImageFile(
         pixels,
         "TIFF",
-        has_alpha=any(int(kind) in ALPHA for kind in page.extrasamples) and "C" not in axes,
+        has_alpha=any(int(kind) in OPACITY_SAMPLES for kind in page.extrasamples) and "C" not in axes,
         palette=palette,
         channel_names=("red", "green", "blue") if is_rgb and "C" not in axes else names,
         planes_said=" x ".join(f"{sizes[axis]} {AXES.get(axis, 'pages')}" for axis in others),
@@ -238,7 +238,7 @@ def _tiff_palette(page: Any) -> NDArray[np.uint8]:
     return np.hstack([(colours.T >> 8).astype(np.uint8), opaque])
 
 
-def _turned(picture: Picture, orientation: object) -> Picture:
+def _turned(picture: ImageFile, orientation: object) -> ImageFile:
     """As a viewer shows it: rows and columns swapped for 5 to 8, then mirrored."""
     number = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
     if number == 1:

@@ -20,9 +20,9 @@ from cellray.data.cache import default_cache_dir, filling
 from cellray.data.convert import convert_image, resample_image, resample_labels, resample_void
 from cellray.data.dataset import CACHE_VERSION, VOID_NAME, CacheIndex, Dataset, read_index
 from cellray.data.decode import PLAIN, Reading, Truth, UInt, consecutive, decode_image, decode_mask, decode_void
-from cellray.data.duplicates import Look, look_of
+from cellray.data.duplicates import Likeness, look_of
+from cellray.data.image_file import count_planes
 from cellray.data.listing import DatasetLike, Item, Listing
-from cellray.data.picture import count_planes
 from cellray.data.plausible import Signs, signs_of
 from cellray.data.readers import expand, list_dataset
 from cellray.data.remote import fetch_dataset
@@ -174,7 +174,7 @@ class Loaded(NamedTuple):
     void: Mask | None
     """Pixels that count as neither cell nor background, same shape; None if there are none."""
     reread: tuple[str, ...]
-    """As `Picture.reread`, of both files."""
+    """As `ImageFile.reread`, of both files."""
     odd_label: int | None
     """As `Truth.odd_label`."""
 
@@ -281,7 +281,7 @@ class _Made:
     dtype: str
     reread: tuple[str, ...]
     signs: Signs
-    look: Look
+    look: Likeness
 
 
 def _fill(

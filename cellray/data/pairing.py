@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cellray.data.source import plain_name
@@ -55,12 +54,12 @@ def _affixes(images: list[str], masks: list[str]) -> tuple[_Affix, _Affix]:
     """Prefix and suffix that all images share and all masks, as far as the two differ."""
     if len(images) == len(masks) == 1:
         (image,), (mask,) = images, masks
-        head = os.path.commonprefix([image, mask])
+        head = _common_prefix([image, mask])
         tail = _common_suffix([image[len(head) :], mask[len(head) :]])
         return _single(image, mask, head, tail)
-    before = os.path.commonprefix(images), os.path.commonprefix(masks)
+    before = _common_prefix(images), _common_prefix(masks)
     after = _common_suffix(images), _common_suffix(masks)
-    shared_before, shared_after = len(_common_suffix(list(before))), len(os.path.commonprefix(list(after)))
+    shared_before, shared_after = len(_common_suffix(before)), len(_common_prefix(after))
     image_affix, mask_affix = ((before[k][: len(before[k]) - shared_before], after[k][shared_after:]) for k in range(2))
     return image_affix, mask_affix
 
@@ -72,8 +71,14 @@ def _single(image: str, mask: str, head: str, tail: str) -> tuple[_Affix, _Affix
     return (image[: len(image) - len(tail)], ""), (mask[: len(mask) - len(tail)], "")
 
 
-def _common_suffix(names: list[str]) -> str:
-    return os.path.commonprefix([name[::-1] for name in names])[::-1]
+def _common_prefix(names: Sequence[str]) -> str:
+    low, high = min(names), max(names)
+    n = next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[:n]
+
+
+def _common_suffix(names: Sequence[str]) -> str:
+    return _common_prefix([name[::-1] for name in names])[::-1]
 
 
 def _cores(stems: list[str], affix: _Affix) -> dict[str, str]:

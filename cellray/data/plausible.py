@@ -47,7 +47,7 @@ class Doubt(NamedTuple):
 
 
 def signs_of(pixels: Numbers, labels: Labels, odd_label: int | None = None) -> Signs:
-    """Look at one image (H, W[, C]) and its labels (H, W), 0 and 1..n; `odd_label` as in `Signs`."""
+    """Likeness at one image (H, W[, C]) and its labels (H, W), 0 and 1..n; `odd_label` as in `Signs`."""
     mask = labels > 0
     areas = np.bincount(labels.ravel())[1:]
     pieces = label_regions(labels, background=0, connectivity=2)
@@ -95,7 +95,7 @@ def doubts(signs: Sequence[Signs]) -> list[Doubt]:
 
     found = []
     for short, is_so, sentence in (
-        *KINDS,
+        *DOUBTS,
         ("cells not brighter", is_dim, "cells are no brighter than what surrounds them; is the mask another image's, "
          "turned, shifted or inverted?"),
     ):  # fmt: skip
@@ -116,7 +116,7 @@ def _is_scattered(s: Signs) -> bool:
     return s["scattered"] >= 2 or (s["pieces"] >= 2 * s["labels"] and s["pieces"] >= s["labels"] + 4)
 
 
-KINDS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
+DOUBTS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
     (
         "signal above half",
         lambda s: s["signal"] > 0.6 or (s["signal"] > 0.5 and (s["contrast"] or 0.0) < 1),
@@ -136,8 +136,8 @@ KINDS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
     (
         "a label far above",
         lambda s: s["odd_label"] is not None,
-        "the label 255 (or 65535) stands far above all others; if it marks pixels that are neither cell nor background, "
-        "set data.ignore to it",
+        "the label 255 (or 65535) stands far above all others; "
+        "if it marks pixels that are neither cell nor background, set data.ignore to it",
     ),
     (
         "outlines, not filled",

@@ -13,15 +13,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cellray.device import ALLOCATOR_ENV
 from cellray.errors import StudyError
+from cellray.scratch import scratch_folder
 from cellray.study import ResourcesConfig, Study
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
 MOST_NODES = 100
 """Counted of one group of an autoscaling cluster that names no limit."""
+LONGEST_TMPDIR = 35
+"""Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
+SHORT_PLACES = ("/tmp", "/dev/shm")
 _ROUNDING = 1e-9  # three workers with 1/3 GPU each fit on one
 
 
@@ -49,6 +54,9 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
 
     # "local" starts a cluster of our own, whatever RAY_ADDRESS says and whatever else runs on this machine.
     local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    short = _short_folder() if address is None else None
+    if short is not None:
+        local["_temp_dir"] = short.name
     env = {
         **ALLOCATOR_ENV,
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -79,6 +87,26 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
     finally:
         stop.set()
         ray.shutdown()
+        if short is not None:
+            short.cleanup()
+
+
+def _short_folder() -> TemporaryDirectory[str] | None:
+    """A folder for Ray's files where the usual one is too long for the names of sockets; None where it isn't.
+
+    Raises:
+        StudyError: If no short folder can be written.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.abspath(usual))) <= LONGEST_TMPDIR:
+        return None
+    for place in SHORT_PLACES:
+        with suppress(OSError):
+            return scratch_folder("ray", place)
+    raise StudyError(
+        f"TMPDIR is {usual}, too long for the sockets of Ray, and {' and '.join(SHORT_PLACES)} can't be written; "
+        f"set TMPDIR to a folder of at most {LONGEST_TMPDIR} characters"
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cellray.data import Dataset, Look, Split, add_maps, open_dataset, split_dataset, twin_notes
+from cellray.data import Dataset, Likeness, Split, add_maps, open_dataset, split_dataset, twin_notes
 from cellray.errors import DataError
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
@@ -58,7 +58,7 @@ class Sets:
             split_seed=data.split_seed or 0,
         )
 
-        def looks(dataset: Dataset, indices: Iterable[int]) -> dict[str, Look]:
+        def looks(dataset: Dataset, indices: Iterable[int]) -> dict[str, Likeness]:
             return {dataset.names[i]: dataset.looks[i] for i in indices}
 
         training = looks(self.train, split.train + split.val)
