@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from cellray.data.grouping import grouped
 from cellray.data.listing import (
     IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
@@ -58,6 +59,8 @@ def list_dataset(config: DatasetLike, path: Path, ignore: int | None = None) -> 
         listing.items = [listing.items[k] for k in kept]
     _tell_names_apart(listing)
     _find_void(listing, ignore)
+    if config.groups:
+        listing.items = grouped(listing.items, config.groups, str(path))
     listing.items.sort(key=lambda item: item.name)
     _note_leaks(listing)
     if not listing.items and not listing.problems:
