@@ -35,7 +35,7 @@ FEW_IMAGES, FEW_VALIDATION, FEW_CELLS = 10, 4, 50
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSetting:
     """One setting of a proposal, and why it is so."""
 
     what: str
@@ -130,31 +130,33 @@ class Proposal:
             "Dice + BCE": "{name: dice_ce}",
         }
 
-    def choices(self) -> Iterator[Choice]:
+    def choices(self) -> Iterator[ChosenSetting]:
         """The settings that weren't obvious."""
         diameter = f"{self.diameter_px:.0f} px"
-        yield Choice(f"crops of {self.crop_px} px", f"{self.crop_px / self.diameter_px:.0f} cells of {diameter} across")
+        yield ChosenSetting(
+            f"crops of {self.crop_px} px", f"{self.crop_px / self.diameter_px:.0f} cells of {diameter} across"
+        )
         if self.reading.channel is not None:
-            yield Choice(f"channel {self.reading.channel} alone", "the cells stand out there")
+            yield ChosenSetting(f"channel {self.reading.channel} alone", "the cells stand out there")
         elif self.is_gray:
-            yield Choice("one channel", "the images are gray")
+            yield ChosenSetting("one channel", "the images are gray")
         else:
-            yield Choice("three channels", "the images are in colour")
+            yield ChosenSetting("three channels", "the images are in colour")
         if self.reading.plane is not None:
-            yield Choice(f"the {self.reading.plane} of each stack's planes", "a study is of flat images")
+            yield ChosenSetting(f"the {self.reading.plane} of each stack's planes", "a study is of flat images")
         if self.normalise == "percentile":
-            yield Choice("brightness by percentiles of each image", "the images fill little of their range")
+            yield ChosenSetting("brightness by percentiles of each image", "the images fill little of their range")
         if self.has_official_test:
-            yield Choice("the official test images", "there is a folder or column for them")
+            yield ChosenSetting("the official test images", "there is a folder or column for them")
         else:
-            yield Choice(f"{self.fraction:.0%} of the images for testing", "there is no official test set")
+            yield ChosenSetting(f"{self.fraction:.0%} of the images for testing", "there is no official test set")
         if self.groups:
             n = self.found.n_images
-            yield Choice(
+            yield ChosenSetting(
                 "images whose names begin alike stay together",
                 f"the {n} names look like those of groups, of one animal or well; delete `groups` if that is wrong",
             )
-        yield Choice(f"{self.steps} steps, {self.n_seeds} seeds", "what the time budget carries")
+        yield ChosenSetting(f"{self.steps} steps, {self.n_seeds} seeds", "what the time budget carries")
 
     def warnings(self) -> Iterator[str]:
         """What may make the study's answer worth little."""
