@@ -93,7 +93,7 @@ def measure(name: str, uri: str, ledger: Ledger, study: Study, plan: list[Planne
     live.write("study.yaml", ledger.read("study.yaml"))
     live.write_plan(plan)
     calls: list[float] = []
-    tracker = MLflowTracker(live, uri, models=False)
+    tracker = MLflowTracker(live, uri)
     start = time.monotonic()
     tracker.on_start(study, plan)
     for planned in plan:
@@ -107,7 +107,7 @@ def measure(name: str, uri: str, ledger: Ledger, study: Study, plan: list[Planne
     trouble = tracker.close(timeout=1800)
     written = time.monotonic() - start
     start = time.monotonic()
-    again = sync(live, study, uri, models=False)
+    again = sync(live, study, uri)
     synced = time.monotonic() - start
     each, call_ms = written / len(plan), 1000 * sorted(calls)[len(calls) // 2]
     n_values = int(sum(ledger.table(p.key, "history").iloc[:, 1:].notna().sum().sum() for p in plan))

@@ -1,4 +1,4 @@
-"""Use a finished trial's model: count cells on images without ground truth, or judge it on a dataset with it."""
+"""Use a finished trial's model: find cells on images without ground truth, or judge it on a dataset with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from skimage.measure import regionprops_table
+from tifffile import imwrite
 from torch import nn
 
 from cellray.data import Dataset, Reading, list_images, outputs_of, planes_of, read_image
@@ -23,6 +26,69 @@ from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import TrialRecord
 from cellray.scores import as_float, best_record
 from cellray.study import EvaluationConfig
+
+CELL_COLUMNS = ("label", "y", "x", "top", "left", "bottom", "right", "area_px", "score")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a model finds on one image."""
+
+    labels: np.ndarray
+    """Int32 (H, W): 1 … n, 0 is background."""
+    probs: np.ndarray
+    """Float32 (H, W) in [0, 1]."""
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(self.labels.max(initial=0))
+
+    def tiff(self) -> bytes:
+        """The labels as a TIFF file of 16 bits, or of 32 where there are more than 65,535 cells."""
+        file = io.BytesIO()
+        kind = np.uint16 if self.count < 2**16 else np.uint32
+        imwrite(file, self.labels.astype(kind), compression="zlib")
+        return file.getvalue()
+
+    def table(self) -> pd.DataFrame:
+        """One row a cell, lengths and places in pixels from the upper left corner.
+
+        Columns: `label`; `y`, `x`: centroid; `top`, `left`, `bottom`, `right`: bounding box, the last two exclusive;
+        `area_px`; `score`: mean probability of its pixels.
+        """
+        found = regionprops_table(
+            self.labels, self.probs, properties=("label", "centroid", "bbox", "area", "intensity_mean")
+        )
+        table = pd.DataFrame(found).set_axis(CELL_COLUMNS, axis=1)
+        return table.astype({"area_px": int})
+
+
+def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = None) -> tuple[TrialRecord, bytes]:
+    """The finished trial with the best validation score, and the contents of its best checkpoint.
+
+    Args:
+        ledger: Of the study.
+        label: Only of this configuration; None: of any.
+        seed: Only with this seed; None: with any.
+
+    Raises:
+        LedgerError: If there is no such trial, or it has no checkpoint.
+    """
+    known = ledger.records()
+    records = [r for r in known if label in (None, r.label) and seed in (None, r.seed)]
+    record = best_record(records, records[0].settings.rules.rank_by) if records else None
+    if record is None or record.operating_point is None:
+        asked = "" if label is None else f" of {label!r}"
+        asked += "" if seed is None else f" with seed {seed}"
+        outcomes = ", ".join(sorted({f"{r.label}, seed {r.seed}: {r.outcome}" for r in records}))
+        labels = ", ".join(sorted({r.label for r in known}))
+        state = outcomes or f"no record; {ledger.uri} has {labels or 'none at all'}"
+        raise LedgerError(f"no finished trial{asked}: {state}")
+    checkpoint = ledger.load_checkpoint(record.key, "best")
+    if checkpoint is None:
+        raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
+    return record, checkpoint
 
 
 class ToCount(NamedTuple):
@@ -51,29 +117,31 @@ class TrainedModel:
     record: TrialRecord
 
     @classmethod
-    def load(cls, ledger: Ledger, label: str, seed: int | None = None) -> TrainedModel:
-        """The model of a configuration; without a seed, the one with the best validation score.
+    def load(cls, ledger: Ledger, label: str | None = None, seed: int | None = None) -> TrainedModel:
+        """The model that `chosen_trial` gives.
 
         Raises:
             LedgerError: If there is no such trial, or it has no usable model.
         """
-        records = [r for r in ledger.records() if r.label == label and (seed is None or r.seed == seed)]
-        record = best_record(records, records[0].settings.rules.rank_by) if records else None
-        if record is None or record.operating_point is None:
-            outcomes = {f"seed {r.seed}: {r.outcome}" for r in records}
-            known = sorted({r.label for r in ledger.records()})
-            state = ", ".join(sorted(outcomes)) or f"no record; {ledger.uri} has {', '.join(known) or 'none at all'}"
-            raise LedgerError(f"no finished trial of {label!r}{'' if seed is None else f' with seed {seed}'}: {state}")
+        record, checkpoint = chosen_trial(ledger, label, seed)
+        return cls.of(record, checkpoint)
+
+    @classmethod
+    def of(cls, record: TrialRecord, checkpoint: bytes) -> TrainedModel:
+        """The model of a finished trial.
+
+        Args:
+            record: Of the trial, with its operating point.
+            checkpoint: Contents of its `best.pt`.
+        """
+        assert record.operating_point is not None
         settings = record.settings
-        weights = ledger.load_checkpoint(record.key, "best")
-        if weights is None:
-            raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
         network = build_model(
             settings.model.name,
             base_features=settings.model.base_features,
             in_channels=settings.data.channels,
         )
-        network.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)["model"])
+        network.load_state_dict(torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)["model"])
         network.eval()
         return cls(
             network,
@@ -96,6 +164,19 @@ class TrainedModel:
         prepare(device, threads)
         return evaluate_set(self.network, dataset, self.point, self.evaluation, device=device, precision=self.precision)
 
+    def find_cells(self, image: np.ndarray, diameter_px: float | None = None) -> Cells:
+        """The cells of one converted image, uint8 (H, W, C), on the CPU.
+
+        Args:
+            image: As `read_image` or `image_from_bytes` give it.
+            diameter_px: Mean cell diameter there; None: as in training.
+        """
+        device = torch.device("cpu")
+        probs = predict_image(
+            self.network, image, device=device, precision=self.precision, tile_px=self.evaluation.tile_px
+        )
+        return Cells(postprocess(probs, self.point, diameter_px=diameter_px or self.diameter_px), probs)
+
     def pictures(self, path: Path) -> tuple[list[ToCount], list[str]]:
         """The images of a folder, or one image, by their headers; and what is wrong with those that can't be read.
 
@@ -116,8 +197,8 @@ class TrainedModel:
 
     def predict(
         self, pictures: list[ToCount], *, diameter_px: float | None, max_value: float | None, threads: int
-    ) -> Iterator[tuple[ToCount, np.ndarray, np.ndarray] | DataError]:
-        """Label the cells of every image: (picture, labels int32 (H, W), overlay uint8 (h, w, 3)).
+    ) -> Iterator[tuple[ToCount, Cells, np.ndarray] | DataError]:
+        """Find the cells of every image: (picture, cells, overlay uint8 (h, w, 3)).
 
         An image that can't be read gives its error instead, and the next one follows.
 
@@ -127,8 +208,7 @@ class TrainedModel:
             max_value: Full-scale intensity, for 16-bit cameras that fill only part of it.
             threads: CPU threads.
         """
-        device = torch.device("cpu")
-        prepare(device, threads)
+        prepare(torch.device("cpu"), threads)
         for picture in pictures:
             try:
                 image = read_image(
@@ -142,8 +222,5 @@ class TrainedModel:
             except DataError as error:
                 yield error
                 continue
-            probs = predict_image(
-                self.network, image, device=device, precision=self.precision, tile_px=self.evaluation.tile_px
-            )
-            labels = postprocess(probs, self.point, diameter_px=diameter_px or self.diameter_px)
-            yield picture, labels, draw_overlay(image, labels, labels)
+            cells = self.find_cells(image, diameter_px)
+            yield picture, cells, draw_overlay(image, cells.labels, cells.labels)

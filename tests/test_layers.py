@@ -28,7 +28,7 @@ LADDER = (
     ("trial",),
     ("search",),
     ("sweep", "forecast", "submission"),
-    ("tracking", "report"),
+    ("tracking", "report", "proposal"),
     ("cli",),
     ("__main__",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from conftest import chromium
+from scipy.ndimage import gaussian_filter
 from services import answers, free_port, mlflow_server, object_store, postgres, process
+from tifffile import imread, imwrite
 from tracked import N_EPOCHS, rows, runs_of, small_study, store_record, trials_of
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
-from cellray.model import build_model
+from cellray.prediction import TrainedModel
 from cellray.study import Study
-from cellray.tracking import MLflowTracker, check_store, register_best, sync
+from cellray.tracking import MLflowTracker, check_store, register_model, sync
 
 TWELVE = [f"loss {letter}" for letter in "abcdefghijkl"]
 
@@ -146,20 +149,19 @@ def client_of(server: Server) -> Any:
 
 
 @pytest.mark.slow
-def test_the_registered_model_is_served_and_answers_as_the_network_does(team, tmp_path):
+def test_the_registered_model_finds_the_cells_that_predict_finds(team, tmp_path):
     study = small_study(name="served")
     ledger = ledger_of(study, tmp_path)
-    planned = trials_of(study)[0]
-    store_record(ledger, planned, model=True)
+    store_record(ledger, trials_of(study)[0], model=True)
     sync(ledger, study, team.uri)
-    done = register_best(ledger, study, team.uri, name="cells")
+    done = register_model(ledger, study, team.uri, name="cells")
 
-    images = np.random.default_rng(0).integers(0, 256, (1, 3, 480, 640)).astype(np.float32) / 255  # as a PNG holds
-    network = build_model("c_resunet", base_features=2, in_channels=3)
-    stored = torch.load(io.BytesIO(ledger.load_checkpoint(planned.key, "best") or b""), weights_only=True)
-    network.load_state_dict(stored["model"])
-    with torch.no_grad():
-        expected = network.eval()(torch.from_numpy(images)).numpy()
+    light = gaussian_filter(np.random.default_rng(0).random((120, 90, 3)), (4, 4, 0))
+    raw = (65535 * (light - light.min()) / np.ptp(light)).astype(np.uint16)
+    imwrite(tmp_path / "raw.tif", raw, photometric="rgb")
+    settings = {"diameter_px": 9.0, "max_value": 60000.0}
+    ((_, cells, _),) = TrainedModel.load(ledger).predict(tmp_path / "raw.tif", threads=1, **settings)
+    assert cells.count > 3
 
     port = free_port()
     command = [
@@ -169,14 +171,17 @@ def test_the_registered_model_is_served_and_answers_as_the_network_does(team, tm
     path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"  # it starts uvicorn by name
     env = {"MLFLOW_TRACKING_URI": team.uri, "OMP_NUM_THREADS": "1", "PATH": path}
     with process(command, tmp_path / "serve.log", lambda: answers(f"http://127.0.0.1:{port}/ping"), env):
-        body = json.dumps({"inputs": images.tolist()}).encode()
+        sent = base64.b64encode((tmp_path / "raw.tif").read_bytes()).decode()
+        body = json.dumps({"dataframe_records": [{"image": sent}], "params": settings}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            logits = np.asarray(json.load(answer)["predictions"], dtype=np.float32)
-    assert logits.shape == (1, 1, 480, 640)
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)  # the same sums in another order
+            (found,) = json.load(answer)["predictions"]
+    labels = imread(io.BytesIO(base64.b64decode(found["labels"])))
+    np.testing.assert_array_equal(labels, cells.labels)
+    assert found["count"] == cells.count == len(found["cells"])
+    np.testing.assert_allclose(pd.DataFrame(found["cells"]), cells.table(), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +198,25 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Study]:
     return ledger, study
 
 
+@pytest.mark.slow
+def test_the_page_is_one_process_that_says_where_the_study_is(twelve, tmp_path):
+    ledger, study = twelve
+    uri, port = f"sqlite:///{tmp_path / 'mlflow.db'}", free_port()
+    sync(ledger, study, uri)
+    command = [str(Path(sys.executable).with_name("cellray")), "ui", "--tracking-uri", uri, "--port", str(port)]
+    log = tmp_path / "ui.log"
+    with process(command, log, lambda: answers(f"http://127.0.0.1:{port}/health")) as ui:
+        assert Path(f"/proc/{ui.pid}/task/{ui.pid}/children").read_text() == ""
+        asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=twelve"
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            experiment = json.load(answer)["experiment"]["experiment_id"]
+        ui.terminate()
+        ui.wait(timeout=20)
+    first, page = log.read_text().splitlines()
+    assert first == f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)"
+    assert page.startswith(f"  twelve: http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine")
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """A context of Chromium, 1400 by 900."""
@@ -206,7 +230,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("kind", ["alone", "team"])
 def test_configurations_are_compared_in_the_stock_page(kind, twelve, request, tmp_path):
     server, (ledger, study) = request.getfixturevalue(kind), twelve
-    sync(ledger, study, server.uri, models=False)
+    sync(ledger, study, server.uri)
     experiment = client_of(server).get_experiment_by_name("twelve").experiment_id
     pictures = Path(os.environ.get("CELLRAY_PICTURES") or tmp_path)  # to look at what the page shows
 
@@ -238,22 +262,6 @@ def test_configurations_are_compared_in_the_stock_page(kind, twelve, request, tm
         charts.get_by_text("Parallel Coordinates", exact=True).wait_for()
         charts.locator("svg text", has_text="configuration").first.wait_for()  # the first axis
         picture(charts, "charts")
-
-        seeds = follow("box plot of all seeds")
-        seeds.get_by_text("Comparing 24 Runs").wait_for()
-        seeds.get_by_role("tab", name="Box Plot").click()
-        for box, value in enumerate(("configuration", "test/f1_iou")):
-            seeds.get_by_role("combobox").nth(box).click()
-            seeds.keyboard.type(value)
-            seeds.get_by_role("option", name=value, exact=True).last.click()
-        seeds.locator(".boxlayer .trace").first.wait_for()
-        assert seeds.locator(".boxlayer .trace").count() == 12
-        picture(seeds, "box")
-
-        compared = follow("side by side")
-        compared.get_by_text("Comparing 12 Runs").wait_for()
-        compared.locator(".js-plotly-plot").first.wait_for()
-        picture(compared, "compared")
 
         run = next(r for r in runs_of(server.uri, name="twelve"))
         start.goto(f"{server.uri}/#/experiments/{experiment}/runs/{run.info.run_id}/system-metrics")

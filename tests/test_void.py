@@ -196,7 +196,7 @@ class TestFiles:
         assert (data.void(0) == (strip & (data.labels(0) == 0))).all()
 
     def test_files_of_their_own(self, tmp_path):
-        """Void in masks_ignore/ takes a cell that it covers by more than half and cuts the others; label 255 stays a cell."""
+        """Void takes a cell that it covers by more than half and cuts the others; label 255 stays a cell."""
         labels = boxes(a=np.s_[0:4, 0:4], b=np.s_[6:8, 0:4], c=np.s_[0:2, 8:10])
         labels[labels == 3] = 255
         void = np.zeros((10, 10), np.uint8)

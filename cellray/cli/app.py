@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, cluster, compare, data, losses, one_trial, plan, studies, submit, track
+from cellray.cli import audit, cluster, compare, data, init, losses, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
+    init.init,
     studies.sweep,
     submit.submit,
     plan.plan,

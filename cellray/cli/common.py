@@ -47,6 +47,10 @@ AllowCode = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Config = Annotated[str, typer.Option(metavar="LABEL", help="A configuration of the study.")]
+Chosen = Annotated[
+    str | None,
+    typer.Option("--config", metavar="LABEL", help="A configuration; default: that of the trial best on validation."),
+]
 Seed = Annotated[int | None, typer.Option(help="Its seed; default: the one with the best validation score.")]
 Diameter = Annotated[float | None, typer.Option(min=0.1, help="Mean cell diameter on these images, in pixels.")]
 MaxValue = Annotated[float | None, typer.Option(min=1, help="Full-scale intensity (4095 for a 12-bit camera).")]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,6 +16,7 @@ from rich.markup import escape
 from cellray.cli.common import (
     FAILED,
     AllowCode,
+    Chosen,
     Config,
     Diameter,
     Json,
@@ -35,6 +38,9 @@ from cellray.cli.common import (
 )
 from cellray.cli.show import print_metrics, print_numbers
 from cellray.errors import DataError, StudyError
+
+if TYPE_CHECKING:
+    from cellray.prediction import TrainedModel
 
 
 def train(
@@ -103,7 +109,7 @@ def train(
 def evaluate_dataset(
     study_name: StudyName,
     path: Annotated[Path, typer.Argument(help="A dataset with ground truth: folder, zip pack or manifest CSV.")],
-    config: Config,
+    config: Chosen = None,
     seed: Seed = None,
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
@@ -115,15 +121,15 @@ def evaluate_dataset(
 ) -> None:
     """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
 
-    Example: [bold]cellray evaluate quickstart my_images --config Dice --diameter-px 30[/bold]
+    Example: [bold]cellray evaluate quickstart my_images --out scores[/bold]
     """
     from cellray.data import open_dataset
     from cellray.metrics import iou_curve, stratify
     from cellray.prediction import TrainedModel
     from cellray.study import DatasetConfig
 
-    if diameter_px is None:
-        raise StudyError("give --diameter-px, the mean cell diameter on these images: sizes are measured in it")
+    if rescale and diameter_px is None:
+        raise StudyError("--rescale goes with --diameter-px, the mean cell diameter on these images")
     ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed)
     dataset = open_dataset(
@@ -155,9 +161,13 @@ def evaluate_dataset(
         for name, table in tables.items():
             table.to_csv(output / f"{name}.csv", index=False)
     if as_json:
-        print(json.dumps({"study": model.record.study, "label": config, "seed": model.record.seed, **scores}))
+        print(
+            json.dumps({"study": model.record.study, "label": model.record.label, "seed": model.record.seed, **scores})
+        )
         return
-    out.print(f"{escape(config)}, seed {model.record.seed}, on {len(dataset)} images", highlight=False)
+    measured = "given" if diameter_px else "measured on their true cells; --diameter-px sets another"
+    out.print(f"{_said(model)}, on {len(dataset)} images", highlight=False)
+    out.print(f"mean cell diameter {dataset.diameter_px:.1f} px, {measured}", highlight=False)
     print_metrics({dataset.name: scores})
     print_numbers(tables["strata"])
     print_numbers(tables["iou_curve"])
@@ -169,8 +179,8 @@ def evaluate_dataset(
 def predict(
     study_name: StudyName,
     path: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
-    output: Annotated[Path, typer.Option("--out", help="Write counts.csv, labels/ and overlays/ there.")],
-    config: Config,
+    output: Annotated[Path, typer.Option("--out", help="Write counts.csv, cells.csv, labels/ and overlays/ there.")],
+    config: Chosen = None,
     seed: Seed = None,
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
@@ -179,13 +189,10 @@ def predict(
 ) -> None:
     """Find and count cells on images without ground truth: a table of counts, label images, overlays.
 
-    Example: [bold]cellray predict quickstart new_images --config Dice --out counted[/bold]
+    Example: [bold]cellray predict quickstart new_images --out counted[/bold]
     """
-    import numpy as np
-    from PIL import Image
-
     from cellray.overlay import encode_png
-    from cellray.prediction import TrainedModel
+    from cellray.prediction import CELL_COLUMNS, TrainedModel
 
     ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed)
@@ -194,29 +201,45 @@ def predict(
         err.print(f"{len(problems)} of the files can't be read; they are named at the end.", highlight=False)
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
+    if not quiet:
+        out.print(_said(model), highlight=False)
     predictions = model.predict(pictures, diameter_px=diameter_px, max_value=max_value, threads=os.cpu_count() or 1)
-    with open(output / "counts.csv", "w", newline="", encoding="utf-8", buffering=1) as counts:
-        table = csv.writer(counts, lineterminator="\n")
-        table.writerow(["image", "n_cells", "median_area_px"])
+    with _table(output / "counts.csv") as counts, _table(output / "cells.csv") as listed:
+        counts.writerow(["image", "n_cells", "median_area_px"])
+        listed.writerow(["image", *CELL_COLUMNS])
         for found in predictions:
             if isinstance(found, DataError):
                 problems.append(str(found))
                 continue
-            picture, labels, overlay = found
-            kind = np.uint16 if labels.max() < 2**16 else np.int32
-            Image.fromarray(labels.astype(kind)).save(output / "labels" / f"{picture.name}.png")
+            picture, cells, overlay = found
+            (output / "labels" / f"{picture.name}.tif").write_bytes(cells.tiff())
             (output / "overlays" / f"{picture.name}.png").write_bytes(encode_png(overlay))
-            areas = np.bincount(labels.ravel())[1:]
+            table = cells.table()
             shown = picture.file.name if picture.plane is None else f"{picture.file.name}, plane {picture.plane}"
-            table.writerow([shown, int(labels.max()), float(np.median(areas)) if areas.size else ""])
+            counts.writerow([shown, cells.count, table.area_px.median() if cells.count else ""])
+            listed.writerows([shown, *row] for row in table.itertuples(index=False))
             if not quiet:
-                out.print(f"{escape(shown)}: {labels.max()} cells", highlight=False)
+                out.print(f"{escape(shown)}: {cells.count} cells", highlight=False)
     if not quiet:
-        out.print(f"written: {output}/counts.csv, labels/, overlays/", highlight=False, soft_wrap=True)
+        out.print(f"written: {output}/counts.csv, cells.csv, labels/, overlays/", highlight=False, soft_wrap=True)
     for problem in problems:
         err.print(f"[red]not counted:[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if problems:
         raise typer.Exit(FAILED)
+
+
+def _said(model: TrainedModel) -> str:
+    """Which model a command uses."""
+    record = model.record
+    score = f"{record.settings.rules.rank_by} on validation {record.operating_point_score:.3f}"
+    return f"{escape(record.label)}, seed {record.seed} ({score})"
+
+
+@contextmanager
+def _table(file: Path) -> Iterator[Any]:
+    """A CSV file that has each row as soon as it is written."""
+    with open(file, "w", newline="", encoding="utf-8", buffering=1) as opened:
+        yield csv.writer(opened, lineterminator="\n")
 
 
 def _where(pairs: list[str] | None) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -182,16 +181,21 @@ def ui(
     tracking_uri: TrackingUri = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only (127.0.0.1).")] = 5000,
 ) -> None:
-    """Open MLflow's web page on the studies' store. Ctrl-C ends it."""
-    from cellray.tracking import artifact_root, check_store, default_store
+    """Open MLflow's web page on the studies' store. Ctrl-C ends it.
+
+    Example: [bold]cellray ui --port 5001[/bold]
+    """
+    from cellray.tracking import check_store, default_store, public_uri, serve_page, study_pages
 
     uri = tracking_uri or default_store(storage)
     check_store(uri)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    root = artifact_root(uri)
-    command += ["--port", str(port), *(["--default-artifact-root", root] if root else [])]
-    out.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    served = not uri.startswith(("http://", "https://"))  # else a server has its own page
+    server = f"http://127.0.0.1:{port}" if served else public_uri(uri).rstrip("/")
+    out.print(f"MLflow at {server}{' (Ctrl-C ends it)' if served else ''}", highlight=False, soft_wrap=True)
+    for name, page in study_pages(uri, server).items():
+        out.print(f"  {name}: {page}", markup=False, highlight=False, soft_wrap=True)
+    if served:
+        serve_page(uri, port)
 
 
 def schema() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cellray.data.cache import default_cache_dir
 from cellray.data.dataset import Dataset
 from cellray.data.decode import PLAIN, ChannelsError, Reading
 from cellray.data.duplicates import Likeness, look_of, twin_notes
+from cellray.data.grouping import guess_groups
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import WORKERS, Facts, OnImage, list_items, load_item, locate, object_diameters
 from cellray.data.plausible import DIM, Signs, contrast, doubt_note, doubts, signs_of
@@ -54,6 +56,14 @@ class DatasetReport:
     """5th, 50th and 95th percentile over the objects."""
     intensity: tuple[float, float] | None = None
     """Median over the images of the darkest and of the brightest value."""
+    has_labels: bool = False
+    """Whether the ground truth tells cells apart: from a folder for labels, or with several values."""
+    n_pieces: int = 0
+    """Connected parts of what is marked: fewer than cells where some touch."""
+    contrast: float | None = None
+    """How much brighter cells are than what surrounds them, in standard deviations: the median over the images."""
+    guessed_groups: str = ""
+    """Pattern of groups that the images' names suggest, where the dataset says none; see `guess_groups`."""
     channel_contrast: list[float] = field(default_factory=list)
     """Of images of several channels: how much brighter cells are than what surrounds them in each, the median."""
     study_split: tuple[int, int, int] | None = None
@@ -154,6 +164,8 @@ def check_dataset(
         n_images=len(items),
         splits=dict(Counter(i.split for i in items)),
         n_groups=len(groups),
+        has_labels=facts.has_labels,
+        guessed_groups="" if any(i.group for i in items) else guess_groups([i.name for i in items]),
         study_split=study_split,
     )
     return _with_statistics(report, found_facts) if found_facts else report
@@ -212,8 +224,15 @@ def _with_statistics(report: DatasetReport, images: list[_Examined]) -> DatasetR
         foreground_percent=(float(np.mean(foreground)), float(np.median(foreground))),
         diameter_px=(low, middle, high) if len(diameters) else None,
         intensity=(dark, bright),
+        n_pieces=sum(image.signs["pieces"] for image in images),
+        contrast=_median([image.signs["contrast"] for image in images]),
         channel_contrast=np.median(contrasts, axis=0).tolist() if contrasts else [],
     )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def preview_dataset(dataset: Dataset, n: int = 12, *, columns: int = 4, side_px: int = 320) -> NDArray[np.uint8]:

@@ -68,6 +68,22 @@ def read_image(
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from error
-    pixels = decode_image(data, str(path), reading.at(plane)).pixels
+    return image_from_bytes(
+        data, str(path), channels=channels, normalise=normalise, max_value=max_value, reading=reading, plane=plane
+    )
+
+
+def image_from_bytes(
+    data: bytes,
+    where: str,
+    *,
+    channels: int,
+    normalise: str,
+    max_value: float | None = None,
+    reading: Reading = PLAIN,
+    plane: int | None = None,
+) -> NDArray[np.uint8]:
+    """As `read_image`, of a file's contents; `where` names it in errors."""
+    pixels = decode_image(data, where, reading.at(plane)).pixels
     full_scale = max_value or np.iinfo(pixels.dtype).max
     return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -32,8 +33,13 @@ MASK_FOLDERS = (
     "masks_gt",
     "all_masks/masks",
     "all_masks",
+    "ground_truths",
+    "ground_truth",
+    "gt",
 )
 """First one found wins: instance labels tell touching cells apart, masks don't."""
+MASK_ENDING = re.compile(r"[-_ ](?:(?P<labels>cp_masks|labels?)|masks?|seg|gt)$", re.IGNORECASE)
+"""How the stem of a mask ends that lies beside its image in one folder; `labels`: endings of instance labels."""
 VOID_FOLDER = "masks_ignore"
 """Beside the masks: what a study may leave out (`data.ignore`)."""
 
@@ -53,6 +59,8 @@ class DatasetLike(Protocol):
     def where(self) -> Mapping[str, Sequence[str]]: ...
     @property
     def where_not(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def groups(self) -> str | None: ...
     @property
     def diameter_px(self) -> float | None: ...
     @property
@@ -86,8 +94,12 @@ class Item:
 
     @property
     def is_labels(self) -> bool:
-        """Whether the mask file lies in a folder for instance labels."""
-        return PurePosixPath(self.mask_file).parent.name == "labels"
+        """Whether the mask file lies in a folder for instance labels, or beside its image under a name for them."""
+        mask = PurePosixPath(self.mask_file)
+        if mask.parent == PurePosixPath(self.image_file).parent:
+            ending = MASK_ENDING.search(mask.stem)
+            return ending is not None and ending["labels"] is not None
+        return mask.parent.name == "labels"
 
 
 @dataclass

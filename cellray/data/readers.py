@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from cellray.data.grouping import grouped
 from cellray.data.listing import (
     IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
+    MASK_ENDING,
     MASK_FOLDERS,
     SPLIT_WORDS,
     VOID_FOLDER,
@@ -24,7 +26,7 @@ from cellray.data.listing import (
 )
 from cellray.data.manifest import find_manifest, read_manifest
 from cellray.data.pairing import pair_stems
-from cellray.data.source import Source, open_source
+from cellray.data.source import Source, open_source, plain_name
 from cellray.errors import DataError
 
 MOST_TOLD = 3
@@ -57,6 +59,8 @@ def list_dataset(config: DatasetLike, path: Path, ignore: int | None = None) -> 
         listing.items = [listing.items[k] for k in kept]
     _tell_names_apart(listing)
     _find_void(listing, ignore)
+    if config.groups:
+        listing.items = grouped(listing.items, config.groups, str(path))
     listing.items.sort(key=lambda item: item.name)
     _note_leaks(listing)
     if not listing.items and not listing.problems:
@@ -69,12 +73,12 @@ def _recognise(source: Source) -> str:
         return "manifest"
     if _split_folders(source) or _collections(source):
         return "fnc"
-    if _first_folder(source, "", IMAGE_FOLDERS) is not None:
+    if _has_images(source, "") or _has_masks(source, single_root(source)):
         return "pairs"
     found = ", ".join([*source.folders(), *source.files("")][:8])
     raise DataError(
-        f"{source.path}: no known layout; expected manifest.csv, images/ beside masks/ or labels/, "
-        f"or trainval/images and test/images, found {found}"
+        f"{source.path}: no known layout; expected manifest.csv, images/ beside masks/ or labels/, trainval/ and test/ "
+        f"with these, or a.tif beside a_mask.tif or a_label.tif, found {found}"
     )
 
 
@@ -87,6 +91,16 @@ def _first_folder(source: Source, root: str, candidates: Sequence[str]) -> str |
         if source.files(join(root, candidate)):
             return join(root, candidate)
     return None
+
+
+def _has_masks(source: Source, folder: str) -> bool:
+    """Whether a folder holds masks that lie beside their images."""
+    return any(is_image(f) and MASK_ENDING.search(PurePosixPath(f).stem) for f in source.files(folder))
+
+
+def _has_images(source: Source, folder: str) -> bool:
+    """Whether a folder holds images, in a folder of their own or beside their masks."""
+    return _first_folder(source, folder, IMAGE_FOLDERS) is not None or _has_masks(source, folder)
 
 
 def _images_by_stem(listing: Listing, folder: str) -> dict[str, str]:
@@ -118,6 +132,9 @@ def _pair(listing: Listing, root: str, split: str, attributes: dict[str, str]) -
     images_folder = _first_folder(source, root, IMAGE_FOLDERS)
     masks_folder = _first_folder(source, root, MASK_FOLDERS)
     at = source.where(root) if root else str(source.path)
+    if images_folder is None and _has_masks(source, root):
+        _pair_beside(listing, root, split, attributes)
+        return
     if images_folder is None:
         listing.problems.append(f"{at}: no images/ folder with files, expected one beside masks/ or labels/")
         return
@@ -149,6 +166,25 @@ def _pair(listing: Listing, root: str, split: str, attributes: dict[str, str]) -
         listing.items.append(Item(stem, split, "", dict(attributes), images[stem], mask))
 
 
+def _pair_beside(listing: Listing, folder: str, split: str, attributes: dict[str, str]) -> None:
+    """Add the images of a folder whose masks lie beside them, under the same stem and an ending."""
+    source = listing.source
+    found = _images_by_stem(listing, folder)
+    masks = {plain_name(MASK_ENDING.sub("", stem)): file for stem, file in found.items() if MASK_ENDING.search(stem)}
+    images = {stem: file for stem, file in found.items() if not MASK_ENDING.search(stem)}
+    missing = [
+        f"{source.where(file)}: image without mask, expected {source.where(join(folder, stem))}_mask.png"
+        for stem, file in images.items()
+        if plain_name(stem) not in masks
+    ]
+    known = {plain_name(stem) for stem in images}
+    spare = [f"{source.where(file)}: mask without image" for stem, file in masks.items() if stem not in known]
+    listing.problems += _shortened(missing, "images without mask") + _shortened(spare, "masks without image")
+    for stem in sorted(images):
+        if plain_name(stem) in masks:
+            listing.items.append(Item(stem, split, "", dict(attributes), images[stem], masks[plain_name(stem)]))
+
+
 def _shortened(problems: list[str], what: str) -> list[str]:
     """The first problems of a kind, and how many more there are."""
     if len(problems) <= MOST_TOLD:
@@ -159,7 +195,7 @@ def _shortened(problems: list[str], what: str) -> list[str]:
 def _read_pairs(listing: Listing) -> None:
     """images/ beside labels/ or masks/ (FNC v1 too: it has no splits in its folders)."""
     root = ""
-    if _first_folder(listing.source, "", IMAGE_FOLDERS) is None:
+    if not _has_images(listing.source, ""):
         root = single_root(listing.source)
     _pair(listing, root, "", {})
 
@@ -169,7 +205,7 @@ def _split_folders(source: Source, root: str = "") -> list[tuple[str, str]]:
     found = []
     for folder in source.folders(root):
         split = SPLIT_WORDS.get(PurePosixPath(folder).name.lower())
-        if split and _first_folder(source, folder, IMAGE_FOLDERS) is not None:
+        if split and _has_images(source, folder):
             found.append((folder, split))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -52,6 +53,9 @@ class DatasetConfig(Settings):
     """Keep the rows whose manifest column has one of these values."""
     where_not: dict[str, tuple[str, ...]] = Field(default={})
     """Leave out the rows whose manifest column has one of these values."""
+    groups: str | None = None
+    """Regular expression that finds in an image's name which group it is of (its first group, else all that fits).
+    Images of one group stay on one side of a split. For datasets that say no groups themselves."""
     diameter_px: Positive | None = None
     """Mean cell diameter in pixels. Without it: diameter_um / pixel_size_um, or, in training, measured."""
     diameter_um: Positive | None = None
@@ -62,6 +66,15 @@ class DatasetConfig(Settings):
     """Resample to the training set's mean cell diameter before anything else (external sets)."""
     agreement: dict[str, float] = Field(default={})
     """Metric -> what human experts reach against this ground truth: the report shows it as a ceiling."""
+
+    @field_validator("groups")
+    @classmethod
+    def is_a_pattern(cls, groups: str | None) -> str | None:
+        try:
+            re.compile(groups or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return groups
 
     @field_validator("agreement")
     @classmethod

@@ -63,7 +63,6 @@ class KnownRun:
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
-        model_id: str | None = None,
     ) -> None:
         """Log what differs from what it has; a parameter can't change, so a tag names those that should.
 
@@ -72,17 +71,12 @@ class KnownRun:
             metrics: Values at the end, by name.
             params: By name.
             tags: By name.
-            model_id: The logged model that the metrics are also those of.
         """
         from mlflow.entities import Metric, Param, RunTag
 
         metrics, params, tags, now = metrics or {}, params or {}, dict(tags or {}), self._now()
         news = self._new_epochs(epochs) if epochs else []
-        news += [
-            Metric(name, value, now, 0, model_id=model_id, run_id=self.id if model_id else None)
-            for name, value in metrics.items()
-            if model_id or self._metrics.get(name) != value
-        ]
+        news += [Metric(name, value, now, 0) for name, value in metrics.items() if self._metrics.get(name) != value]
         changed = sorted(name for name, value in params.items() if self._params.get(name, value) != value)
         if changed or "cellray.settings_changed" in self.tags:
             tags["cellray.settings_changed"] = values.cut(", ".join(changed))

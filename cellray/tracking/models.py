@@ -1,141 +1,79 @@
-"""A trained network as an MLflow model: a `torch.export` archive, which loads without cellray and without pickles."""
+"""A trained network as an MLflow model that finds cells: what was judged, from raw image to counts, without pickles."""
 
 from __future__ import annotations
 
-import io
-import shutil
-from collections.abc import Mapping
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellray.record import TrialRecord, TrialSettings
+import cellray
+from cellray.ledger import Ledger
+from cellray.record import TrialRecord
 from cellray.scratch import scratch_folder
-from cellray.tracking.values import digest
+from cellray.tracking.serving import CHECKPOINT, RECORD
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
-    from torch import Tensor
-    from torch.export import ExportedProgram
+    from mlflow.entities import LoggedModel, Run
+
+_UNUSED = {"ray", "optuna", "mlflow", "matplotlib", "jinja2", "scikit-learn"}
+"""Dependencies that finding cells doesn't import; MLflow names itself."""
 
 
-class ModelSaver:
-    """Saves networks as MLflow model folders.
+def log_model(client: MlflowClient, run: Run, ledger: Ledger, record: TrialRecord, checkpoint: bytes) -> LoggedModel:
+    """Log a trial's network, operating point and post-processing as a model of its run.
 
-    Tracing a network takes seconds and depends on its architecture alone, so each architecture is traced once and
-    every trial's folder is a copy of that with other weights, which takes about 0.2 s.
-    """
-
-    def __init__(self) -> None:
-        self._folder = scratch_folder("models")
-        self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
-
-    def save(self, settings: TrialSettings, checkpoint: bytes, *, run_id: str, model_id: str) -> Path:
-        """Write a model folder.
-
-        Args:
-            settings: Of the trial; `model` and `data.channels` are read.
-            checkpoint: Of the trial, with the weights under "model".
-            run_id: MLflow run that it belongs to.
-            model_id: MLflow logged model that it becomes.
-
-        Returns:
-            The folder, good until the next call.
-        """
-        import torch
-        from mlflow.models import Model
-
-        weights = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")["model"]
-        network, channels = settings.model, settings.data.channels
-        template, program = self._trace(network.name, network.base_features, channels, weights)
-        with torch.no_grad():
-            for key, tensor in program.state_dict.items():
-                tensor.copy_(weights[key])
-        folder = Path(self._folder.name) / "model"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(template, folder)
-        torch.export.save(program, folder / "data" / "model.pt2")
-        model = Model.load(str(folder))
-        model.run_id, model.model_id, model.model_uuid = run_id, model_id, model_id
-        model.save(str(folder / "MLmodel"))
-        return folder
-
-    def _trace(
-        self, name: str, base_features: int, in_channels: int, weights: Mapping[str, Tensor]
-    ) -> tuple[Path, ExportedProgram]:
-        """The model folder of an architecture, and its exported program; the weights are the first trial's."""
-        architecture = (name, base_features, in_channels)
-        if architecture not in self._traced:
-            import mlflow.pytorch
-            import numpy as np
-            import torch
-            from mlflow.models import ModelSignature
-            from mlflow.types import Schema, TensorSpec
-
-            from cellray.model import build_model
-
-            # On meta and then filled: initial weights would draw from the random state of whoever trains here.
-            network = build_model(name, base_features=base_features, in_channels=in_channels, device="meta")
-            if dict(network.named_buffers()).keys() - network.state_dict().keys():
-                raise ValueError(f"{name!r} has buffers that its checkpoints lack")
-            network.to_empty(device="cpu").load_state_dict(weights)
-            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # what the format stores
-            network.eval()
-            folder = Path(self._folder.name) / "-".join(map(str, architecture))
-            shutil.rmtree(folder, ignore_errors=True)
-            single = np.dtype("float32")
-            mlflow.pytorch.save_model(
-                network,
-                str(folder),
-                signature=ModelSignature(
-                    inputs=Schema([TensorSpec(single, (-1, in_channels, -1, -1))]),
-                    outputs=Schema([TensorSpec(single, (-1, 1, -1, -1))]),
-                ),
-                # of two images and two tiles a side, since tracing takes a size of 1 for a constant
-                input_example=np.zeros((2, in_channels, 16, 24), dtype=single),
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-                metadata={
-                    "input": "images in [0, 1]; height and width multiples of 8, from 16",
-                    "output": "logits",
-                },
-                serialization_format="pt2",
-            )
-            self._traced[architecture] = folder, torch.export.load(folder / "data" / "model.pt2")
-        return self._traced[architecture]
-
-
-def log_model(
-    client: MlflowClient, experiment: Experiment, run_id: str, record: TrialRecord, checkpoint: bytes, saver: ModelSaver
-) -> tuple[str | None, Exception | None]:
-    """Log a trial's best checkpoint as a model of its run, in place of any other.
+    The folder holds the trial's record, its weights and cellray's code; `cellray.tracking.serving` loads it.
 
     Args:
         client: Of the store.
-        experiment: The study's.
-        run_id: Of the trial's run.
+        run: Of the trial.
+        ledger: Of the study.
         record: Of the trial.
-        checkpoint: As for `ModelSaver.save`.
-        saver: Writes the model's folder.
-
-    Returns:
-        The model's id if it is new, and why it can't be one if its network can't be exported.
+        checkpoint: Contents of its `best.pt`.
     """
-    from mlflow.entities import LoggedModelOutput
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    tags = {"cellray.study": experiment.name, "cellray.key": record.key, "cellray.checkpoint": digest(checkpoint)}
-    for model in client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run_id}'"):
-        if model.tags.get("cellray.checkpoint") == tags["cellray.checkpoint"] and model.status == "READY":
-            return None, None
-        client.delete_logged_model(model.model_id)
     model = client.create_logged_model(
-        experiment.experiment_id, "best", source_run_id=run_id, tags=tags, model_type="segmentation"
+        run.info.experiment_id, "cells", source_run_id=run.info.run_id, model_type="segmentation"
     )
-    try:
-        folder = saver.save(record.settings, checkpoint, run_id=run_id, model_id=model.model_id)
-    except Exception as error:
-        client.delete_logged_model(model.model_id)
-        return None, error
-    client.log_model_artifacts(model.model_id, str(folder))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.best_epoch or 0)])
-    return model.model_id, None
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(
+            [ColSpec(DataType.long, "count"), ColSpec(DataType.string, "labels"), ColSpec(AnyType(), "cells")]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("diameter_px", DataType.double, float(record.data.diameter_px or 0)),
+                ParamSpec("max_value", DataType.double, 0.0),
+            ]
+        ),
+    )
+    about = Model(run_id=run.info.run_id, model_id=model.model_id, model_uuid=model.model_id)
+    with scratch_folder("models") as scratch:
+        data, folder = Path(scratch, "data"), Path(scratch, "model")
+        data.mkdir()
+        (data / RECORD).write_bytes(ledger.read(f"trials/{record.key}/trial.json"))
+        (data / CHECKPOINT).write_bytes(checkpoint)
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module="cellray.tracking.serving",
+            data_path=str(data),
+            code_paths=[str(Path(cellray.__file__).parent)],
+            mlflow_model=about,
+            signature=signature,
+            pip_requirements=_requirements(),
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _requirements() -> list[str]:
+    """cellray's dependencies at the versions installed here."""
+    names = [re.split(r"[^\w-]", line)[0] for line in metadata.requires("cellray") or [] if "extra ==" not in line]
+    pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names if name not in _UNUSED]
+    return sorted(pinned)

@@ -11,13 +11,11 @@ from cellray.study import Study
 from cellray.tracking import values, views
 from cellray.tracking.inputs import dataset_inputs
 from cellray.tracking.known_run import EndedEpoch
-from cellray.tracking.models import ModelSaver, log_model
 from cellray.tracking.run_tree import NOTE, RunTree
-from cellray.tracking.stores import scrub
 
 VERDICT = "cellray.verdict_digest"
 """Tag of the study's run: of the description that was written last, so that another one is somebody's own."""
-PROJECTION = 2
+PROJECTION = 3
 """Raised when a record is shown otherwise: the next sync then writes every run again."""
 
 
@@ -31,13 +29,11 @@ class Projection:
         ledger: Where the records, tables and checkpoints are.
         study: Its name, question, protocol and metric are shown.
         tracking_uri: Any that MLflow takes.
-        models: Log the best checkpoint of each trial as a model.
     """
 
-    def __init__(self, ledger: Ledger, study: Study, tracking_uri: str, *, models: bool = True) -> None:
-        self._ledger, self._study, self._uri = ledger, study, tracking_uri
+    def __init__(self, ledger: Ledger, study: Study, tracking_uri: str) -> None:
+        self._ledger, self._study = ledger, study
         self._tree = RunTree(study, tracking_uri)
-        self._saver = ModelSaver() if models else None
 
     def forget(self) -> None:
         """Trust nothing remembered of the store: a request that failed may have been carried out."""
@@ -62,9 +58,8 @@ class Projection:
             made_ms = int(experiment.creation_time or 0)
             tree.tag_experiment(views.VIEW_TAG, views.saved_view(self._study.evaluation.rank_by, sets, made_ms))
             if views.is_note(tree.store.experiment_tags.get(NOTE, "")):  # and not what somebody wrote there
-                ids = [[known.id for known in tree.of_kind(kind)] for kind in ("configuration", "seed")]
                 question = values.cut(self._study.question)
-                tree.tag_experiment(NOTE, views.note(question, experiment.experiment_id, *ids))
+                tree.tag_experiment(NOTE, views.note(question, experiment.experiment_id))
         if self._ledger.exists("study.yaml"):
             run.put_files({"study.yaml": self._ledger.read("study.yaml")}, "cellray.study_digest")
 
@@ -91,24 +86,21 @@ class Projection:
         run.log(epochs=epochs)
 
     def record(self, record: TrialRecord, label: str) -> bool:
-        """Show a record whole, under a label: history, metrics, settings, files, model.
+        """Show a record whole, under a label: history, metrics, settings, files.
 
         Returns:
             Whether anything had to be written.
         """
-        digest = values.digest([PROJECTION, self._saver is not None, label, record.plain()])
+        digest = values.digest([PROJECTION, label, record.plain()])
         known = self._tree.find("seed", record.key)
         if known is not None and known.tags.get("cellray.digest") == digest:
             return False
         started, ended = map(values.milliseconds, (record.provenance.started, record.provenance.ended))
         run = self._tree.seed(record.key, label, record.seed, started)
         tags = values.record_tags(record)
-        model_id, trouble = self._model(run.id, record)
-        if trouble is not None:
-            tags["cellray.model_error"] = trouble
         params = {"configuration": label, "seed": str(record.seed), **values.flatten(record.settings.plain())}
         epochs = self._history(record.key, started)
-        run.log(epochs=epochs, metrics=values.final_metrics(record), params=params, tags=tags, model_id=model_id)
+        run.log(epochs=epochs, metrics=values.final_metrics(record), params=params, tags=tags)
         if inputs := dataset_inputs(record):
             self._tree.store.client.log_inputs(run.id, inputs)  # leaves out those that the run has already
         run.put_files(self._files(record))
@@ -158,14 +150,3 @@ class Projection:
             "config.json": json.dumps(record.settings.plain(), indent=1, sort_keys=True).encode(),
             **{name: data for name, data in zip(names, stored, strict=True) if data is not None},
         }
-
-    def _model(self, run_id: str, record: TrialRecord) -> tuple[str | None, str | None]:
-        """Log the best checkpoint as a model: its id if it is new, and why it can't be one."""
-        if self._saver is None or record.outcome == "failed":
-            return None, None
-        checkpoint = self._ledger.load_checkpoint(record.key, "best")
-        if checkpoint is None:
-            return None, None
-        store = self._tree.store
-        model_id, error = log_model(store.client, store.experiment, run_id, record, checkpoint, self._saver)
-        return model_id, values.cut(scrub(error, self._uri)) if error else None

@@ -1,4 +1,4 @@
-"""The best model of a study under a name and a version in MLflow's registry."""
+"""A study's chosen model under a name and a version in MLflow's registry."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
-from cellray.scores import best_record
+from cellray.prediction import chosen_trial
+from cellray.record import TrialRecord
 from cellray.study import Study
+from cellray.tracking.models import log_model
 from cellray.tracking.stores import open_client, public_uri, scrub
-from cellray.tracking.values import digest
+from cellray.tracking.values import digest, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -33,83 +35,90 @@ class Registered:
     """On validation, in the study's metric."""
 
 
-def register_best(ledger: Ledger, study: Study, tracking_uri: str, *, name: str | None = None) -> Registered:
-    """Give the logged model of a study's best trial a version in the registry.
+def register_model(
+    ledger: Ledger, study: Study, tracking_uri: str, *, name: str | None = None, label: str | None = None
+) -> Registered:
+    """Give the trial with the best validation score a version in the registry, as a model that finds cells.
 
-    A model that has a version under that name gets no second one.
+    The same weights with the same operating point get no second version under that name.
 
     Args:
         ledger: Of the study.
         study: Its `name` and `evaluation.rank_by` are used.
         tracking_uri: Of the store that holds the runs and the registry.
         name: In the registry; the study's by default.
+        label: Of the configuration to choose from; None: from all.
 
     Raises:
-        LedgerError: If no trial has finished, the store lacks the model, or it can't be asked.
+        LedgerError: If no such trial has finished, the store lacks its run, or it can't be asked.
     """
-    record = best_record(ledger.records(), study.evaluation.rank_by)
-    if record is None or record.operating_point_score is None:
-        raise LedgerError(f"{ledger.uri} has no finished trial, so there is no model to register")
-    checkpoint = ledger.load_checkpoint(record.key, "best")
-    if checkpoint is None:
-        raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
+    record, checkpoint = chosen_trial(ledger, label)
+    assert record.operating_point is not None and record.operating_point_score is not None
     tags = {
-        "cellray.study": study.name,
-        "cellray.key": record.key,
-        "cellray.label": record.label,
-        "cellray.seed": str(record.seed),
-        "cellray.diameter_px": str(record.data.diameter_px),
-        f"cellray.val.{study.evaluation.rank_by}": str(record.operating_point_score),
-        "cellray.checkpoint": digest(checkpoint),
+        "study": study.name,
+        "question": study.question,
+        "key": record.key,
+        "label": record.label,
+        "seed": str(record.seed),
+        "diameter_px": str(record.data.diameter_px),
+        f"val.{study.evaluation.rank_by}": str(record.operating_point_score),
+        "checkpoint": digest(checkpoint),
+        **flatten({"operating_point": record.operating_point.model_dump()}),
     }
+    tags = {f"cellray.{key}": value for key, value in tags.items() if value}
     name = name or study.name
     try:
-        version, is_new = _version(open_client(tracking_uri), study.name, name, tags)
+        client = open_client(tracking_uri)
+        run = _run(client, study.name, record)
+        if run is None:
+            raise LedgerError(
+                f"MLflow at {public_uri(tracking_uri)} lacks the run of {record.label!r}, seed {record.seed}; "
+                f"bring it with: cellray track sync {study.name}"
+            )
+        version, is_new = _version(client, run, ledger, record, checkpoint, name, tags)
     except LedgerError:
         raise
     except Exception as error:
         raise LedgerError(f"MLflow at {public_uri(tracking_uri)}: {scrub(error, tracking_uri)}") from error
-    if version is None:
-        raise LedgerError(
-            f"MLflow at {public_uri(tracking_uri)} lacks the model of {record.label!r}, seed {record.seed}; "
-            f"bring it with: cellray track sync {study.name}"
-        )
-    score = float(record.operating_point_score)
-    return Registered(name, version, is_new, record.key, record.label, record.seed, score)
+    return Registered(name, version, is_new, record.key, record.label, record.seed, float(record.operating_point_score))
 
 
-def _version(client: MlflowClient, study: str, name: str, tags: Mapping[str, str]) -> tuple[str | None, bool]:
-    """The version with these weights, and whether it was made now; None if the store lacks the model."""
-    from mlflow.exceptions import MlflowException
-
-    model = _logged_model(client, study, tags)
-    if model is None:
-        return None, False
-    try:
-        client.create_registered_model(name, tags={"cellray.study": study})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get("cellray.checkpoint") == tags["cellray.checkpoint"]:
-            return str(version.version), False
-    made = client.create_model_version(
-        name,
-        source=model.artifact_location,
-        run_id=model.source_run_id,
-        tags=dict(tags),
-        model_id=model.model_id,
-        description=f"{tags['cellray.label']}, seed {tags['cellray.seed']}, of the study {study}",
-    )
-    return str(made.version), True
-
-
-def _logged_model(client: MlflowClient, study: str, tags: Mapping[str, str]) -> LoggedModel | None:
-    """The model that the study's tracker logged of these weights, ready to be loaded."""
+def _run(client: MlflowClient, study: str, record: TrialRecord) -> Run | None:
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         return None
-    found = client.search_logged_models(
-        [experiment.experiment_id], f"tags.`cellray.checkpoint` = '{tags['cellray.checkpoint']}'"
+    asked = f"tags.`cellray.kind` = 'seed' and tags.`cellray.key` = '{record.key}'"
+    return next(iter(client.search_runs([experiment.experiment_id], asked, max_results=1)), None)
+
+
+def _version(
+    client: MlflowClient,
+    run: Run,
+    ledger: Ledger,
+    record: TrialRecord,
+    checkpoint: bytes,
+    name: str,
+    tags: Mapping[str, str],
+) -> tuple[str, bool]:
+    """The version that is this model, and whether it was made now."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, tags={"cellray.study": tags["cellray.study"]})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    decides = [key for key in tags if key.startswith(("cellray.checkpoint", "cellray.operating_point"))]
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if all(version.tags.get(key) == tags[key] for key in decides):
+            return str(version.version), False
+    model = log_model(client, run, ledger, record, checkpoint)
+    made = client.create_model_version(
+        name,
+        source=model.artifact_location,
+        run_id=run.info.run_id,
+        tags=dict(tags),
+        model_id=model.model_id,
+        description=f"{record.label}, seed {record.seed}, of the study {tags['cellray.study']}",
     )
-    return next((m for m in found if m.status == "READY" and m.tags.get("cellray.key") == tags["cellray.key"]), None)
+    return str(made.version), True

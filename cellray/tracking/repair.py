@@ -26,7 +26,6 @@ def sync(
     study: Study,
     tracking_uri: str,
     *,
-    models: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Synced:
     """Bring a store up to date from the ledger alone; a second call changes nothing.
@@ -35,13 +34,12 @@ def sync(
         ledger: Of the study.
         study: Shown.
         tracking_uri: Any that MLflow takes.
-        models: Log the best checkpoint of each trial as a model.
         progress: Called with records done and records in all.
 
     Raises:
         LedgerError: If no sweep has been there, or the store didn't take everything.
     """
-    writer = Writer(ledger, study, ledger.plan(), tracking_uri, models=models, progress=progress)
+    writer = Writer(ledger, study, ledger.plan(), tracking_uri, progress=progress)
     for pause_s in (0.0, 1.0, 3.0):
         time.sleep(pause_s)
         if writer.round(everything=True) and writer.report():

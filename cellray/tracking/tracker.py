@@ -28,7 +28,6 @@ class MLflowTracker(Observer):
     Args:
         ledger: Of the study.
         tracking_uri: Any that MLflow takes; see `default_store`.
-        models: Log the best checkpoint of each trial as a model.
         interval_s: Between two writings of epochs and of the means over seeds.
         say: Called with one sentence when the store goes away, and by `close` with one if something is missing there.
     """
@@ -38,11 +37,10 @@ class MLflowTracker(Observer):
         ledger: Ledger,
         tracking_uri: str,
         *,
-        models: bool = True,
         interval_s: float = 3.0,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ) -> None:
-        self._ledger, self._uri, self._models = ledger, tracking_uri, models
+        self._ledger, self._uri = ledger, tracking_uri
         self._interval_s, self._say = interval_s, say
         self._notes: queue.SimpleQueue[Callable[[Writer], None] | None] = queue.SimpleQueue()  # None: the last one
         self._writer: Writer | None = None
@@ -61,7 +59,7 @@ class MLflowTracker(Observer):
 
     def on_start(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """Begin to show a study."""
-        self._writer = Writer(self._ledger, study, plan, self._uri, models=self._models)
+        self._writer = Writer(self._ledger, study, plan, self._uri)
         self._thread = threading.Thread(target=self._work, args=[self._writer], daemon=True, name="cellray-mlflow")
         self._thread.start()
 

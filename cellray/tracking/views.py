@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from urllib.parse import quote
+from typing import Literal, get_args
 
 from cellray.metrics import METRICS
 from cellray.tracking.seed_means import HEADLINE
@@ -18,6 +18,9 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 VIEW_NAME = "Configurations compared"
 
 BEGINNING = "Configurations:"
+
+Mode = Literal["TABLE", "CHARTS"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 LONGEST_TAG = 5000
 """Characters of a tag of an experiment."""
@@ -40,24 +43,21 @@ def saved_view(rank_by: str, sets: Sequence[str], created_ms: int) -> str:
     return text
 
 
-def note(question: str, experiment: str, configurations: Sequence[str], seeds: Sequence[str]) -> str:
-    """A description in Markdown: links to the configurations side by side, and the question.
+def note(question: str, experiment: str) -> str:
+    """A description in Markdown: links to the configurations compared, and the question.
 
     Args:
         question: The study's.
         experiment: Its id.
-        configurations: Ids of the configurations' runs.
-        seeds: Ids of the trials' runs.
     """
-    view = f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode="
-    links = [f"[table]({view}TABLE)", f"[charts]({view}CHART)"]
-    links += _compare("side by side", experiment, configurations)
-    links += _compare("box plot of all seeds", experiment, seeds)
-    while True:
-        text = f"{BEGINNING} {' · '.join(links)}\n\n{question}"  # the page folds all but the first line
-        if len(text) <= LONGEST_TAG:
-            return text
-        links.pop()  # of hundreds of runs
+    links = " · ".join(f"[{mode.lower()}]({comparison(experiment, mode)})" for mode in MODES)
+    return f"{BEGINNING} {links}\n\n{question}"  # the page folds all but the first line
+
+
+def comparison(experiment: str, mode: Mode) -> str:
+    """Where the page shows the saved view, below the address of a server."""
+    kind = "workflowType=machine_learning"  # else the page opens on traces of language models
+    return f"#/experiments/{experiment}/runs?{kind}&viewStateShareKey={VIEW}&compareRunsMode={mode.removesuffix('S')}"
 
 
 def is_note(text: str) -> bool:
@@ -99,12 +99,3 @@ def _state(rank_by: str, sets: Sequence[str]) -> dict[str, object]:
             ),
         ],
     }
-
-
-def _compare(title: str, experiment: str, runs: Sequence[str]) -> list[str]:
-    """A link to the page that compares runs, if there are two."""
-    if len(runs) < 2:
-        return []
-    named = {"runs": list(runs), "experiments": [experiment]}
-    query = "&".join(f"{key}={quote(json.dumps(ids, separators=(',', ':')))}" for key, ids in named.items())
-    return [f"[{title}](#/compare-runs?{query})"]

@@ -24,7 +24,6 @@ class Writer:
         study: Shown.
         trials: Planned.
         tracking_uri: Any that MLflow takes.
-        models: Log the best checkpoint of each trial as a model.
         progress: Called with records done and records in all.
     """
 
@@ -35,11 +34,10 @@ class Writer:
         trials: Iterable[PlannedTrial],
         tracking_uri: str,
         *,
-        models: bool,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._ledger, self._study, self._uri, self._progress = ledger, study, tracking_uri, progress
-        self._projection = Projection(ledger, study, tracking_uri, models=models)
+        self._projection = Projection(ledger, study, tracking_uri)
         self.records: dict[str, TrialRecord] = {}
         """Every record that the ledger is known to have, by key."""
         self._read = False
