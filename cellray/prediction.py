@@ -13,10 +13,10 @@ from torch import nn
 
 from cellray.data import Dataset, list_images, read_image
 from cellray.device import prepare
-from cellray.errors import LedgerError
+from cellray.errors import LedgerError, StudyError
 from cellray.evaluation import SetScores, evaluate_set, predict_image
 from cellray.ledger import Ledger
-from cellray.model import build_model
+from cellray.outside import is_dotted
 from cellray.overlay import draw_overlay
 from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import TrialRecord
@@ -39,11 +39,18 @@ class TrainedModel:
     record: TrialRecord
 
     @classmethod
-    def load(cls, ledger: Ledger, label: str, seed: int | None = None) -> TrainedModel:
+    def load(cls, ledger: Ledger, label: str, seed: int | None = None, *, allow_code: bool = False) -> TrainedModel:
         """The model of a configuration; without a seed, the one with the best validation score.
+
+        Args:
+            ledger: Of the study.
+            label: The configuration's.
+            seed: Of the trial.
+            allow_code: Import a network of the user's own; else a trial of one is an error.
 
         Raises:
             LedgerError: If there is no such trial, or it has no usable model.
+            StudyError: If its network can't be built here as it was.
         """
         records = [r for r in ledger.records() if r.label == label and (seed is None or r.seed == seed)]
         record = best_record(records, records[0].settings.rules.rank_by) if records else None
@@ -56,11 +63,9 @@ class TrainedModel:
         weights = ledger.load_checkpoint(record.key, "best")
         if weights is None:
             raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
-        network = build_model(
-            settings.model.name,
-            base_features=settings.model.base_features,
-            in_channels=settings.data.channels,
-        )
+        if is_dotted(settings.model.name) and not allow_code:
+            raise StudyError(f"the network {settings.model.name!r} is code outside cellray; --allow-code runs it")
+        network = settings.model.config.build(settings.data.channels)
         network.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)["model"])
         network.eval()
         return cls(

@@ -1,4 +1,4 @@
-"""Losses of MONAI and kornia in cellray's form: (logits, target), one channel."""
+"""Losses of MONAI, kornia and segmentation_models_pytorch in cellray's form: (logits, target), one channel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def plain(module: Any) -> LibraryLoss:
         return module(logits.float(), target)
 
     return library_loss
+
+
+def of_probabilities(module: Any) -> LibraryLoss:
+    """A loss that takes one channel of probabilities and a mask."""
+    return lambda logits, target: module(logits.float().sigmoid(), target)
 
 
 def with_classes(module: Any, channels: int = 0) -> LibraryLoss:
@@ -55,4 +60,18 @@ def of_kornia(losses: Any) -> dict[str, LibraryLoss]:
         "focal": with_classes(losses.FocalLoss(alpha=0.5, gamma=2.0, reduction="mean")),
         "binary focal": plain(losses.BinaryFocalLossWithLogits(alpha=0.5, gamma=2.0, reduction="mean")),
         "Lovász softmax": with_classes(losses.LovaszSoftmaxLoss()),
+    }
+
+
+def of_smp(losses: Any) -> dict[str, LibraryLoss]:
+    return {
+        "Dice": plain(losses.DiceLoss("binary")),
+        "log Dice": plain(losses.DiceLoss("binary", log_loss=True)),
+        "Jaccard": plain(losses.JaccardLoss("binary")),
+        "Tversky": plain(losses.TverskyLoss("binary", alpha=0.3, beta=0.7)),
+        "focal Tversky": plain(losses.TverskyLoss("binary", alpha=0.3, beta=0.7, gamma=4 / 3)),
+        "focal": plain(losses.FocalLoss("binary", gamma=2.0)),
+        "Lovász": plain(losses.LovaszLoss("binary")),
+        "BCE": plain(losses.SoftBCEWithLogitsLoss()),
+        "MCC": of_probabilities(losses.MCCLoss()),
     }

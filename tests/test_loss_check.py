@@ -11,8 +11,8 @@ from pathlib import Path
 import bad_losses
 import pytest
 import torch
-from conftest import oracle
-from library_losses import LibraryLoss, of_kornia, of_monai
+from conftest import oracle, skip_or_fail
+from library_losses import LibraryLoss, of_kornia, of_monai, of_smp
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,6 +21,7 @@ from cellray.errors import StudyError
 from cellray.losses import LOSSES, PRESETS, RELEASED, bce_loss, dice_loss, focal_loss, focal_tversky_loss
 from cellray.losses.bound import Loss, Term
 from cellray.losses.check import CHECKS, Finding, check_loss, scenes
+from cellray.model import library
 from cellray.study import loss_named
 
 TESTS = Path(__file__).parent
@@ -374,6 +375,14 @@ class TestLibraries:
 
     def test_of_kornia(self):
         assert self.faults(of_kornia(oracle("kornia.losses"))) == {}
+
+    def test_of_segmentation_models_pytorch(self):
+        try:
+            smp = library("segmentation_models_pytorch")
+        except StudyError as error:
+            skip_or_fail(str(error))
+        # Its MCC of an image without cells, predicted empty, is 0 / 0 + eps / eps: 0.5, not 1.
+        assert self.faults(of_smp(smp.losses)) == {"MCC": {"masks"}}
 
 
 class TestSoundLosses:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,11 @@ from cellray.cli.common import (
     Storage,
     StudyFile,
     StudyName,
-    check_study_losses,
+    check_study,
     chosen_trials,
     find,
     interruptible,
+    load,
     name_of,
     open_sets,
     out,
@@ -50,12 +52,11 @@ def train(
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
     from cellray.results import known_study
-    from cellray.study import load_study
     from cellray.trial import run_trial
 
     with_allocator()
-    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
-    check_study_losses(study)
+    study = load(study_file, storage, allow_code)
+    check_study(study, storage)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     study = known_study(study, ledger.search())
@@ -106,6 +107,7 @@ def evaluate_dataset(
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these manifest rows.")] = None,
     storage: Storage = "studies",
     output: Annotated[Path | None, typer.Option("--out", help="Write scores.json and tables there.")] = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
@@ -120,7 +122,7 @@ def evaluate_dataset(
     if diameter_px is None:
         raise StudyError("give --diameter-px, the mean cell diameter on these images: sizes are measured in it")
     ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed)
+    model = TrainedModel.load(ledger, config, seed, allow_code=_look_beside(study_name, allow_code))
     dataset = open_dataset(
         DatasetConfig(
             name=name_of(path),
@@ -167,6 +169,7 @@ def predict(
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
     storage: Storage = "studies",
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Find and count cells on images without ground truth: a table of counts, label images, overlays.
@@ -181,7 +184,7 @@ def predict(
     from cellray.prediction import TrainedModel
 
     ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed)
+    model = TrainedModel.load(ledger, config, seed, allow_code=_look_beside(study_name, allow_code))
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -198,6 +201,14 @@ def predict(
     pd.DataFrame(rows).to_csv(output / "counts.csv", index=False)
     if not quiet:
         out.print(f"written: {output}/counts.csv, labels/, overlays/", highlight=False, soft_wrap=True)
+
+
+def _look_beside(study_name: str, allow_code: bool) -> bool:
+    """`allow_code`; if so, a network of the user's own is looked for beside the study file, or in this folder."""
+    folder = str(Path(study_name).resolve().parent)
+    if allow_code and folder not in sys.path:
+        sys.path.insert(0, folder)
+    return allow_code
 
 
 def _where(pairs: list[str] | None) -> dict[str, tuple[str, ...]]:

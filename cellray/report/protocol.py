@@ -13,6 +13,7 @@ from cellray.report.ranking import Tables, rows_of
 from cellray.report.searched import METHODS, STOPPING, Search
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import format_value, metric_title
+from cellray.report.words import listing_some
 from cellray.results import Plan
 from cellray.scores import is_finite
 from cellray.study import EvaluationConfig, Role
@@ -76,6 +77,16 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
             else ""
         ),
     )
+    named: dict[str, list[str]] = {}
+    for r in stored:
+        labels = named.setdefault(r.settings.model.config.describe(), [])
+        labels += [] if r.label in labels else [r.label]
+    several = len(named) > 1
+    yield (
+        "Networks" if several else "Network",
+        "; ".join(f"{name}: {listing_some(labels)}" if several else name for name, labels in named.items())
+        or "none recorded",
+    )
     data = [r.data for r in stored]
     yield "Training data", f"fingerprint {distinct(d.fingerprint for d in data)}"
     sizes = {(d.n_train, d.n_val, d.n_test) for d in data if d.n_train is not None}
@@ -118,12 +129,17 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
         "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
         "parameters", "learning rate",
     ]  # fmt: skip
+    networks = {label: distinct(r.settings.model.config.describe() for r in rs) for label, rs in found.by_label.items()}
+    is_compared = len(set(networks.values()) - {distinct([])}) > 1
+    if is_compared:
+        columns.insert(1, "network")
     rows = []
     for row in rows_of(found.ranked):
         mine = found.by_label[row.label]
         rows.append(
             [
                 str(row.label),
+                *([networks.get(row.label, distinct([]))] if is_compared else []),
                 *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
                 str(row.n_stopped),
                 str(row.n_missing),

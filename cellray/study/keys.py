@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
-from cellray.study.settings import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from cellray.study.network import ModelConfig
+from cellray.study.settings import DataConfig, EvaluationConfig, TrainingConfig
 
 SCHEMA_VERSION = 1
 """Raised when a change of code changes what a training computes, rounding aside: old records then count as not done."""
@@ -28,7 +29,7 @@ class Recipe(NamedTuple):
         """Plain settings, without those that can't change what comes out."""
         unused = set() if self.training.lr == "range_test" else {"range_test"}
         return {
-            "model": self.model.model_dump(mode="json"),
+            "model": self.model.decisive(),
             "loss": self.loss.decisive(),
             "training": self.training.model_dump(mode="json", exclude=unused),
         }

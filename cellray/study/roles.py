@@ -28,6 +28,8 @@ def trained_roles(recipes: Iterable[Recipe], *, searched: bool) -> list[Role]:
     leaves = []
     for recipe in recipes:
         groups: dict[str, object] = {**recipe.decisive()}
+        if recipe.model.weights is not None:
+            groups["model"] = {**recipe.model.decisive(), "weights": recipe.model.weights}
         if recipe.loss.name is None:
             groups["loss"] = {"terms": recipe.loss.describe()}
         leaves.append(_leaves(groups))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cellray.errors import one_of
 from cellray.losses import Positive
 from cellray.metrics import METRICS
-from cellray.model import MODELS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
 from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
+from cellray.study.network import complete_changes
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.quirks import QUIRKS, known_quirks
 
@@ -114,19 +114,6 @@ class DataConfig(Settings):
         if problems:
             raise SettingsError(problems)
         return self
-
-
-class ModelConfig(Settings):
-    """The network."""
-
-    name: str = "c_resunet"
-    """A key of ``cellray.model.MODELS``."""
-    base_features: int = Field(default=16, ge=1)
-
-    @field_validator("name")
-    @classmethod
-    def is_known(cls, name: str) -> str:
-        return one_of("model", name, MODELS)
 
 
 class AugmentConfig(Settings):
@@ -251,11 +238,17 @@ class ConfigurationConfig(Settings):
     loss: LossConfig | None = None
     """None: the study's own loss."""
     model: dict[str, object] = Field(default={})
-    """Settings of `model` that this configuration changes; the others stay as they are."""
+    """Settings of `model` that this configuration changes; the others stay as they are, unless it names another
+    network, which has its own."""
     training: dict[str, object] = Field(default={})
     """Settings of `training` that this configuration changes; the others stay as they are."""
     quirks: tuple[str, ...] = ()
     """Quirks of the reference study's code for this configuration alone; only those that act on training."""
+
+    @field_validator("model")
+    @classmethod
+    def may_be_used(cls, changes: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        return complete_changes(changes, info)
 
     @field_validator("quirks")
     @classmethod

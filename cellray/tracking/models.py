@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellray.outside import is_dotted
 from cellray.record import TrialRecord, TrialSettings
 from cellray.scratch import scratch_folder
+from cellray.study import ModelConfig, short_hash
 from cellray.tracking.values import digest
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ class ModelSaver:
 
     def __init__(self) -> None:
         self._folder = scratch_folder("models")
-        self._traced: dict[tuple[str, int, int], tuple[Path, ExportedProgram]] = {}
+        self._traced: dict[str, tuple[Path, ExportedProgram]] = {}
 
     def save(self, settings: TrialSettings, checkpoint: bytes, *, run_id: str, model_id: str) -> Path:
         """Write a model folder.
@@ -46,8 +49,7 @@ class ModelSaver:
         from mlflow.models import Model
 
         weights = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")["model"]
-        network, channels = settings.model, settings.data.channels
-        template, program = self._trace(network.name, network.base_features, channels, weights)
+        template, program = self._trace(settings.model.config, settings.data.channels, weights)
         with torch.no_grad():
             for key, tensor in program.state_dict.items():
                 tensor.copy_(weights[key])
@@ -61,10 +63,10 @@ class ModelSaver:
         return folder
 
     def _trace(
-        self, name: str, base_features: int, in_channels: int, weights: Mapping[str, Tensor]
+        self, model: ModelConfig, in_channels: int, weights: Mapping[str, Tensor]
     ) -> tuple[Path, ExportedProgram]:
         """The model folder of an architecture, and its exported program; the weights are the first trial's."""
-        architecture = (name, base_features, in_channels)
+        architecture = f"{model.model_dump_json(exclude={'weights', 'weights_hash'})} {in_channels}"
         if architecture not in self._traced:
             import mlflow.pytorch
             import numpy as np
@@ -72,18 +74,18 @@ class ModelSaver:
             from mlflow.models import ModelSignature
             from mlflow.types import Schema, TensorSpec
 
-            from cellray.model import build_model
-
+            if is_dotted(model.name) and model.name.partition(":")[0] not in sys.modules:
+                raise ValueError(f"{model.name!r} is code outside cellray; a sweep with --allow-code exports it")
             # On meta and then filled: initial weights would draw from the random state of whoever trains here.
-            network = build_model(name, base_features=base_features, in_channels=in_channels, device="meta")
+            network = model.build(in_channels, "meta")
             if dict(network.named_buffers()).keys() - network.state_dict().keys():
-                raise ValueError(f"{name!r} has buffers that its checkpoints lack")
+                raise ValueError(f"{model.name!r} has buffers that its checkpoints lack")
             network.to_empty(device="cpu").load_state_dict(weights)
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # what the format stores
             network.eval()
-            folder = Path(self._folder.name) / "-".join(map(str, architecture))
+            folder = Path(self._folder.name) / short_hash(architecture)
             shutil.rmtree(folder, ignore_errors=True)
-            single = np.dtype("float32")
+            single, side = np.dtype("float32"), max(getattr(network, "size_multiple", 8), 8)
             mlflow.pytorch.save_model(
                 network,
                 str(folder),
@@ -92,10 +94,10 @@ class ModelSaver:
                     outputs=Schema([TensorSpec(single, (-1, 1, -1, -1))]),
                 ),
                 # of two images and two tiles a side, since tracing takes a size of 1 for a constant
-                input_example=np.zeros((2, in_channels, 16, 24), dtype=single),
+                input_example=np.zeros((2, in_channels, 2 * side, 3 * side), dtype=single),
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
                 metadata={
-                    "input": "images in [0, 1]; height and width multiples of 8, from 16",
+                    "input": f"images in [0, 1]; height and width multiples of {side}, from {2 * side}",
                     "output": "logits",
                 },
                 serialization_format="pt2",

@@ -26,7 +26,7 @@ PARTNER = {
     "cell_weight": "background_weight",
 }
 
-PARTS: dict[str, tuple[str, dict[str, float]]] = {
+PROMISED: dict[str, tuple[str, dict[str, float]]] = {
     **{name: (name, {}) for name in LOSSES},
     "ce": ("bce", {}),
     "cross_entropy": ("bce", {}),
@@ -174,7 +174,7 @@ def _swapped(loss: Loss) -> Iterator[Verdict]:
     """A failure for each two weights of a sum of which each weighs the part that the other names."""
     (term,) = loss.terms
     settings = _numbers(term)
-    parts = {s: PARTS[s.removesuffix("_weight")] for s in settings if s.removesuffix("_weight") in PARTS}
+    parts = {s: PROMISED[s.removesuffix("_weight")] for s in settings if s.removesuffix("_weight") in PROMISED}
     parts = {s: part for s, part in parts.items() if s.endswith("_weight")}
     if len(parts) < 2:
         return
