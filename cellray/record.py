@@ -121,6 +121,16 @@ class NetworkSettings(_Kept):
         """The network, checked."""
         return ModelConfig.model_validate(self.model_dump(include=set(ModelConfig.model_fields)))
 
+    @property
+    def title(self) -> str:
+        """What it is called: its name, and the settings that are no defaults; empty if the record doesn't say."""
+        if "name" not in self.model_fields_set:
+            return ""
+        try:
+            return self.config.describe()
+        except ValidationError:  # of a version that knows another
+            return self.name
+
 
 class DatasetSettings(_Kept):
     """A set of images as the study names it."""

@@ -139,7 +139,7 @@ class TestSettings:
     def test_a_study_over_networks_says_so(self, tmp_path):
         study = load(tmp_path, "{base_features: 8}", "{name: monai_unet}")
         compared = {role.parameter: role.value for role in study.roles() if role.role == "compared"}
-        assert compared["model.name"] == ["c_resunet", "monai_unet"]
+        assert compared["model"] == ["c_resunet(base_features=8)", "monai_unet"]
 
     def test_the_resolved_copy_is_an_equal_study(self, tmp_path):
         study = load(tmp_path, "{name: monai_dynunet}", "{name: smp, settings: {options: {decoder_dropout: 0.1}}}")

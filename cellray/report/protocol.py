@@ -54,7 +54,7 @@ def state_protocol(found: Findings, facts: StudyFacts) -> Protocol:
     stored = [found.records[key] for key in sorted(found.records)]
     evaluation = facts.evaluation or next((r.settings.rules for r in stored if r.settings.evaluation), None)
     return Protocol(
-        facts=list(one_liners(stored, found.plan, found.tables)),
+        facts=[*one_liners(stored, found.plan, found.tables), *_networks(found)],
         budget=budget_table(found),
         metrics=metric_definitions(found.tables),
         points=point_table(found),
@@ -76,16 +76,6 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
             if tables.n_unplanned
             else ""
         ),
-    )
-    named: dict[str, list[str]] = {}
-    for r in stored:
-        labels = named.setdefault(r.settings.model.config.describe(), [])
-        labels += [] if r.label in labels else [r.label]
-    several = len(named) > 1
-    yield (
-        "Networks" if several else "Network",
-        "; ".join(f"{name}: {listing_some(labels)}" if several else name for name, labels in named.items())
-        or "none recorded",
     )
     data = [r.data for r in stored]
     yield "Training data", f"fingerprint {distinct(d.fingerprint for d in data)}"
@@ -117,6 +107,14 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
         yield title, distinct(getattr(r.provenance, key) for r in stored)
 
 
+def _networks(found: Findings) -> Iterable[tuple[str, str]]:
+    """What was trained, and by which configurations where they differ in it."""
+    if len(found.networks) == 1:
+        yield "Network", next(iter(found.networks))
+    elif found.networks:
+        yield "Networks", "; ".join(f"{name}: {listing_some(labels)}" for name, labels in found.networks.items())
+
+
 def distinct(values: Iterable[object]) -> str:
     """Every different value, sorted; says so where nothing is recorded."""
     known = sorted({str(value) for value in values if value not in (None, "")})
@@ -129,8 +127,7 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
         "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
         "parameters", "learning rate",
     ]  # fmt: skip
-    networks = {label: distinct(r.settings.model.config.describe() for r in rs) for label, rs in found.by_label.items()}
-    is_compared = len(set(networks.values()) - {distinct([])}) > 1
+    is_compared = len(found.networks) > 1
     if is_compared:
         columns.insert(1, "network")
     rows = []
@@ -139,7 +136,7 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 str(row.label),
-                *([networks.get(row.label, distinct([]))] if is_compared else []),
+                *([distinct(r.settings.model.title for r in mine)] if is_compared else []),
                 *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
                 str(row.n_stopped),
                 str(row.n_missing),
