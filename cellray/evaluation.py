@@ -23,7 +23,6 @@ from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import OverlayFile
 from cellray.study import EvaluationConfig
 
-STRIDE = 8  # the networks halve an image three times
 TILE_OVERLAP_PX = 64
 BATCH_PX = 2**21  # pixels predicted at once
 
@@ -39,7 +38,8 @@ def predict_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of whole images, any size: (index, float32 tensor (H, W) on the CPU), grouped by shape.
 
-    Images are continued by reflection to multiples of 8; larger ones than a tile are predicted in overlapping tiles.
+    Images are continued by reflection to multiples of what the network takes (its `size_multiple`); larger ones than a
+    tile are predicted in overlapping tiles.
     """
     model.eval()
     for members in same_shapes(dataset, indices):
@@ -79,7 +79,8 @@ def _logits(model: nn.Module, images: np.ndarray, device: torch.device, precisio
 def _predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, 1, H, W) of images (N, C, H, W) of any size."""
     height, width = images.shape[-2:]
-    down, right = -height % STRIDE, -width % STRIDE
+    multiple = getattr(model, "size_multiple", 8)
+    down, right = -height % multiple, -width % multiple
     if down or right:
         mode = "reflect" if down < height and right < width else "replicate"
         images = functional.pad(images, (0, right, 0, down), mode=mode)

@@ -17,10 +17,10 @@ from torch import nn
 
 from cellray.data import Dataset, Reading, list_images, outputs_of, planes_of, read_image
 from cellray.device import prepare
-from cellray.errors import DataError, LedgerError
+from cellray.errors import DataError, LedgerError, StudyError
 from cellray.evaluation import SetScores, evaluate_set, predict_image
 from cellray.ledger import Ledger
-from cellray.model import build_model
+from cellray.outside import is_dotted
 from cellray.overlay import draw_overlay
 from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import TrialRecord
@@ -117,30 +117,41 @@ class TrainedModel:
     record: TrialRecord
 
     @classmethod
-    def load(cls, ledger: Ledger, label: str | None = None, seed: int | None = None) -> TrainedModel:
+    def load(
+        cls, ledger: Ledger, label: str | None = None, seed: int | None = None, *, allow_code: bool = False
+    ) -> TrainedModel:
         """The model that `chosen_trial` gives.
+
+        Args:
+            ledger: Of the study.
+            label: The configuration's.
+            seed: Of the trial.
+            allow_code: Import a network of the user's own; else a trial of one is an error.
 
         Raises:
             LedgerError: If there is no such trial, or it has no usable model.
+            StudyError: If its network can't be built here as it was.
         """
         record, checkpoint = chosen_trial(ledger, label, seed)
-        return cls.of(record, checkpoint)
+        return cls.of(record, checkpoint, allow_code=allow_code)
 
     @classmethod
-    def of(cls, record: TrialRecord, checkpoint: bytes) -> TrainedModel:
+    def of(cls, record: TrialRecord, checkpoint: bytes, *, allow_code: bool = False) -> TrainedModel:
         """The model of a finished trial.
 
         Args:
             record: Of the trial, with its operating point.
             checkpoint: Contents of its `best.pt`.
+            allow_code: As for `load`.
+
+        Raises:
+            StudyError: As `load`.
         """
         assert record.operating_point is not None
         settings = record.settings
-        network = build_model(
-            settings.model.name,
-            base_features=settings.model.base_features,
-            in_channels=settings.data.channels,
-        )
+        if is_dotted(settings.model.name) and not allow_code:
+            raise StudyError(f"the network {settings.model.name!r} is code outside cellray; --allow-code runs it")
+        network = settings.model.config.build(settings.data.channels)
         network.load_state_dict(torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)["model"])
         network.eval()
         return cls(

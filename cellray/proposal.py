@@ -279,20 +279,22 @@ def _otherwise(config: DatasetConfig, found: DatasetReport) -> tuple[DatasetRepo
 
 
 def within_budget(proposal: Proposal, budget_s: float, cost_of: Callable[[Study], Forecast]) -> tuple[Proposal, float]:
-    """The proposal with as many seeds and steps as a time budget carries, and its seconds.
+    """The proposal with as many seeds and steps as a time budget carries, and its seconds; at least the least.
 
     Args:
-        proposal: As `look_at` gave it; it is the answer if the budget carries no study.
+        proposal: As `look_at` gave it.
         budget_s: From the command to the report.
         cost_of: What a study will cost.
     """
+    takes_s = math.inf
     for n_seeds, steps in PLANS:
-        tried = replace(proposal, n_seeds=n_seeds, steps=steps)
-        seconds = cost_of(Study.model_validate(yaml.safe_load(tried.text()))).total_s
-        assert seconds is not None  # the proposal asks for what this machine has
-        if seconds <= budget_s:
+        proposal = replace(proposal, n_seeds=n_seeds, steps=steps)
+        total_s = cost_of(Study.model_validate(yaml.safe_load(proposal.text()))).total_s
+        assert total_s is not None  # the proposal asks for what this machine has
+        takes_s = total_s
+        if takes_s <= budget_s:
             break
-    return tried, seconds
+    return proposal, takes_s
 
 
 def seconds_of(budget: str) -> float:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cellray.errors import LedgerError
 from cellray.postprocess import OperatingPoint
-from cellray.study import EvaluationConfig, Trial
+from cellray.study import EvaluationConfig, ModelConfig, Trial
 
 Outcome = Literal["finished", "collapsed", "failed", "stopped"]
 Number = int | float | None
@@ -116,8 +116,27 @@ class TrainingSettings(_Kept):
 class NetworkSettings(_Kept):
     """What a trial trained."""
 
-    name: str = ""
-    base_features: int = 0
+    name: str = "c_resunet"
+    base_features: int | None = None
+    settings: dict[str, object] = {}
+    weights: str | None = None
+    code: str | None = None
+    weights_hash: str | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network, checked."""
+        return ModelConfig.model_validate(self.model_dump(include=set(ModelConfig.model_fields)))
+
+    @property
+    def title(self) -> str:
+        """What it is called: its name, and the settings that are no defaults; empty if the record doesn't say."""
+        if "name" not in self.model_fields_set:
+            return ""
+        try:
+            return self.config.describe()
+        except ValidationError:  # of a version that knows another
+            return self.name
 
 
 class DatasetSettings(_Kept):

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
     ("errors", "processes", "arrays", "times"),
+    ("outside",),
     ("storage", "scratch"),
     ("postprocess", "metrics", "losses", "device"),
     ("overlay", "statistics"),

@@ -1,4 +1,7 @@
-"""The ``cellray`` command. Exit codes: 0 done, 1 unsound loss, 2 bad input, 3 some trials failed, 130 interrupted."""
+"""The ``cellray`` command.
+
+Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import typer
 from rich.markup import escape
 
 import cellray
-from cellray.cli import audit, cluster, compare, data, init, losses, one_trial, plan, studies, submit, track
+from cellray.cli import audit, cluster, compare, data, init, losses, model, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
@@ -19,8 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 an unsound loss (losses check), 2 bad input, 3 some trials failed, "
-    "130 interrupted (the same command goes on).",
+    epilog="Exit codes: 0 done, 1 an unsound loss or network (losses check, model check), 2 bad input, "
+    "3 some trials failed, 130 interrupted (the same command goes on).",
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
@@ -45,6 +48,7 @@ app.add_typer(audit.audit_app, name="audit")
 app.add_typer(cluster.cluster_app, name="cluster")
 app.add_typer(data.data_app, name="data")
 app.add_typer(losses.losses_app, name="losses")
+app.add_typer(model.model_app, name="model")
 app.add_typer(track_app, name="track")
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cellray.record import SearchLog
     from cellray.results import Plan, Results
     from cellray.study import Study
+    from cellray.study.loading import Code
     from cellray.trial import Sets
 
 FAILED, INTERRUPTED = 3, 130
@@ -42,7 +44,7 @@ Seeds = Annotated[str | None, typer.Option(metavar="0,5", help="Run only these o
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Run only this configuration (repeatable).")]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="At most so many trials at once.")]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Let the study import losses outside cellray (package.module:function).")
+    bool, typer.Option("--allow-code", help="Import losses and networks outside cellray (package.module:name).")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -105,11 +107,27 @@ def chosen_trials(study: Study, seeds: str | None, only: list[str] | None) -> se
     return {(label, seed) for label in (only or labels) for seed in wanted}
 
 
-def check_study_losses(study: Study) -> None:
-    """Stop at a loss that isn't what it says, before any data is opened; say what the study lets through."""
-    from cellray.study import check_losses
+def load(study_file: Path, storage: str, allow_code: bool) -> Study:
+    """A study file that is to be run: with the hashes of a user's own code and of the weights that it starts from."""
+    from cellray.ledger import read_weights
+    from cellray.study import load_study
 
-    for sentence in check_losses(study):
+    code: Code = "allowed" if allow_code else "forbidden"
+    return load_study(study_file, code=code, read_weights=partial(read_weights, storage=storage))
+
+
+def check_study(study: Study, storage: str | None = None) -> None:
+    """Stop at a loss or a network that isn't what it says, before any data is opened; say what is worth knowing.
+
+    Args:
+        study: What is to be run.
+        storage: Where ledgers lie; None: weights to start from aren't looked at here.
+    """
+    from cellray.ledger import read_weights
+    from cellray.study import check_losses, check_networks
+
+    read = None if storage is None else partial(read_weights, storage=storage)
+    for sentence in [*check_losses(study), *check_networks(study, read)]:
         err.print(f"[yellow]Note:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
@@ -184,6 +202,14 @@ def find(study_name: str, storage: str) -> StoredStudy:
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
         study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
     return StoredStudy.of(study, ledger)
+
+
+def look_beside(study_name: str, allow_code: bool) -> bool:
+    """`allow_code`; if so, a network of the user's own is looked for beside the study file, or in this folder."""
+    folder = str(Path(study_name).resolve().parent)
+    if allow_code and folder not in sys.path:
+        sys.path.insert(0, folder)
+    return allow_code
 
 
 def name_of(path: Path) -> str:

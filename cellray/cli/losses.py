@@ -28,17 +28,18 @@ UNSOUND = 1
 
 MARKS = {"pass": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "failure": "[bold red]✗[/bold red]"}
 
-HEADINGS = {
-    "probabilities": "probs",
-    "double_activation": "twice\nactiv.",
-    "weights": "weights",
-    "missed_or_spurious": "miss:\nspur.",
-    "object_size": "cell\nsize",
-    "reduction": "reduc-\ntion",
-    "invariance": "flips",
-    "gradient": "grad-\nient",
+GROUPED = {
+    "logits": ("probabilities", "double_activation", "activation"),
+    "floor": ("floor",),
+    "settings": ("weights", "words"),
+    "maps": ("maps",),
+    "cells": ("wrong_class", "missed_or_spurious", "object_size"),
+    "masks": ("masks",),
+    "numbers": ("finite", "precision", "gradient"),
+    "batch": ("reduction",),
+    "flips": ("invariance",),
 }
-"""Narrow column headings of the checks whose name is wide."""
+"""Columns of the table of marks, each with the worst mark of some checks: one each would be too wide."""
 
 
 class _Described(NamedTuple):
@@ -106,15 +107,15 @@ def losses_check(
 
 
 def print_findings(found: dict[str, list[Finding]]) -> None:
-    """A row a loss with a mark a check, then each warning and failure with its reason."""
+    """A row a loss with a mark for each group of checks, then each warning and failure with its reason."""
     from cellray.losses.check import CHECKS
 
     marks = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     marks.add_column("loss", overflow="fold")
-    for check in CHECKS:
-        marks.add_column(HEADINGS.get(check, check), justify="center", no_wrap=True)
+    for heading in GROUPED:
+        marks.add_column(heading, justify="center", no_wrap=True)
     for name, findings in found.items():
-        marks.add_row(escape(name), *(MARKS[_worst(findings, check)] for check in CHECKS))
+        marks.add_row(escape(name), *(MARKS[_worst(findings, checks)] for checks in GROUPED.values()))
     out.print(marks)
     for name, findings in found.items():
         reasons = Table.grid(padding=(0, 2, 0, 0))
@@ -129,9 +130,9 @@ def print_findings(found: dict[str, list[Finding]]) -> None:
     out.print(f"\n{len(found)} checked, {n_failed} failed; ✓ pass  ! worth knowing  ✗ fault", highlight=False)
 
 
-def _worst(findings: list[Finding], check: str) -> str:
+def _worst(findings: list[Finding], checks: tuple[str, ...]) -> str:
     order = ("pass", "warning", "failure")
-    return max((f.status for f in findings if f.check == check), key=order.index)
+    return max((f.status for f in findings if f.check in checks), key=order.index)
 
 
 def _by_reason(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:

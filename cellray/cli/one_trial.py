@@ -26,11 +26,13 @@ from cellray.cli.common import (
     Storage,
     StudyFile,
     StudyName,
-    check_study_losses,
+    check_study,
     chosen_trials,
     err,
     find,
     interruptible,
+    load,
+    look_beside,
     name_of,
     open_sets,
     out,
@@ -59,12 +61,11 @@ def train(
     from cellray.device import has_gpu
     from cellray.ledger import Ledger
     from cellray.results import known_study
-    from cellray.study import load_study
     from cellray.trial import run_trial
 
     with_allocator()
-    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
-    check_study_losses(study)
+    study = load(study_file, storage, allow_code)
+    check_study(study, storage)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     study = known_study(study, ledger.search())
@@ -117,6 +118,7 @@ def evaluate_dataset(
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these manifest rows.")] = None,
     storage: Storage = "studies",
     output: Annotated[Path | None, typer.Option("--out", help="Write scores.json and tables there.")] = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
@@ -131,7 +133,7 @@ def evaluate_dataset(
     if rescale and diameter_px is None:
         raise StudyError("--rescale goes with --diameter-px, the mean cell diameter on these images")
     ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed)
+    model = TrainedModel.load(ledger, config, seed, allow_code=look_beside(study_name, allow_code))
     dataset = open_dataset(
         DatasetConfig(
             name=name_of(path),
@@ -185,6 +187,7 @@ def predict(
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
     storage: Storage = "studies",
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Find and count cells on images without ground truth: a table of counts, label images, overlays.
@@ -195,7 +198,7 @@ def predict(
     from cellray.prediction import CELL_COLUMNS, TrainedModel
 
     ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed)
+    model = TrainedModel.load(ledger, config, seed, allow_code=look_beside(study_name, allow_code))
     pictures, problems = model.pictures(path)
     if problems:
         err.print(f"{len(problems)} of the files can't be read; they are named at the end.", highlight=False)

@@ -11,7 +11,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cellray.cli.common import AllowCode, Json, MaxConcurrent, Only, Seeds, Storage, StudyFile, choose, open_sets, out
+from cellray.cli.common import (
+    AllowCode,
+    Json,
+    MaxConcurrent,
+    Only,
+    Seeds,
+    Storage,
+    StudyFile,
+    choose,
+    load,
+    open_sets,
+    out,
+)
 from cellray.errors import StudyError
 from cellray.times import duration
 
@@ -58,9 +70,8 @@ def plan(
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
     from cellray.results import known_trials
-    from cellray.study import load_study
 
-    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
+    study = load(study_file, storage, allow_code)
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
     groups = _nodes_described(study, nodes, gpus_per_node, cpus_per_node, context, namespace)
@@ -159,9 +170,11 @@ def _print_trials(planned: list[PlannedTrial], cost: Forecast) -> None:
     table.add_column("loss", no_wrap=True, overflow="ellipsis", max_width=room)
     for name in ("done", "epoch", "trial", "memory"):
         table.add_column(name, no_wrap=True, justify="right")
+    several = len({p.trial.model.describe() for p in planned}) > 1
     for label, trial in {p.label: p.trial for p in planned}.items():
         states = [_state(p) for p in planned if p.label == label]
         kind = kinds.get(label)
+        network = f", {trial.model.describe()}" if several else ""
         costs = (
             ("", "", "")
             if kind is None
@@ -169,7 +182,7 @@ def _print_trials(planned: list[PlannedTrial], cost: Forecast) -> None:
             if kind.epoch_s is None or kind.trial_s is None
             else (f"{kind.epoch_s:.2g} s", duration(kind.trial_s), _gib(kind.peak_mb))
         )
-        table.add_row(escape(label), escape(trial.loss.describe()), _counted(states), *costs)
+        table.add_row(escape(label), escape(trial.loss.describe() + network), _counted(states), *costs)
     out.print(table)
 
 

@@ -25,11 +25,12 @@ from cellray.cli.common import (
     StudyFile,
     StudyName,
     TrackingUri,
-    check_study_losses,
+    check_study,
     choose,
     err,
     find,
     interruptible,
+    load,
     open_sets,
     out,
 )
@@ -66,13 +67,12 @@ def sweep(
     from cellray.cli.progress import ProgressObserver
     from cellray.ledger import Ledger
     from cellray.report import ReportObserver
-    from cellray.study import load_study
     from cellray.sweep import connect, run_sweep
     from cellray.tracking import MLflowTracker, check_store, default_store
 
-    study = load_study(study_file, code="allowed" if allow_code else "forbidden")
+    study = load(study_file, storage, allow_code)
     chosen = choose(study, seeds, only)
-    check_study_losses(study)
+    check_study(study, storage)
     ledger = Ledger(storage, study.name)
     ledger.prepare()
     uri = tracking_uri or default_store(storage)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study_losses, err, out
+from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study, err, out
 from cellray.cli.exposed import warn_of_exposed
 from cellray.errors import CellrayError
 
@@ -65,7 +65,7 @@ def submit(
         words=tuple(word for name, value in options.items() if value is not None for word in (name, value)),
         allow_code=allow_code,
     )
-    check_study_losses(parcel.study)
+    check_study(parcel.study)
     folder = Path("studies") / parcel.study.name / "report"
     if address is None:
         _submit_to_kubernetes(parcel, Namespace(context, namespace), folder, clean)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import Chosen, Json, Quiet, Storage, StudyName, TrackingUri, find, out
+from cellray.cli.common import AllowCode, Chosen, Json, Quiet, Storage, StudyName, TrackingUri, find, look_beside, out
 from cellray.cli.exposed import warn_of_exposed
 
 
@@ -31,6 +31,7 @@ def register(
     study_name: StudyName,
     config: Chosen = None,
     name: Annotated[str | None, typer.Option(help="In the registry; default: the study's name.")] = None,
+    allow_code: AllowCode = False,
     storage: Storage = "studies",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -49,7 +50,7 @@ def register(
     uri = tracking_uri or default_store(storage)
     warn_of_exposed(tracking_uri=uri)
     check_store(uri)
-    done = register_model(ledger, study, uri, name=name, label=config)
+    done = register_model(ledger, study, uri, name=name, label=config, allow_code=look_beside(study_name, allow_code))
     if as_json:
         print(json.dumps(asdict(done)))
         return

@@ -21,7 +21,7 @@ WORKSPACE_SHARE = 0.1
 """What a training step takes beside the tensors that it keeps for the way back, as a share of these, about."""
 SLOW_MPX_S = 0.3
 """Megapixels that a CPU trains in a second, at least about, with c-ResUnet's 16 features; fewer features are faster by
-the square."""
+the square; other networks are taken for as slow as that."""
 PROBED_STEPS = 5
 """Training steps that a probe takes at least, its validation counted as some."""
 
@@ -74,7 +74,7 @@ def times_at(work: Work, rate: float) -> tuple[dict[str, float], dict[str, float
 
 def probing_s(trial: Trial, work: Work) -> float:
     """Seconds that a probe of the trial's training takes on a CPU, at most about."""
-    return PROBED_STEPS * work.step_mpx / (SLOW_MPX_S * (16 / trial.model.base_features) ** 2)
+    return PROBED_STEPS * work.step_mpx / (SLOW_MPX_S * (16 / (trial.model.base_features or 16)) ** 2)
 
 
 def memory_mb(trial: Trial, n_workers: int, on_gpu: bool) -> float:

@@ -2,5 +2,6 @@
 
 from cellray.ledger.files import StoredFile
 from cellray.ledger.records import TABLES, Ledger
+from cellray.ledger.weights import read_weights, weights_of
 
-__all__ = ["TABLES", "Ledger", "StoredFile"]
+__all__ = ["TABLES", "Ledger", "StoredFile", "read_weights", "weights_of"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cellray.losses import (
     focal_loss,
 )
 from cellray.losses.maps import MAPS
+from cellray.outside import find_outside, is_dotted
 
 SURE_BACKGROUND = -50.0
 """The logit of a pixel that counts for nothing: it adds 0 to every sum and gets no gradient."""
@@ -119,11 +119,6 @@ def map_names(function: LossFunction) -> tuple[str, ...]:
     return tuple(positional[2:])
 
 
-def is_dotted(name: str) -> bool:
-    """Whether a loss's name is the path of a user's own function, ``package.module:function``."""
-    return ":" in name
-
-
 def find_function(name: str) -> LossFunction:
     """The function that a study means by `name`: a key of `LOSSES` or `RELEASED`, or ``package.module:function``.
 
@@ -137,15 +132,6 @@ def find_function(name: str) -> LossFunction:
         if name not in known:
             raise StudyError(unknown("loss", name, known))
         return known[name]
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        words = str(error).split("\n", 1)[0]
-        raise StudyError(f"loss {name!r}: module {module_name!r} can't be imported: {words}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        found = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise StudyError(f"loss {name!r}: {unknown('function', attribute, found)}")
+    function = find_outside(name, "loss")
     map_names(function)
     return function

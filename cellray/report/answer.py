@@ -64,7 +64,14 @@ def write_answer(found: Findings) -> list[str]:
     sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
     sentences.append(rates(ranked))
     sentences += [family.sentence for family in found.families]
+    if len(found.networks) > 1:
+        sentences.append(f"Its configurations differ in their networks: {networks(found)}.")
     return [sentence for sentence in sentences if sentence]
+
+
+def networks(found: Findings) -> str:
+    """`c_resunet(base_features=8) (Dice and BCE) and monai_unet (Small)`."""
+    return listing([f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()])
 
 
 DEMONSTRATION = (

@@ -96,6 +96,16 @@ class Findings:
         return found
 
     @cached_property
+    def networks(self) -> dict[str, list[str]]:
+        """The networks that were trained, each with the labels of its configurations, best first."""
+        found: dict[str, list[str]] = {}
+        for label in self.everyone:
+            for name in dict.fromkeys(record.settings.model.title for record in self.by_label.get(label, [])):
+                found.setdefault(name, []).append(label)
+        found.pop("", None)
+        return found
+
+    @cached_property
     def losses(self) -> dict[str, LossSettings]:
         """The loss of each configuration that has a record, by label."""
         found = {label: record.settings.loss for (label, _), record in self.trials.items()}

@@ -13,6 +13,7 @@ from cellray.report.ranking import Tables, rows_of
 from cellray.report.searched import METHODS, STOPPING, Search
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import format_value, metric_title
+from cellray.report.words import listing_some
 from cellray.results import Plan
 from cellray.scores import is_finite
 from cellray.study import EvaluationConfig, Role
@@ -53,7 +54,7 @@ def state_protocol(found: Findings, facts: StudyFacts) -> Protocol:
     stored = [found.records[key] for key in sorted(found.records)]
     evaluation = facts.evaluation or next((r.settings.rules for r in stored if r.settings.evaluation), None)
     return Protocol(
-        facts=list(one_liners(stored, found.plan, found.tables)),
+        facts=[*one_liners(stored, found.plan, found.tables), *_networks(found)],
         budget=budget_table(found),
         metrics=metric_definitions(found.tables),
         points=point_table(found),
@@ -106,6 +107,14 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
         yield title, distinct(getattr(r.provenance, key) for r in stored)
 
 
+def _networks(found: Findings) -> Iterable[tuple[str, str]]:
+    """What was trained, and by which configurations where they differ in it."""
+    if len(found.networks) == 1:
+        yield "Network", next(iter(found.networks))
+    elif found.networks:
+        yield "Networks", "; ".join(f"{name}: {listing_some(labels)}" for name, labels in found.networks.items())
+
+
 def distinct(values: Iterable[object]) -> str:
     """Every different value, sorted; says so where nothing is recorded."""
     known = sorted({str(value) for value in values if value not in (None, "")})
@@ -118,12 +127,16 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
         "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
         "parameters", "learning rate",
     ]  # fmt: skip
+    is_compared = len(found.networks) > 1
+    if is_compared:
+        columns.insert(1, "network")
     rows = []
     for row in rows_of(found.ranked):
         mine = found.by_label[row.label]
         rows.append(
             [
                 str(row.label),
+                *([distinct(r.settings.model.title for r in mine)] if is_compared else []),
                 *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
                 str(row.n_stopped),
                 str(row.n_missing),

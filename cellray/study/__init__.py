@@ -6,6 +6,8 @@ from cellray.study.keys import EVALUATION_VERSION, SCHEMA_VERSION, Trial, short_
 from cellray.study.loading import load_study, read_study
 from cellray.study.loss import LossConfig, TermConfig, check_loss_settings, loss_named
 from cellray.study.loss_check import check_losses
+from cellray.study.network import OF_A_STUDY, ModelConfig, ReadWeights, model_named
+from cellray.study.network_check import check_networks
 from cellray.study.quirks import QUIRKS
 from cellray.study.roles import Role
 from cellray.study.schema import study_schema
@@ -15,7 +17,6 @@ from cellray.study.settings import (
     DataConfig,
     DatasetConfig,
     EvaluationConfig,
-    ModelConfig,
     RangeTestConfig,
     ResourcesConfig,
     SyntheticConfig,
@@ -26,6 +27,7 @@ from cellray.study.whole import Study
 
 __all__ = [
     "EVALUATION_VERSION",
+    "OF_A_STUDY",
     "QUIRKS",
     "SCHEMA_VERSION",
     "AugmentConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "RangeTestConfig",
+    "ReadWeights",
     "ResourcesConfig",
     "Role",
     "SearchConfig",
@@ -51,8 +54,10 @@ __all__ = [
     "TuneConfig",
     "check_loss_settings",
     "check_losses",
+    "check_networks",
     "load_study",
     "loss_named",
+    "model_named",
     "read_study",
     "short_hash",
     "study_schema",

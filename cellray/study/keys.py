@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
-from cellray.study.settings import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from cellray.study.network import ModelConfig
+from cellray.study.settings import DataConfig, EvaluationConfig, TrainingConfig
 
 SCHEMA_VERSION = 1
 """Raised when a change of code changes what a training computes, rounding aside: old records then count as not done."""
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
         if self.training.lr != "tune":
             del training["tune"]
         return {
-            "model": self.model.model_dump(mode="json"),
+            "model": self.model.decisive(),
             "loss": self.loss.decisive(neutral=neutral),
             "training": {k: v for k, v in training.items() if neutral or k not in FIRST or v != FIRST[k]},
         }

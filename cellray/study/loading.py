@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from cellray.errors import StudyError
 from cellray.storage import is_remote
+from cellray.study.network import OF_A_STUDY, ReadWeights
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
 from cellray.study.whole import Study
@@ -32,6 +33,7 @@ def load_study(
     seeds: Iterable[int] | None = None,
     only: Iterable[str] | None = None,
     code: Code = "forbidden",
+    read_weights: ReadWeights | None = None,
 ) -> Study:
     """Read, check and resolve a study file.
 
@@ -42,8 +44,9 @@ def load_study(
         path: The YAML file.
         seeds: Instead of the file's seeds.
         only: Labels of the configurations to keep; None: all.
-        code: Whether losses of the user's own (``package.module:function``) are imported, refused, or taken as they are
-            written; they are looked for in the folder of the study file first.
+        code: Whether losses and networks of the user's own (``package.module:function``) are imported, refused, or
+            taken as they are written; they are looked for in the folder of the study file first.
+        read_weights: Reads what `model.weights` names, so that its hash can be filled in; None: that stays as it is.
 
     Raises:
         StudyError: Naming file, line, key, what was expected and what came, for each thing that is wrong.
@@ -56,7 +59,7 @@ def load_study(
     folder = file.resolve().parent
     if code == "allowed" and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    study = read_study(text, str(file), folder=folder, code=code)
+    study = read_study(text, str(file), folder=folder, code=code, read_weights=read_weights)
     return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
 
 
@@ -66,6 +69,7 @@ def read_study(
     *,
     folder: Path | None = None,
     code: Code = "stored",
+    read_weights: ReadWeights | None = None,
 ) -> Study:
     """`load_study` from a text, such as the resolved copy in a ledger.
 
@@ -73,7 +77,7 @@ def read_study(
         text: The YAML.
         file: What errors call it.
         folder: Where relative data paths start; None: they stay as they are.
-        code: As in `load_study`.
+        code, read_weights: As in `load_study`.
 
     Raises:
         StudyError: As `load_study`.
@@ -90,7 +94,9 @@ def read_study(
     study = None
     try:
         # Through JSON, whose strict mode takes a list for a tuple and 1 for 1.0, but not '5' for 5.
-        study = Study.model_validate_json(json.dumps(values), strict=True, context={"code": code})
+        study = Study.model_validate_json(
+            json.dumps(values), strict=True, context={"code": code, "read_weights": read_weights}
+        )
     except ValidationError as error:
         problems += problems_in(error, Study)
     if problems or study is None:
@@ -122,18 +128,30 @@ def _read_older(values: dict[str, object]) -> None:
 
 
 def _resolve_paths(values: dict[str, object], folder: Path) -> list[Problem]:
-    """Make the data paths absolute, in place; variables that aren't set are returned as problems."""
+    """Make paths of data and weights absolute, in place; variables that aren't set are returned as problems."""
     problems = []
-    for at, dataset in _datasets(values):
-        text = dataset.get("path")
-        if not isinstance(text, str):
+    for at, holder, key in _paths(values):
+        text = holder.get(key)
+        if not isinstance(text, str) or text.startswith(OF_A_STUDY):
             continue
         unset = [name for name in re.findall(r"\$\{([^}]*)\}", text) if not os.environ.get(name)]
-        problems += [Problem((*at, "path"), f"environment variable {name} is not set, got {text!r}") for name in unset]
+        problems += [Problem((*at, key), f"environment variable {name} is not set, got {text!r}") for name in unset]
         if not unset:
             filled = re.sub(r"\$\{([^}]*)\}", lambda match: os.environ[match[1]], text)
-            dataset["path"] = filled if is_remote(filled) else str(folder / os.path.expanduser(filled))
+            holder[key] = filled if is_remote(filled) else str(folder / os.path.expanduser(filled))
     return problems
+
+
+def _paths(values: dict[str, object]) -> Iterator[tuple[KeyPath, dict[str, object], str]]:
+    """Where a study may name a file or folder: the key's path, what holds it, the key."""
+    for at, dataset in _datasets(values):
+        yield at, dataset, "path"
+    if isinstance(model := values.get("model"), dict):
+        yield ("model",), model, "weights"
+    configurations = values.get("configurations")
+    for i, configuration in enumerate(configurations if isinstance(configurations, list) else []):
+        if isinstance(configuration, dict) and isinstance(model := configuration.get("model"), dict):
+            yield ("configurations", i, "model"), model, "weights"
 
 
 def _datasets(values: dict[str, object]) -> Iterator[tuple[KeyPath, dict[str, object]]]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cellray.errors import StudyError, one_of, unknown
-from cellray.losses import LOSSES, PRESETS, RELEASED, LossFunction
-from cellray.losses.bound import Loss, Term, find_function, is_dotted
+from cellray.losses import LOSSES, PRESETS, RELEASED
+from cellray.losses.bound import Loss, Term, find_function
+from cellray.outside import code_hash, is_dotted
 from cellray.study.group import Settings
+from cellray.study.keywords import check_allowed, complete_keywords, runs_code
 from cellray.study.problems import Problem, SettingsError, problems_in
 
 LossKeywords = dict[str, object]
 
 FLATTENED = {"tversky": "flattened_tversky", "focal_tversky": "flattened_focal_tversky"}
 """What the quirk `flattened_tversky` puts in the place of a loss."""
-FINITE = ConfigDict(allow_inf_nan=False)
-AT_LEAST_0 = TypeAdapter(Annotated[float, Field(ge=0)], config=FINITE)
-"""What a plain `float` in a loss's signature means."""
 NEUTRAL = {"reduction": "image"}
 """Settings that came after the first ledgers: at these values they change nothing, and stay out of the trial key."""
 
@@ -47,7 +43,7 @@ class NamedLoss(Settings):
     @classmethod
     def are_complete(cls, settings: LossKeywords, info: ValidationInfo) -> LossKeywords:
         name = info.data.get("name")
-        if not name or (is_dotted(name) and not _runs_code(info)):
+        if not name or (is_dotted(name) and not runs_code(info)):
             return settings
         return check_loss_settings(name, settings)
 
@@ -55,7 +51,7 @@ class NamedLoss(Settings):
     @classmethod
     def is_current(cls, code: str | None, info: ValidationInfo) -> str | None:
         name = info.data.get("name")
-        return _code_hash(find_function(name)) if name and is_dotted(name) and _runs_code(info) else code
+        return code_hash(find_function(name)) if name and is_dotted(name) and runs_code(info) else code
 
 
 class TermConfig(NamedLoss):
@@ -157,7 +153,7 @@ class LossConfig(NamedLoss):
         for part in self.terms or (self,):
             assert part.name is not None  # terms have names, and so has a loss without terms
             function = find_function(part.name)
-            if part.code is not None and _code_hash(function) != part.code:
+            if part.code is not None and code_hash(function) != part.code:
                 raise StudyError(f"loss {part.name!r}: its code here differs from that of the study as it was loaded")
             weight = part.weight if isinstance(part, TermConfig) else 1.0
             terms.append(Term(weight, part.name, function, part.settings))
@@ -177,41 +173,12 @@ def loss_named(name: str) -> Loss:
 
 
 def check_loss_settings(name: str, settings: Mapping[str, object]) -> LossKeywords:
-    """Complete settings of a loss: those given, and the defaults of its signature.
-
-    The annotation of a keyword decides what it takes. A plain ``float`` means a number >= 0, since nearly all
-    are weights, exponents or smoothing; another range is annotated, as ``Annotated[float, Field(ge=-1)]``.
+    """Complete settings of a loss: those given, and the defaults of its signature (`complete_keywords`).
 
     Raises:
         SettingsError: If a keyword is unknown or a value doesn't fit, one problem for each.
     """
-    function = find_function(name)
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # a user's annotations may not be importable
-        hints = {}
-    parameters = {
-        key: p for key, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    complete = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    problems = []
-    for key, value in settings.items():
-        if key not in parameters:
-            problems.append(Problem((key,), unknown(f"{name} setting", key, parameters)))
-            continue
-        adapter = AT_LEAST_0 if hints.get(key) is float else TypeAdapter(hints.get(key, object), config=FINITE)
-        try:
-            complete[key] = adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            problems += [Problem((key,), problem.message) for problem in problems_in(error)]
-    problems += [
-        Problem((key,), f"loss {name!r} has no default for this setting")
-        for key in parameters
-        if key not in complete and key not in settings
-    ]
-    if problems:
-        raise SettingsError(problems)
-    return {key: complete[key] for key in parameters}
+    return complete_keywords(find_function(name), name, settings)
 
 
 def _expanded(values: object, *, combined: bool) -> object:
@@ -245,25 +212,10 @@ def _known_loss(name: str, info: ValidationInfo) -> str:
     """`name`, if the study may use it: the package's own, or a path where the loading allows code."""
     if not is_dotted(name):
         return one_of("loss", name, LOSSES | RELEASED)
-    if (info.context or {}).get("code") == "forbidden":
-        raise ValueError(f"{name!r} is code outside cellray; --allow-code runs it")
-    if _runs_code(info):
+    check_allowed(name, info)
+    if runs_code(info):
         find_function(name)
     return name
-
-
-def _code_hash(function: LossFunction) -> str:
-    """First 16 hex digits of the SHA-256 of the file that defines a function."""
-    try:
-        file = inspect.getsourcefile(function)
-        content = Path(file).read_bytes() if file else b""
-    except (TypeError, OSError):
-        content = b""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _runs_code(info: ValidationInfo) -> bool:
-    return (info.context or {}).get("code") == "allowed"
 
 
 def _code(code: str | None) -> dict[str, str]:

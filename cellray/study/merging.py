@@ -14,11 +14,14 @@ from cellray.study.problems import Problem, problems_in
 _T = TypeVar("_T", bound=Settings)
 
 
-def changed(base: _T, name: str, changes: Mapping[str, object], problems: list[Problem]) -> _T:
-    """`base` with some settings changed. What is wrong joins `problems`, with paths that begin with `name`."""
+def changed(base: _T, name: str, changes: Mapping[str, object], problems: list[Problem], *, anew: bool = False) -> _T:
+    """`base` with some settings changed. What is wrong joins `problems`, with paths that begin with `name`.
+
+    With `anew` the others get their defaults, and none is taken from `base`.
+    """
     if not changes:
         return base
-    text = json.dumps(_merged(base.model_dump(mode="json"), changes))
+    text = json.dumps(changes if anew else _merged(base.model_dump(mode="json"), changes))
     try:
         return type(base).model_validate_json(text, strict=True)
     except ValidationError as error:

@@ -19,16 +19,21 @@ class Role(NamedTuple):
 
 
 def trained_roles(recipes: Iterable[Recipe], *, searched: bool, tunes_rate: bool) -> list[Role]:
-    """The parts of the parameters of trainings.
+    """The parts of the parameters of trainings. Networks of different names are one parameter, each a line of text.
 
     Args:
         recipes: Of the configurations that a study lists.
         searched: Whether further ones are suggested: then the ranges say what is compared, and differences don't.
         tunes_rate: Whether their learning rates are chosen for each: then they are tuned, and not compared.
     """
-    leaves = []
+    recipes, leaves = list(recipes), []
+    several = len({(recipe.model.name, recipe.model.weights) for recipe in recipes}) > 1
     for recipe in recipes:
-        groups = recipe.decisive(neutral=True)
+        groups: dict[str, object] = {**recipe.decisive(neutral=True)}
+        if several:
+            groups["model"] = recipe.model.describe()
+        elif recipe.model.weights is not None:
+            groups["model"] = {**recipe.model.decisive(), "weights": recipe.model.weights}
         if recipe.loss.name is None:
             groups["loss"] = {"terms": recipe.loss.describe(reductions=True)}
         leaves.append(_leaves(groups))

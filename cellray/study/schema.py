@@ -16,13 +16,12 @@ def study_schema() -> Schema:
     """JSON Schema of a study file, for editors."""
     schema = Study.model_json_schema()
     types = schema["$defs"]
-    for owner, key, words in (
-        ("ModelConfig", "name", MODELS),
-        ("EvaluationConfig", "rank_by", METRICS),
-    ):
-        place = types[owner]["properties"][key]
-        place.pop("type")
-        place["enum"] = list(words)
+    place = types["EvaluationConfig"]["properties"]["rank_by"]
+    place.pop("type")
+    place["enum"] = list(METRICS)
+    place = types["ModelConfig"]["properties"]["name"]
+    place.pop("type")
+    place["anyOf"] = [{"enum": list(MODELS)}, {"type": "string", "pattern": ":"}]
     trained = [name for name, quirk in QUIRKS.items() if quirk.acts_on == "training"]
     for place, known in (
         (schema["properties"]["quirks"], list(QUIRKS)),

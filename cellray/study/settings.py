@@ -7,16 +7,16 @@ import re
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cellray.data import Reading
 from cellray.errors import one_of
 from cellray.losses import Positive
 from cellray.metrics import METRICS
-from cellray.model import MODELS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
 from cellray.study.group import Settings
 from cellray.study.loss import LossConfig
+from cellray.study.network import complete_changes
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.quirks import QUIRKS, known_quirks
 
@@ -142,19 +142,6 @@ class DataConfig(Settings):
         if problems:
             raise SettingsError(problems)
         return self
-
-
-class ModelConfig(Settings):
-    """The network."""
-
-    name: str = "c_resunet"
-    """A key of ``cellray.model.MODELS``."""
-    base_features: int = Field(default=16, ge=1)
-
-    @field_validator("name")
-    @classmethod
-    def is_known(cls, name: str) -> str:
-        return one_of("model", name, MODELS)
 
 
 class AugmentConfig(Settings):
@@ -328,7 +315,8 @@ class ConfigurationConfig(Settings):
     loss: LossConfig | None = None
     """None: the study's own loss."""
     model: dict[str, object] = Field(default={})
-    """Settings of `model` that this configuration changes; the others stay as they are."""
+    """Settings of `model` that this configuration changes; the others stay as they are, unless it names another
+    network, which has its own."""
     training: dict[str, object] = Field(default={})
     """Settings of `training` that this configuration changes; the others stay as they are."""
     quirks: tuple[str, ...] = ()
@@ -337,6 +325,11 @@ class ConfigurationConfig(Settings):
     def with_rate(self, lr: float | None) -> ConfigurationConfig:
         """The same with a learning rate of its own; as it is if None."""
         return self if lr is None else self.model_copy(update={"training": {**self.training, "lr": lr}})
+
+    @field_validator("model")
+    @classmethod
+    def may_be_used(cls, changes: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        return complete_changes(changes, info)
 
     @field_validator("quirks")
     @classmethod

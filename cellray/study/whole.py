@@ -17,6 +17,7 @@ from cellray.study.group import Settings
 from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
 from cellray.study.merging import changed
+from cellray.study.network import ModelConfig
 from cellray.study.problems import Path, Problem, SettingsError, problems_in, shown_path
 from cellray.study.quirks import QUIRKS, known_quirks
 from cellray.study.roles import Role, in_order, shared_roles, trained_roles
@@ -24,7 +25,6 @@ from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
     EvaluationConfig,
-    ModelConfig,
     Name,
     ResourcesConfig,
     SeedNumber,
@@ -221,7 +221,8 @@ class Study(Settings):
     def recipe(self, configuration: ConfigurationConfig) -> Recipe:
         """The study's settings with a configuration's changes, or `SettingsError` with paths below it."""
         problems: list[Problem] = []
-        model = changed(self.model, "model", configuration.model, problems)
+        anew = configuration.model.get("name", self.model.name) != self.model.name
+        model = changed(self.model, "model", configuration.model, problems, anew=anew)
         training = changed(self.training, "training", configuration.training, problems)
         loss = configuration.loss or self.loss
         if loss is None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cellray
+from cellray.errors import StudyError
 from cellray.ledger import Ledger
+from cellray.outside import is_dotted
 from cellray.record import TrialRecord
 from cellray.scratch import scratch_folder
+from cellray.study.network import DEFAULT
 from cellray.tracking.serving import CHECKPOINT, RECORD
 
 if TYPE_CHECKING:
@@ -63,17 +67,31 @@ def log_model(client: MlflowClient, run: Run, ledger: Ledger, record: TrialRecor
             folder,
             loader_module="cellray.tracking.serving",
             data_path=str(data),
-            code_paths=[str(Path(cellray.__file__).parent)],
+            code_paths=[str(Path(cellray.__file__).parent), *_own_code(record.settings.model.name)],
             mlflow_model=about,
             signature=signature,
-            pip_requirements=_requirements(),
+            pip_requirements=_requirements(record.settings.model.name),
         )
         client.log_model_artifacts(model.model_id, str(folder))
     return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _requirements() -> list[str]:
-    """cellray's dependencies at the versions installed here."""
-    names = [re.split(r"[^\w-]", line)[0] for line in metadata.requires("cellray") or [] if "extra ==" not in line]
-    pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names if name not in _UNUSED]
-    return sorted(pinned)
+def _own_code(network: str) -> list[str]:
+    """The file or package of a user's own network; nothing of it is run."""
+    if not is_dotted(network):
+        return []
+    found = find_spec(network.partition(":")[0].partition(".")[0])
+    if found is None or found.origin is None:
+        raise StudyError(f"the network {network!r}: its module isn't here; name the study by its file")
+    file = Path(found.origin)
+    return [str(file.parent if file.name == "__init__.py" else file)]
+
+
+def _requirements(network: str) -> list[str]:
+    """cellray's dependencies, and those of networks of libraries, at the versions installed here."""
+    every = [line.replace('"', "'") for line in metadata.requires("cellray") or []]
+    wanted = [line for line in every if "extra ==" not in line]
+    if network != DEFAULT:
+        wanted += [line for line in every if "extra == 'networks'" in line]
+    names = {re.split(r"[^\w-]", line)[0] for line in wanted} - _UNUSED
+    return sorted(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cellray.errors import LedgerError
+from cellray.errors import CellrayError, LedgerError, StudyError
 from cellray.ledger import Ledger
+from cellray.outside import is_dotted
 from cellray.prediction import chosen_trial
 from cellray.record import TrialRecord
 from cellray.study import Study
@@ -36,7 +37,13 @@ class Registered:
 
 
 def register_model(
-    ledger: Ledger, study: Study, tracking_uri: str, *, name: str | None = None, label: str | None = None
+    ledger: Ledger,
+    study: Study,
+    tracking_uri: str,
+    *,
+    name: str | None = None,
+    label: str | None = None,
+    allow_code: bool = False,
 ) -> Registered:
     """Give the trial with the best validation score a version in the registry, as a model that finds cells.
 
@@ -48,12 +55,16 @@ def register_model(
         tracking_uri: Of the store that holds the runs and the registry.
         name: In the registry; the study's by default.
         label: Of the configuration to choose from; None: from all.
+        allow_code: Put a network of the user's own into the model; else a trial of one is an error.
 
     Raises:
         LedgerError: If no such trial has finished, the store lacks its run, or it can't be asked.
     """
     record, checkpoint = chosen_trial(ledger, label)
     assert record.operating_point is not None and record.operating_point_score is not None
+    network = record.settings.model.name
+    if is_dotted(network) and not allow_code:
+        raise StudyError(f"the network {network!r} is code outside cellray; --allow-code takes it along")
     tags = {
         "study": study.name,
         "question": study.question,
@@ -76,7 +87,7 @@ def register_model(
                 f"bring it with: cellray track sync {study.name}"
             )
         version, is_new = _version(client, run, ledger, record, checkpoint, name, tags)
-    except LedgerError:
+    except CellrayError:
         raise
     except Exception as error:
         raise LedgerError(f"MLflow at {public_uri(tracking_uri)}: {scrub(error, tracking_uri)}") from error

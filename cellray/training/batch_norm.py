@@ -10,15 +10,19 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from cellray.device import autocast
+from cellray.errors import StudyError
 
 
 def estimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], *, device: torch.device, precision: str) -> None:
     """Set the running statistics of batch norm to their plain average over some batches of images (N, C, H, W).
 
     With c-ResUnet's momentum of 0.01 the running averages of a short training are still close to their initial
-    values, and evaluation mode is nonsense while the training loss looks fine.
+    values, and evaluation mode is nonsense while the training loss looks fine. A network without batch norm stays as it
+    is.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -36,7 +40,17 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> None:
 
     Weights, statistics and their names stay, so that a checkpoint fits both forms. On a GPU this is torch's own
     synchronised batch norm; torch has none for the CPU.
+
+    Raises:
+        StudyError: If there is a batch norm of another library, which would see the rows of its own process alone.
     """
+    for name, layer in model.named_modules():
+        is_known = type(layer) in (nn.BatchNorm2d, nn.SyncBatchNorm) and layer.affine
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not is_known:
+            raise StudyError(
+                f"several workers can't train this network together: {name} is a {type(layer).__name__} of "
+                f"{type(layer).__module__}, and only torch's BatchNorm2d can be shared; set resources.workers: 1"
+            )
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
-from cellray.model import build_model
+from cellray.model import load_weights
 from cellray.record import EpochRow, Validated
 from cellray.study import Trial
 from cellray.training.batch_norm import estimate_batch_norm
@@ -57,6 +58,7 @@ def fit(
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
     until: int | None = None,
     team: Team = ALONE,
+    start: bytes | None = None,
 ) -> Fit:
     """Train one configuration with one seed, going on from the checkpoint `last` where there is one.
 
@@ -72,11 +74,12 @@ def fit(
         team: The processes that train it together, each of which calls this. They share out the rows of each batch
             and the validation images; every number is what one process would have computed, up to the order of sums.
             Only the first one loads, saves and tells.
+        start: Content of the file of weights to start from; None: fresh weights.
 
     Raises:
-        StudyError: If a batch has fewer crops than the team has members.
+        StudyError: If a batch has fewer crops than the team has members, or the weights don't fit the network.
     """
-    return _Fitter(trial, dataset, split, device, load, save, on_epoch, team).fit(until)
+    return _Fitter(trial, dataset, split, device, load, save, on_epoch, team, start).fit(until)
 
 
 class _Fitter:
@@ -90,19 +93,18 @@ class _Fitter:
         save: Callable[[str, bytes], None],
         on_epoch: Callable[[EpochRow], None],
         team: Team,
+        start: bytes | None = None,
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
         self.load, self.save, self.on_epoch, self.team = load, save, on_epoch, team
+        self.seed = trial.seed
         team.check_batch(self.settings.batch_size)
         self.loss, self.balance = trial.loss.build(), trial.loss.balance
         add_maps(dataset, self.loss.maps)
         torch.manual_seed(trial.seed)
-        self.model = build_model(
-            trial.model.name,
-            base_features=trial.model.base_features,
-            in_channels=trial.data.channels,
-            device=device,
-        )
+        self.model = trial.model.build(trial.data.channels, device)
+        if start is not None:
+            load_weights(self.model, start, str(trial.model.weights))
         self.stepping = team.wrap(self.model, device)
         """The network as a training step calls it."""
         self.sampler = CropSampler(
@@ -248,6 +250,9 @@ class _Fitter:
 
     def _train_step(self, step: int, rate: float, purpose: int = 0) -> float:
         """One step of the optimiser; returns the loss before it."""
+        # What dropout draws is that of the step, after a resume too.
+        drawn = np.random.SeedSequence([self.seed, 3, purpose, step, self.team.rank]).generate_state(1)
+        torch.manual_seed(int(drawn[0]))
         self.model.train()
         loss = self.loss(*self._forward(self.stepping, step, purpose))
         self.optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ import cellray
 from cellray.data import Split
 from cellray.device import describe
 from cellray.evaluation import Evaluation
-from cellray.model import build_model
 from cellray.record import DataFacts, Outcome, Provenance, RangeTest, Seconds, SetFacts, TrialRecord, TrialSettings
 from cellray.study import SCHEMA_VERSION, Trial
 from cellray.training import TrainingRun
@@ -89,12 +88,7 @@ def make_record(
 
 def new_network(trial: Trial, device: torch.device | str) -> torch.nn.Module:
     """The network that a trial trains, with fresh weights; on `meta` it takes no memory."""
-    return build_model(
-        trial.model.name,
-        base_features=trial.model.base_features,
-        in_channels=trial.data.channels,
-        device=device,
-    )
+    return trial.model.build(trial.data.channels, device)
 
 
 def _data_facts(sets: Sets, split: Split) -> DataFacts:

@@ -14,7 +14,7 @@ from cellray.data import Split
 from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
 from cellray.errors import LedgerError
 from cellray.evaluation import Evaluation, evaluate
-from cellray.ledger import TABLES, Ledger
+from cellray.ledger import TABLES, Ledger, weights_of
 from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
 from cellray.study import Trial
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
@@ -78,6 +78,7 @@ def run_trial(
             on_epoch=on_epoch,
             until=until,
             team=team,
+            start=weights_of(trial.model, ledger.storage),
         )
         if not fitted.is_complete or not team.leads:
             return None

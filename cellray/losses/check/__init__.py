@@ -11,23 +11,39 @@ from dataclasses import dataclass
 import torch
 
 from cellray.losses.bound import Loss
-from cellray.losses.check.activation import check_double_activation, check_floor, check_probabilities
+from cellray.losses.check.activation import (
+    check_activation,
+    check_double_activation,
+    check_floor,
+    check_probabilities,
+)
+from cellray.losses.check.inputs import check_maps, check_precision, check_words
 from cellray.losses.check.looking import LossError, Status, Verdict
 from cellray.losses.check.numerics import check_finite, check_gradient, check_invariance, check_reduction
 from cellray.losses.check.weights import check_weights
-from cellray.losses.check.whole_cells import check_masks, check_missed_or_spurious, check_object_size
+from cellray.losses.check.whole_cells import (
+    check_masks,
+    check_missed_or_spurious,
+    check_object_size,
+    check_wrong_class,
+)
 
 __all__ = ["CHECKS", "Finding", "Status", "check_loss"]
 
 CHECKS: dict[str, Callable[[Loss], Iterator[Verdict]]] = {
     "probabilities": check_probabilities,
     "double_activation": check_double_activation,
+    "activation": check_activation,
     "floor": check_floor,
     "weights": check_weights,
+    "words": check_words,
+    "maps": check_maps,
+    "wrong_class": check_wrong_class,
     "missed_or_spurious": check_missed_or_spurious,
     "object_size": check_object_size,
     "masks": check_masks,
     "finite": check_finite,
+    "precision": check_precision,
     "reduction": check_reduction,
     "invariance": check_invariance,
     "gradient": check_gradient,

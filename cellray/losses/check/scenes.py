@@ -30,6 +30,11 @@ EQUAL: tuple[Disc, ...] = ((5, 5, MIDDLE), (5, 18, MIDDLE), (18, 5, MIDDLE))
 SPURIOUS: Disc = (18, 18, MIDDLE)
 UNEQUAL: tuple[Disc, ...] = ((8, 8, LARGE), (18, 18, SMALL))
 
+MISSED: Disc = (3, 3, MIDDLE)
+FEW: tuple[Disc, ...] = ((3, 11, MIDDLE),)
+MANY: tuple[Disc, ...] = (*FEW, (17, 7, LARGE), (17, 18, LARGE))
+"""Further cells lie farther from the missed one than its neighbour, and leave what is near it alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -69,6 +74,16 @@ def equal_cells() -> Scene:
 @lru_cache
 def unequal_cells() -> Scene:
     return _scene([_draw(UNEQUAL)])
+
+
+@lru_cache
+def few_cells() -> Scene:
+    return _scene([_draw((*FEW, MISSED))])
+
+
+@lru_cache
+def many_cells() -> Scene:
+    return _scene([_draw((*MANY, MISSED))])
 
 
 @lru_cache

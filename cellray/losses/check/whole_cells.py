@@ -25,6 +25,9 @@ from cellray.losses.check.scenes import Disc
 LOPSIDED = 3.0
 """Missed against spurious cells: a ratio above this, or below its inverse, is worth knowing."""
 
+RISES = 1.05
+"""A missed cell costs more beside other cells that are found, if by more than this."""
+
 CONFIDENT = 6.0
 """Logit of a clear but not extreme prediction: p = 0.9975."""
 
@@ -59,6 +62,28 @@ def check_missed_or_spurious(loss: Loss) -> Iterator[Verdict]:
         yield "warning", f"1:{times}", told
     else:
         yield "pass", f"{ratio:.3g}:1", ""
+
+
+def check_wrong_class(loss: Loss) -> Iterator[Verdict]:
+    """Is it about cells? A loss of the background's overlap has more to say the less background there is."""
+    few, many = scenes.few_cells(), scenes.many_cells()
+
+    def cost(scene: scenes.Scene, discs: tuple[Disc, ...]) -> float:
+        return value_of(loss, scenes.prediction(discs, CONFIDENT), scene) - value_of(
+            loss, scenes.prediction((*discs, scenes.MISSED), CONFIDENT), scene
+        )
+
+    # In both, one cell of the same size is missed beside the same neighbour.
+    before, after = cost(few, scenes.FEW), cost(many, scenes.MANY)
+    figure = f"{after / before:.3g} beside more cells" if before else "free"
+    if before > 0 and after > RISES * before:
+        told = (
+            f"Missing the same cell costs {_short(after / before)} times as much once {len(scenes.MANY) - 1} others "
+            "are found in the place of background: it measures how well the background is covered, not the cells."
+        )
+        yield "failure", figure, told
+    else:
+        yield "pass", figure, ""
 
 
 def check_object_size(loss: Loss) -> Iterator[Verdict]:

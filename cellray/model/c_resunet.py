@@ -1,8 +1,6 @@
-"""The networks a study can train; each returns logits."""
+"""c-ResUnet, the network of the reference study."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,8 @@ class CResUnet(nn.Module):
     References:
         Morelli et al. 2021, https://doi.org/10.1038/s41598-021-01929-5
     """
+
+    size_multiple = 8
 
     def __init__(self, base_features: int = 16, in_channels: int = 3) -> None:
         super().__init__()
@@ -90,18 +90,3 @@ class _UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
         return self.block(torch.cat([x, skip], dim=1)) + x
-
-
-ModelFactory = Callable[..., nn.Module]
-
-MODELS: dict[str, ModelFactory] = {"c_resunet": CResUnet}
-
-
-def build_model(name: str, *, base_features: int, in_channels: int, device: torch.device | str = "cpu") -> nn.Module:
-    """A fresh network on a device, channels last, initialised on the CPU from torch's global random state.
-
-    On the device `meta` it has no weights, and nothing random is drawn.
-    """
-    with torch.device("meta" if str(device) == "meta" else "cpu"):
-        model = MODELS[name](base_features=base_features, in_channels=in_channels)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
