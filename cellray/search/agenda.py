@@ -54,7 +54,7 @@ class Agenda:
         self.stopped: list[TrialRecord] = []
         """Records of trials that were stopped since somebody last emptied this list."""
         self.notes: list[str] = []
-        """What else came to pass, in words, since somebody last emptied it."""
+        """What else came to pass, in words, since somebody last emptied this list."""
         n_seeds = len(study.seeds) if study.racing is None else study.racing.start
         for configuration in study.configurations:
             self._add(configuration, n_seeds)
@@ -80,6 +80,11 @@ class Agenda:
         return [[planned.key for planned in entry.trials] for entry in self.entries]
 
     @property
+    def n_tries(self) -> int:
+        """Trainings that are to try a learning rate, as far as is known now."""
+        return sum(task.trial.tries_rate for *_, task in self._ready)
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing runs and nothing is to be run."""
         return not self._ready and not self._seen.running
@@ -102,7 +107,7 @@ class Agenda:
             Its record, or None if it paused or was interrupted, or only tried a learning rate.
         """
         if trial.tries_rate:
-            self._seen.running.discard(self._sets.keys(trial)[0])
+            self._seen.running.discard(self._rates.ended(trial))
             self._advance()
             return None
         ended = self._sets.planned(trial, self._ledger)
