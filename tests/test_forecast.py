@@ -260,6 +260,17 @@ class TestForecast:
         kind = forecast(*planned(training=tested), machine=LAPTOP).kinds[0]
         assert kind.training_s == pytest.approx(TRAINING_S + 40 * work.RANGE_TEST_SHARE * 0.5)
 
+    def test_trainings_that_choose_learning_rates_come_before(self, planned, probes):
+        plain = forecast(*planned(), machine=LAPTOP)
+        tuned = forecast(*planned(training={"lr": "tune", "tune": {"seeds": 1, "share": 0.25}}), machine=LAPTOP)
+        assert (plain.n_tries, plain.tries_s) == (0, 0)
+        assert tuned.n_tries == 2 * 3 and tuned.n_todo == plain.n_todo  # two configurations, three rates
+        assert tuned.tries_s == pytest.approx(6 * 0.25 * TRAINING_S)
+        assert tuned.trial_s == pytest.approx(plain.trial_s)
+        each = 0.25 * TRAINING_S + costs.OVERHEAD_S  # two at a time
+        assert tuned.total_s == pytest.approx(plain.total_s + 3 * each)
+        assert tuned.cpu_hours == pytest.approx(plain.cpu_hours + tuned.tries_s / 3600)
+
     def test_one_probe_for_losses_that_differ_in_numbers_only_and_one_for_judging(self, planned, probes):
         def combined(label, *weights):
             terms = [{"name": n, "weight": w} for n, w in zip(("bce", "dice"), weights, strict=True)]

@@ -11,11 +11,13 @@ from tiny_study import draw_images, tiny_study
 
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
+from cellray.observers import Observer
 from cellray.record import TrialRecord
 from cellray.results import known_study
 from cellray.search import Agenda
 from cellray.search.rates import attempts_at, best_rate, rates_to_try
 from cellray.study import TuneConfig, read_study
+from cellray.sweep import connect, run_sweep
 from cellray.trial import Sets, home, run_trial
 
 LADDER = TuneConfig(rates=(1e-3, 3e-3, 1e-2))
@@ -210,3 +212,42 @@ def test_a_try_is_trained_but_sees_no_test_image_and_leaves_no_weights(images, t
     assert ledger.records() == [] and [r.key for r in ledger.within("rates").records()] == [record.key]
     assert home(attempt, ledger).load_checkpoint(record.key, "best") is None
     assert run_trial(attempt, sets, ledger) == record  # not done again
+
+
+class Heard(Observer):
+    """Remembers which trials it was told of, and the notes."""
+
+    def __init__(self):
+        self.trials, self.plans, self.notes = set(), [], []
+
+    def on_start(self, study, plan):
+        self.plans.append([planned.key for planned in plan])
+
+    on_plan = on_start
+
+    def on_trial_start(self, trial):
+        self.trials.add((trial.label, trial.seed, trial.training.lr))
+
+    def on_epoch(self, trial, row):
+        self.on_trial_start(trial)
+
+    def on_note(self, sentence):
+        self.notes.append(sentence)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_tells_of_the_rates_and_of_the_trials_with_them(images, tmp_path):
+    listed = [{"label": "Dice", "loss": {"name": "dice"}}]
+    study = tuned(images, configurations=listed, seeds=[0], training={"tune": {"seeds": 1}})
+    sets, ledger, heard = Sets.open(study.data), Ledger(str(tmp_path), study.name), Heard()
+    (record,) = run_sweep(study, sets, ledger, observers=[heard], cluster=connect)
+    (configuration,) = ledger.search().configurations
+    assert record.lr == configuration.lr in [rate.lr for rate in configuration.rates]
+    assert heard.trials == {("Dice", 0, record.lr)}
+    assert heard.plans[-1] == [record.key] != heard.plans[0]
+    first, chosen = (note for note in heard.notes if "learning rate" in note)
+    assert first == "3 shorter trainings choose learning rates first"
+    assert chosen.startswith(f"Dice is trained at a learning rate of {record.lr:g} (validation Dice at ")
+    again = Heard()
+    assert run_sweep(study, sets, ledger, observers=[again]) == [record]  # without Ray: nothing is to do
+    assert (again.notes, again.plans) == ([], [[record.key]])

@@ -82,6 +82,11 @@ class Agenda:
         return [[planned.key for planned in entry.trials] for entry in self.entries]
 
     @property
+    def n_tries(self) -> int:
+        """Trainings that are to try a learning rate, as far as is known now."""
+        return sum(task.trial.tries_rate for *_, task in self._ready)
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing runs and nothing is to be run."""
         return not self._ready and not self._seen.running
@@ -104,7 +109,7 @@ class Agenda:
             Its record, or None if it paused or was interrupted, or only tried a learning rate.
         """
         if trial.tries_rate:
-            self._seen.running.discard(self._sets.keys(trial)[0])
+            self._seen.running.discard(self._rates.ended(trial))
             self._advance()
             return None
         ended = self._sets.planned(trial, self._ledger)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from cellray.ledger import Ledger
-from cellray.record import TriedRate
+from cellray.record import TrialRecord, TriedRate
 from cellray.study import Study, Trial, TuneConfig
-from cellray.trial import Sets, home
+from cellray.trial import Sets
 
 FIRST_SEED = 1000
 """Seeds of the tries are the first from here that the study doesn't have."""
@@ -42,8 +43,20 @@ class Rates:
     """
 
     def __init__(self, study: Study, sets: Sets, ledger: Ledger) -> None:
-        self._sets, self._ledger, self._seeds = sets, ledger, study.seeds
+        self._sets, self._ledger, self._seeds = sets, ledger.within("rates"), study.seeds
         self._dice: dict[str, float] = {}
+
+    @cached_property
+    def _stored(self) -> dict[str, TrialRecord]:
+        return {record.key: record for record in self._ledger.records()}
+
+    def ended(self, attempt: Trial) -> str:
+        """A try doesn't run any more: read what came of it. Returns its key."""
+        key = self._sets.keys(attempt)[0]
+        record = self._ledger.record(key)
+        if record is not None:
+            self._stored[key] = record
+        return key
 
     def now(self, trial: Trial) -> Ladder:
         """How far a configuration is, of which this is a trial."""
@@ -64,12 +77,10 @@ class Rates:
     def _result(self, attempt: Trial) -> float | None:
         """The best validation Dice of a training, 0 if it was lost; None if it isn't done."""
         key = self._sets.keys(attempt)[0]
+        if key not in self._stored:
+            return None
         if key not in self._dice:
-            ledger = home(attempt, self._ledger)
-            record = ledger.record(key)
-            if record is None:
-                return None
-            found = [] if record.is_lost else [row["val_dice"] for row in ledger.history(key)]
+            found = [] if self._stored[key].is_lost else [row["val_dice"] for row in self._ledger.history(key)]
             self._dice[key] = max((dice for dice in found if math.isfinite(dice)), default=0.0)
         return self._dice[key]
 

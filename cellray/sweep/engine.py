@@ -62,7 +62,10 @@ def run_sweep(
                 check_nodes(study.data, sets, ledger)
             agenda.write()
             agenda.stopped.clear()  # the plan has them
+            agenda.notes.clear()  # old news
             tell(observers, "on_start", agenda.study, agenda.plan)
+            if agenda.n_tries:
+                tell(observers, "on_note", f"{agenda.n_tries} shorter trainings choose learning rates first")
             try:
                 if not agenda.is_finished:
                     from cellray.sweep.tuner import run_agenda  # needs Ray, which a finished study doesn't
