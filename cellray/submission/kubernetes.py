@@ -193,6 +193,13 @@ class Namespace:
                         told.add(key)
                 time.sleep(POLL_S)
 
+    def findings(self, job: str) -> list[Finding]:
+        """What the pods of a RayJob lack now."""
+        things = self.read("rayjobs.ray.io,pods,events")["items"]
+        mine = [t for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job]
+        found = pod_findings(*_pods_and_events(things, job, (mine[0].get("status") or {}) if mine else {}))
+        return list({(finding.who, finding.trouble.name): finding for finding in found}.values())
+
     @contextmanager
     def _logs(self, job: str) -> Iterator[_Logs]:
         logs = _Logs([*self.words, "logs", "--follow", f"job/{job}"])
