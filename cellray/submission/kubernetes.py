@@ -91,14 +91,14 @@ class Namespace:
     def running_job(self, study: str) -> str | None:
         """The RayJob of a study of that name that hasn't ended, if there is one."""
         for job in self.jobs(study):
-            if (job.get("status") or {}).get("jobDeploymentStatus") not in ENDED:
+            if _status(job).get("jobDeploymentStatus") not in ENDED:
                 return str(job["metadata"]["name"])
         return None
 
     def last_end(self, study: str) -> Finding | None:
         """What the newest RayJob of a study failed of, if it has ended."""
         jobs = self.jobs(study)
-        status = (jobs[-1].get("status") or {}) if jobs else {}
+        status = _status(jobs[-1]) if jobs else {}
         return end_of(jobs[-1]["metadata"]["name"], status) if status.get("jobDeploymentStatus") in ENDED else None
 
     def delete(self, job: str) -> None:
@@ -107,7 +107,7 @@ class Namespace:
 
     def clean(self, study: str) -> list[str]:
         """Remove the RayJobs of a study that have ended, with their pods; returns their names."""
-        ended = [job for job in self.jobs(study) if (job.get("status") or {}).get("jobDeploymentStatus") in ENDED]
+        ended = [job for job in self.jobs(study) if _status(job).get("jobDeploymentStatus") in ENDED]
         for job in ended:
             self.delete(job["metadata"]["name"])
         return [job["metadata"]["name"] for job in ended]
@@ -175,7 +175,7 @@ class Namespace:
                         f"RayJob {job} was deleted; what the study has done is in its ledger, "
                         f"and the same command goes on"
                     )
-                status = mine[0].get("status") or {}
+                status = _status(mine[0])
                 state = str(status.get("jobDeploymentStatus") or "New")
                 if state != shown:
                     say(f"{job}: {state}")
@@ -196,8 +196,8 @@ class Namespace:
     def findings(self, job: str) -> list[Finding]:
         """What the pods of a RayJob lack now."""
         things = self.read("rayjobs.ray.io,pods,events")["items"]
-        mine = [t for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job]
-        found = pod_findings(*_pods_and_events(things, job, (mine[0].get("status") or {}) if mine else {}))
+        status = next((_status(t) for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job), {})
+        found = pod_findings(*_pods_and_events(things, job, status))
         return list({(finding.who, finding.trouble.name): finding for finding in found}.values())
 
     @contextmanager
@@ -220,6 +220,11 @@ class Namespace:
             said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise StudyError(f"the report can't be fetched: {said[0]}")
         return untar_report(io.BytesIO(done.stdout), folder)
+
+
+def _status(thing: Manifest) -> Manifest:
+    """An object's status, {} before it has one."""
+    return thing.get("status") or {}
 
 
 def _pods_and_events(things: list[Manifest], job: str, status: Manifest) -> tuple[list[Manifest], list[Manifest]]:

@@ -115,15 +115,16 @@ def _ask_autoscaler(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str
     from ray.util.placement_group import placement_group, remove_placement_group
 
     is_expected = not any(node.get("CPU") for node in nodes)  # else who would hold trials here?
-    request = placement_group(bundles, strategy="PACK")
+    if not (is_expected or _answers(_status())):
+        return None
+    request, asked_at, until = placement_group(bundles, strategy="PACK"), None, time.monotonic() + ANSWER_S
     try:
-        asked_at, until = None, time.monotonic() + ANSWER_S
         while time.monotonic() < until:
             if request.wait(0.5):
                 return True
             status = _status()
-            if status is None or not (status.autoscaling_state.autoscaler_state_version or is_expected):
-                return None
+            if not _answers(status):
+                continue
             if asked_at is None:  # what was asked has stood since this version of the cluster's state
                 asked_at = status.cluster_resource_state.cluster_resource_state_version
             if status.autoscaling_state.last_seen_cluster_resource_state_version > asked_at:
@@ -132,6 +133,11 @@ def _ask_autoscaler(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str
         return None
     finally:
         remove_placement_group(request)
+
+
+def _answers(status: Any) -> bool:
+    """Whether an autoscaler has reported."""
+    return status is not None and status.autoscaling_state.autoscaler_state_version > 0
 
 
 def _status() -> Any:
