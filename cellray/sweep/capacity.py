@@ -129,10 +129,16 @@ def _ask_autoscaler(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str
                 asked_at = status.cluster_resource_state.cluster_resource_state_version
             if status.autoscaling_state.last_seen_cluster_resource_state_version > asked_at:
                 refused = status.autoscaling_state.infeasible_gang_resource_requests
-                return bundles not in [[dict(bundle.resources_bundle) for bundle in gang.requests] for gang in refused]
+                asked = [_rounded(bundle) for bundle in bundles]
+                return asked not in [[_rounded(b.resources_bundle) for b in gang.requests] for gang in refused]
         return None
     finally:
         remove_placement_group(request)
+
+
+def _rounded(bundle: Mapping[str, float]) -> dict[str, float]:
+    """Resources as Ray counts them: in ten-thousandths, cut off."""
+    return {name: round(amount, 3) for name, amount in bundle.items()}
 
 
 def _answers(status: Any) -> bool:
