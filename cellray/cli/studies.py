@@ -164,8 +164,8 @@ def _status_there(study_name: str, context: str, namespace: str, as_json: bool) 
         job, end = cluster.running_job(name), cluster.last_end(name)
         if job is not None:
             out.print(f"RayJob {job} is running; to follow it: cellray submit", highlight=False)
-            for finding in cluster.findings(job):
-                out.print(escape(str(finding)), highlight=False, soft_wrap=True)
+            for incident in cluster.incidents(job):
+                out.print(escape(str(incident)), highlight=False, soft_wrap=True)
         elif end is not None:
             goes_on = "; cellray submit goes on from its ledger" if end.trouble.passes else ""
             out.print(escape(f"{end}{goes_on}"), highlight=False, soft_wrap=True)

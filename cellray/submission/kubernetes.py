@@ -19,7 +19,7 @@ from cellray.errors import StudyError
 from cellray.places import GROUPS_VARIABLE
 from cellray.submission.parcel import Parcel
 from cellray.submission.reports import untar_report
-from cellray.submission.troubles import ENDED, Finding, Manifest, end_of, pod_findings
+from cellray.submission.troubles import ENDED, Incident, Manifest, end_of, pod_incidents
 
 TEMPLATE = "cellray/template"
 STUDY_LABEL = "cellray/study"
@@ -95,7 +95,7 @@ class Namespace:
                 return str(job["metadata"]["name"])
         return None
 
-    def last_end(self, study: str) -> Finding | None:
+    def last_end(self, study: str) -> Incident | None:
         """What the newest RayJob of a study failed of, if it has ended."""
         jobs = self.jobs(study)
         status = _status(jobs[-1]) if jobs else {}
@@ -149,7 +149,7 @@ class Namespace:
             raise
         return name
 
-    def follow(self, job: str, say: Callable[[str], None]) -> Finding | None:
+    def follow(self, job: str, say: Callable[[str], None]) -> Incident | None:
         """Show what a RayJob prints, and what its pods lack, until it ends or something doesn't pass.
 
         Returns:
@@ -185,20 +185,20 @@ class Namespace:
                 if state in ENDED:
                     logs.finish()
                     return end_of(job, status)
-                for finding in pod_findings(*_pods_and_events(things, job, status)):
-                    if not finding.trouble.passes:
-                        return finding
-                    if (key := f"{finding.who} {finding.trouble.name}") not in told:
-                        say(str(finding))
+                for incident in pod_incidents(*_pods_and_events(things, job, status)):
+                    if not incident.trouble.passes:
+                        return incident
+                    if (key := f"{incident.who} {incident.trouble.name}") not in told:
+                        say(str(incident))
                         told.add(key)
                 time.sleep(POLL_S)
 
-    def findings(self, job: str) -> list[Finding]:
+    def incidents(self, job: str) -> list[Incident]:
         """What the pods of a RayJob lack now."""
         things = self.read("rayjobs.ray.io,pods,events")["items"]
         status = next((_status(t) for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job), {})
-        found = pod_findings(*_pods_and_events(things, job, status))
-        return list({(finding.who, finding.trouble.name): finding for finding in found}.values())
+        found = pod_incidents(*_pods_and_events(things, job, status))
+        return list({(incident.who, incident.trouble.name): incident for incident in found}.values())
 
     @contextmanager
     def _logs(self, job: str) -> Iterator[_Logs]:

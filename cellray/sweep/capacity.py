@@ -14,7 +14,7 @@ from typing import Any
 
 from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.places import WorkerGroup, advice, counted, lacking, n_places, named_groups
+from cellray.places import WorkerGroup, counted, lacking, n_places, named_groups, remedy
 from cellray.study import ResourcesConfig
 
 ANSWER_S = 20.0
@@ -52,7 +52,7 @@ def check_feasible(resources: ResourcesConfig, say: Callable[[str], None] = lamb
             f"resources: the cluster can't hold one trial: its autoscaler has no worker group whose nodes have {need}; "
             f"set resources.cpus or resources.gpus lower, or add such a group"
         )
-    raise StudyError(f"{problem}; {advice(resources, known)}")
+    raise StudyError(f"{problem}; {remedy(resources, known)}")
 
 
 def settle(resources: ResourcesConfig) -> ResourcesConfig:
