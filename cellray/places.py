@@ -55,7 +55,7 @@ def counted(n: float, name: str) -> str:
     return f"{n:g} {name}{'s' if n != 1 else ''}"
 
 
-def advice(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> str:
+def remedy(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> str:
     """What to do where the nodes don't hold one trial: the shortest change of the study, if there is one."""
     change = shortest_change(resources, nodes)
     if change is None:

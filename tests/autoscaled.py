@@ -12,10 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
+from conftest import skip_or_fail
 from disturb import read_events, title, watching
 from ray.cluster_utils import AutoscalingCluster
+
+from cellray.study import Study
 
 ALONE = r"""
 set -e
@@ -55,36 +59,65 @@ MISSING_FILE = {
 }
 
 
+def run_alone(folder: Path, *studies: Study) -> dict[str, Any]:
+    """Sweep the first study of a folder on such a cluster, then the second with the worker groups named.
+
+    Returns:
+        What `main` found.
+    """
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode:
+        skip_or_fail("Ray's autoscaler is tried in namespaces of its own: run this as root, with unshare and ip.")
+    for number, study in enumerate(studies):
+        (folder / f"{number}.yaml").write_text(study.dump_yaml())
+    (folder / "example.yaml").write_text(json.dumps(MISSING_FILE))
+    provider = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"HOME": str(folder), "TMPDIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    env |= {"RAY_TMPDIR": "/tmp", "RAY_USAGE_STATS_ENABLED": "0", "CELLRAY_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        ["unshare", *NAMESPACES, "bash", "-c", ALONE, "bash", str(provider), str(folder), sys.executable, __file__],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**env, "COLUMNS": "200"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return json.loads((folder / "found.json").read_text())
+
+
 def main(folder: Path) -> None:
-    assert not any(
-        "raylet" in title(int(entry.name)) for entry in Path("/proc").glob("[0-9]*") if int(entry.name) > 1
-    ), "another's Ray is in sight, and would be ended"
+    """In the namespaces: write down what becomes of the studies, and of the cluster's nodes meanwhile."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    assert not any("raylet" in title(pid) for pid in pids if pid > 1), "another's Ray is in sight, and would be ended"
     cluster = AutoscalingCluster({"CPU": 0}, GROUPS, autoscaler_v2=True)
     os.environ |= watching(folder / "events.log")
     cluster.start()
-
-    def sweep(name: str, **env: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "cellray", "sweep", str(folder / f"{name}.yaml"), "--address", "auto"]
-        return subprocess.Popen(
-            [*words, "--storage", str(folder / "studies")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=folder, env={**os.environ, **env},
-        )  # fmt: skip
-
-    started = time.time()
-    first = sweep("tiny")
-    found = {"said": first.communicate(timeout=120)[0], "code": first.returncode}
-    begun = [event for event in read_events(folder) if event.word == "begin"]
-    found["first_trial_s"] = min((event.seconds for event in begun), default=0.0) - started
-    ended = time.monotonic()
-    refused = sweep("gpu", CELLRAY_WORKER_GROUPS=json.dumps(NAMED))
     ray.init("auto", log_to_driver=False, logging_level="ERROR")
-    nodes = len(ray.nodes())  # those that have gone, too
-    found["nodes_ever"] = nodes
-    while nodes > 1 and time.monotonic() - ended < 40:
+
+    def sweep(number: int, **env: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "cellray", "sweep", str(folder / f"{number}.yaml"), "--address", "auto"]
+        with (folder / f"{number}.txt").open("wb") as said:
+            return subprocess.Popen(
+                [*words, "--storage", str(folder / "studies")], stdout=said, stderr=said, cwd=folder,
+                env={**os.environ, **env},
+            )  # fmt: skip
+
+    def n_nodes() -> int:
+        return sum(node["Alive"] for node in ray.nodes())
+
+    started, course = time.time(), [n_nodes()]
+    first = sweep(0)
+    while first.poll() is None:
+        if (n := n_nodes()) != course[-1]:
+            course.append(n)
+        time.sleep(0.2)
+    begun = [event.seconds for event in read_events(folder) if event.word == "begin"]
+    found: dict[str, Any] = {"code": first.returncode, "said": (folder / "0.txt").read_text(), "course": course}
+    found["first_trial_s"] = min(begun, default=0.0) - started
+    ended = time.monotonic()
+    refused = sweep(1, CELLRAY_WORKER_GROUPS=json.dumps(NAMED)) if (folder / "1.yaml").exists() else None
+    while n_nodes() > 1 and time.monotonic() - ended < 60:
         time.sleep(0.5)
-        nodes = sum(node["Alive"] for node in ray.nodes())
-    found |= {"nodes": nodes, "idle_s": time.monotonic() - ended}
-    found |= {"refused": refused.communicate()[0], "refused_code": refused.returncode}
+    found |= {"nodes": n_nodes(), "idle_s": time.monotonic() - ended}
+    if refused is not None:
+        found |= {"refused_code": refused.wait(120), "refused": (folder / "1.txt").read_text()}
     (folder / "found.json").write_text(json.dumps(found))
 
 

@@ -22,6 +22,7 @@ LONGEST_FIRST = (
     "test_cli.py::TestOneStudy",
     "test_cli.py",
     "test_workers.py",
+    "test_autoscaler.py",
     "test_kills.py::test_memory",
     "test_kills.py::test_a_full_disk",
     "test_kills.py",

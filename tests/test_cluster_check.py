@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from commands import run_here
 from conftest import skip_or_fail
 from tiny_cluster import tiny_cluster
+from tiny_study import draw_images, tiny_study
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -105,3 +107,12 @@ def test_a_pod_says_what_an_installation_reaches(cluster, tmp_path):
     assert "a pod reaches bucket" in told.stdout and "a pod reaches names" in told.stdout, told.stdout
     assert "a pod doesn't reach MLflow: URLError" in told.stdout
     assert cluster.objects["pods"] == {}
+
+    contenders = [{"label": f"bce {n}", "loss": {"name": "bce", "settings": {"cell_weight": n}}} for n in range(1, 41)]
+    study = tiny_study(
+        draw_images(tmp_path / "disks"), configurations=contenders, resources={"gpus": "auto", "cpus": 6}
+    )
+    (tmp_path / "tiny.yaml").write_text(study.dump_yaml())
+    words = ("plan", "tiny.yaml", "--context", "tiny", "--rate", "5", "--json")
+    plan = json.loads(run_here(*words, cwd=tmp_path, env={"CELLRAY_CACHE": str(tmp_path / "cache")}).stdout)
+    assert (plan["concurrent"], plan["limited_by"], plan["gpus"]) == (8, "nodes", 1)  # eight nodes of the group `gpu`

@@ -373,7 +373,7 @@ class TestForecast:
             forecast(*planned(resources={"gpus": 2, "workers": 1}), **how, rate=2.0)
 
     def test_a_long_probe_on_cpus_has_to_be_asked_for(self, planned, probes, monkeypatch):
-        monkeypatch.setattr(costs, "PATIENCE_S", 1e-9)
+        monkeypatch.setattr(costs, "LONG_PROBE_S", 1e-9)
         cost = forecast(*planned(), machine=LAPTOP)
         assert cost.not_measured.startswith("timing takes up to 1 min on its CPUs (--measure") and probes == []
         assert (cost.concurrent, cost.total_s) == (2, None)

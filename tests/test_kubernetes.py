@@ -191,7 +191,10 @@ SPOILED: dict[str, tuple[str, Callable[[list[Object]], object]]] = {
     ),
     "9: behind a feature gate": ("rule 9", lambda o: cluster(o).update(networkPolicy={"mode": "DenyAll"})),
     "10: sidecar with a submitter's pod": ("rule 10", lambda o: job(o).update(submissionMode="SidecarMode")),
-    "11: retries of an interactive job": ("rule 11", lambda o: job(o).update(submissionMode="InteractiveMode")),
+    "11: retries of an interactive job": (
+        "rule 11",
+        lambda o: job(o).update(submissionMode="InteractiveMode", backoffLimit=3),
+    ),
     "13: not a pod": ("rule 13", lambda o: first(pod_of(workers(o)[0])).update(image=7)),
     "13: typing error in a pod": ("rule 13", lambda o: pod_of(workers(o)[0]).update(serviceAcountName="ray-worker")),
     "13: no such volume": ("rule 13", lambda o: pod_of(workers(o)[0])["volumes"].pop(0)),

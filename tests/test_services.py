@@ -153,10 +153,16 @@ def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp
     s3 = free_port()
     here = {"-dir=/data": f"-dir={tmp_path / 'data'}", "-s3.port=8333": f"-s3.port={s3}"}
     assert set(here) < set(weed["args"])
-    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer")]
-    ports += [f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")]
+    master, filer, *grpc = (free_port() for _ in range(4))
+    ports = [f"-master.port={master}", f"-filer.port={filer}", f"-volume.port={free_port()}"]
+    ports += [f"-{name}.port.grpc={port}" for name, port in zip(("master", "filer"), grpc, strict=True)]
+    ports += [f"-{name}.port.grpc={free_port()}" for name in ("volume", "s3")]
     command = [*weed["command"], *(here.get(word, word) for word in weed["args"]), *ports]
     command[0] = str(Path(sys.executable).parent / command[0])
+    hook = weed["lifecycle"]["postStart"]["exec"]["command"][-1]
+    for usual, port, also in (("9333", master, grpc[0]), ("8888", filer, grpc[1])):
+        assert f"127.0.0.1:{usual}" in hook
+        hook = hook.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}.{also}")
     keys = {name: value for name, value in S3_KEYS.items() if name in weed["environment"]}
     assert set(keys) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
@@ -184,6 +190,9 @@ def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp
         process(served, tmp_path / "mlflow.log", lambda: answers(f"http://127.0.0.1:{port}/health"), given),
         pytest.MonkeyPatch.context() as patch,
     ):
+        for _ in range(2):  # a container that is started again finds its bucket
+            made = ["sh", "-c", hook]
+            subprocess.run(made, check=True, timeout=120, env={**os.environ, **keys, "PATH": given["PATH"]})
         for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}.items():
             patch.setenv(name, value)
         Ledger(given["CELLRAY_STORAGE"], "probe").prepare()

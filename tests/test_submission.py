@@ -226,6 +226,8 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
         assert len(cluster.objects["rayjobs"]) == 2
         owner = cluster.objects["configmaps"][job]["metadata"]["ownerReferences"][0]
         assert owner["uid"] == cluster.objects["rayjobs"][job]["metadata"]["uid"]
+        told = cellray("status", str(study_file), "--context", "tiny", cwd=tmp_path, **here).communicate(timeout=60)[0]
+        assert "tiny: 2 trials planned, 2 finished" in told, told
         cleaned = cellray(*words, "--clean", cwd=tmp_path, **here)
         assert f"removed: {job}" in cleaned.communicate(timeout=60)[0]
         assert list(cluster.objects["rayjobs"]) == ["cellray"] and job not in cluster.objects["configmaps"]

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from cellray.cli.common import Json, out
 
-MARKS = {"good": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[bold red]bad[/bold red] "}
+STATE_MARKS = {"good": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[bold red]bad[/bold red] "}
 
 cluster_app = typer.Typer(help="A Kubernetes cluster: check.", no_args_is_help=True)
 
@@ -38,7 +38,7 @@ def cluster_check(
     for line in check_cluster(Namespace(context, namespace), overlay):
         lines.append(line)
         if not as_json:
-            out.print(f"{MARKS[line.state]}  {escape(line.what)}", highlight=False, soft_wrap=True)
+            out.print(f"{STATE_MARKS[line.state]}  {escape(line.what)}", highlight=False, soft_wrap=True)
             if line.do:
                 out.print(f"        {escape(line.do)}", highlight=False, soft_wrap=True)
     if as_json:

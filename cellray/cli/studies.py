@@ -107,8 +107,19 @@ def sweep(
         raise typer.Exit(FAILED)
 
 
-def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = False) -> None:
-    """Show how far a sweep is, from any machine that sees the storage."""
+def status(
+    study_name: StudyName,
+    storage: Storage = "studies",
+    context: Annotated[
+        str | None, typer.Option(help="Of kubectl: a study that was submitted there, from any machine.")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="With --context, where cellray is installed.")] = "cellray",
+    as_json: Json = False,
+) -> None:
+    """Show how far a sweep is, from any machine that sees the storage, or the cluster with --context."""
+    if context is not None:
+        _status_there(study_name, context, namespace, as_json)
+        return
     ledger, study, _ = found = find(study_name, storage)
     if ledger.exists("report/status.json"):
         state = json.loads(ledger.read("report/status.json"))
@@ -141,6 +152,27 @@ def status(study_name: StudyName, storage: Storage = "studies", as_json: Json = 
         if ledger.exists(log):
             out.print(f"  log: {ledger.uri}/{log}", highlight=False, soft_wrap=True)
     print_verdict(ledger)
+
+
+def _status_there(study_name: str, context: str, namespace: str, as_json: bool) -> None:
+    """How a submitted study is: its RayJob, and what the ledger says in the pod of MLflow, which sees it."""
+    from cellray.study import load_study
+    from cellray.submission import Namespace
+
+    is_file = study_name.endswith((".yaml", ".yml"))
+    name = load_study(Path(study_name), code="stored").name if is_file else study_name
+    cluster = Namespace(context, namespace)
+    if not as_json:
+        job, end = cluster.running_job(name), cluster.last_end(name)
+        if job is not None:
+            out.print(f"RayJob {job} is running; to follow it: cellray submit", highlight=False)
+            for incident in cluster.incidents(job):
+                out.print(escape(str(incident)), highlight=False, soft_wrap=True)
+        elif end is not None:
+            goes_on = "; cellray submit goes on from its ledger" if end.trouble.passes else ""
+            out.print(escape(f"{end}{goes_on}"), highlight=False, soft_wrap=True)
+    words = ["exec", "deployment/mlflow", "--", "cellray", "status", name, *(["--json"] if as_json else [])]
+    print(cluster.kubectl(*words).decode(), end="")
 
 
 def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:

@@ -103,10 +103,10 @@ def _submit_to_kubernetes(parcel: Parcel, cluster: Namespace, folder: Path, clea
             say(f"report: {folder / 'index.html'} ({n_files} files)")
             return
         if not found.trouble.passes or not left:
-            cluster.delete(job)
+            if cluster.running_job(name) == job:  # it would wait for ever; one that ended keeps its logs
+                cluster.delete(job)
             raise StudyError(str(found))
         say(f"{found}. It starts anew and goes on from its ledger; {left - 1} more such starts")
-        cluster.delete(job)
         job = None
 
 

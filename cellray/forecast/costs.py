@@ -15,7 +15,7 @@ from cellray.forecast.probe import Job, ProbesDone, run_probes, work_of
 from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memory, this_machine
 from cellray.forecast.work import Work, memory_mb, probing_s, times_at, weights_mb
 from cellray.ledger import Ledger
-from cellray.places import WorkerGroup, advice, lacking, n_places
+from cellray.places import WorkerGroup, lacking, n_places, remedy
 from cellray.record import PlannedTrial, TrialRecord
 from cellray.scores import as_float
 from cellray.search.rates import Rates
@@ -31,7 +31,7 @@ REPORT_S, REPORT_TRIAL_S = 6.0, 0.4
 """The report and MLflow's last writes at the end of a sweep, and what each trial adds to them, about."""
 RECORD_MB = 1.5
 """Tables and overlays of one trial, about."""
-PATIENCE_S = 20.0
+LONG_PROBE_S = 20.0
 """What probes on CPUs may take before they have to be asked for."""
 
 
@@ -232,7 +232,7 @@ def _at_once_on(groups: Sequence[WorkerGroup], resources: ResourcesConfig, limit
     n = n_places(resources, nodes) // resources.n_workers
     if n < 1:
         words = ", ".join(map(str, groups))
-        raise StudyError(f"resources: {words}: no trial fits: {lacking(resources, nodes)}; {advice(resources, nodes)}")
+        raise StudyError(f"resources: {words}: no trial fits: {lacking(resources, nodes)}; {remedy(resources, nodes)}")
     most = limit or resources.max_concurrent
     return (most, "max_concurrent") if most is not None and most < n else (n, "nodes")
 
@@ -254,7 +254,7 @@ def _why_not(
     here = _device(resources)
     unseen = [trial for trial in trials if not _comparable(plan, _signature(trial), here)]
     seconds = sum(probing_s(trial, Work.of(trial, sets)) for trial in unseen)
-    if seconds <= PATIENCE_S:
+    if seconds <= LONG_PROBE_S:
         return ""
     minutes = math.ceil(seconds / 60)
     return f"timing takes up to {minutes} min on its CPUs (--measure does it); {give}"

@@ -283,7 +283,7 @@ def _reach(space: Namespace, rayjob: Manifest) -> Iterator[Line]:
     name = f"cellray-check-{uuid.uuid4().hex[:5]}"
     spec = deepcopy(head["spec"])
     container = spec["containers"][0]
-    container["command"] = ["python", "-c", "from cellray.submission.reach import main; main()"]
+    container["command"] = ["python", "-c", "from cellray.submission.reach import tell_reach; tell_reach()"]
     container["resources"] = {part: {"cpu": "500m", "memory": "512Mi"} for part in ("requests", "limits")}
     for key in ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"):
         container.pop(key, None)

@@ -19,7 +19,7 @@ from cellray.errors import StudyError
 from cellray.places import GROUPS_VARIABLE
 from cellray.submission.parcel import Parcel
 from cellray.submission.reports import untar_report
-from cellray.submission.troubles import ENDED, Finding, Manifest, end_of, pod_findings
+from cellray.submission.troubles import ENDED, Incident, Manifest, end_of, pod_incidents
 
 TEMPLATE = "cellray/template"
 STUDY_LABEL = "cellray/study"
@@ -91,14 +91,14 @@ class Namespace:
     def running_job(self, study: str) -> str | None:
         """The RayJob of a study of that name that hasn't ended, if there is one."""
         for job in self.jobs(study):
-            if (job.get("status") or {}).get("jobDeploymentStatus") not in ENDED:
+            if _status(job).get("jobDeploymentStatus") not in ENDED:
                 return str(job["metadata"]["name"])
         return None
 
-    def last_end(self, study: str) -> Finding | None:
+    def last_end(self, study: str) -> Incident | None:
         """What the newest RayJob of a study failed of, if it has ended."""
         jobs = self.jobs(study)
-        status = (jobs[-1].get("status") or {}) if jobs else {}
+        status = _status(jobs[-1]) if jobs else {}
         return end_of(jobs[-1]["metadata"]["name"], status) if status.get("jobDeploymentStatus") in ENDED else None
 
     def delete(self, job: str) -> None:
@@ -107,7 +107,7 @@ class Namespace:
 
     def clean(self, study: str) -> list[str]:
         """Remove the RayJobs of a study that have ended, with their pods; returns their names."""
-        ended = [job for job in self.jobs(study) if (job.get("status") or {}).get("jobDeploymentStatus") in ENDED]
+        ended = [job for job in self.jobs(study) if _status(job).get("jobDeploymentStatus") in ENDED]
         for job in ended:
             self.delete(job["metadata"]["name"])
         return [job["metadata"]["name"] for job in ended]
@@ -149,7 +149,7 @@ class Namespace:
             raise
         return name
 
-    def follow(self, job: str, say: Callable[[str], None]) -> Finding | None:
+    def follow(self, job: str, say: Callable[[str], None]) -> Incident | None:
         """Show what a RayJob prints, and what its pods lack, until it ends or something doesn't pass.
 
         Returns:
@@ -175,7 +175,7 @@ class Namespace:
                         f"RayJob {job} was deleted; what the study has done is in its ledger, "
                         f"and the same command goes on"
                     )
-                status = mine[0].get("status") or {}
+                status = _status(mine[0])
                 state = str(status.get("jobDeploymentStatus") or "New")
                 if state != shown:
                     say(f"{job}: {state}")
@@ -185,13 +185,20 @@ class Namespace:
                 if state in ENDED:
                     logs.finish()
                     return end_of(job, status)
-                for finding in pod_findings(*_pods_and_events(things, job, status)):
-                    if not finding.trouble.passes:
-                        return finding
-                    if (key := f"{finding.who} {finding.trouble.name}") not in told:
-                        say(str(finding))
+                for incident in pod_incidents(*_pods_and_events(things, job, status)):
+                    if not incident.trouble.passes:
+                        return incident
+                    if (key := f"{incident.who} {incident.trouble.name}") not in told:
+                        say(str(incident))
                         told.add(key)
                 time.sleep(POLL_S)
+
+    def incidents(self, job: str) -> list[Incident]:
+        """What the pods of a RayJob lack now."""
+        things = self.read("rayjobs.ray.io,pods,events")["items"]
+        status = next((_status(t) for t in things if t["kind"] == "RayJob" and t["metadata"]["name"] == job), {})
+        found = pod_incidents(*_pods_and_events(things, job, status))
+        return list({(incident.who, incident.trouble.name): incident for incident in found}.values())
 
     @contextmanager
     def _logs(self, job: str) -> Iterator[_Logs]:
@@ -213,6 +220,11 @@ class Namespace:
             said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise StudyError(f"the report can't be fetched: {said[0]}")
         return untar_report(io.BytesIO(done.stdout), folder)
+
+
+def _status(thing: Manifest) -> Manifest:
+    """An object's status, {} before it has one."""
+    return thing.get("status") or {}
 
 
 def _pods_and_events(things: list[Manifest], job: str, status: Manifest) -> tuple[list[Manifest], list[Manifest]]:

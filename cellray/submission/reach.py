@@ -15,7 +15,7 @@ from cellray.storage import open_storage
 TIMEOUT_S = 15.0
 
 
-def main() -> None:
+def tell_reach() -> None:
     """Print what keeps this machine from each part of an installation, '' where nothing does."""
     parts: dict[str, Callable[[], None]] = {"names": _names, "API server": _api, "MLflow": _mlflow, "bucket": _bucket}
     answers = {}

@@ -84,7 +84,7 @@ TROUBLES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class Incident:
     """A trouble of one pod or RayJob."""
 
     trouble: Trouble
@@ -102,7 +102,7 @@ def trouble_of(text: str) -> Trouble | None:
     return next((trouble for trouble in TROUBLES if re.search(trouble.sign, text, re.DOTALL)), None)
 
 
-def pod_findings(pods: Iterable[Manifest], events: Iterable[Manifest]) -> Iterator[Finding]:
+def pod_incidents(pods: Iterable[Manifest], events: Iterable[Manifest]) -> Iterator[Incident]:
     """What is wrong with the pods of a RayJob now, by their own states and by the warnings about them.
 
     Warnings about a pod that runs are of the past.
@@ -124,21 +124,21 @@ def pod_findings(pods: Iterable[Manifest], events: Iterable[Manifest]) -> Iterat
             yield from _found(event["involvedObject"]["name"], event.get("reason", ""), event.get("message", ""))
 
 
-def _found(who: str, reason: str, message: str) -> Iterator[Finding]:
+def _found(who: str, reason: str, message: str) -> Iterator[Incident]:
     said = " ".join(f"{reason}: {message}".split())
     trouble = trouble_of(said)
     if trouble is not None:
-        yield Finding(trouble, who, said[:300])
+        yield Incident(trouble, who, said[:300])
 
 
-def end_of(job: str, status: Manifest) -> Finding | None:
+def end_of(job: str, status: Manifest) -> Incident | None:
     """What a RayJob that ended failed of; None if it succeeded."""
     if status.get("jobStatus") == "SUCCEEDED":
         return None
     message = str(status.get("message") or "")
     text = f"{status.get('jobDeploymentStatus')} {status.get('jobStatus')} {status.get('reason')}: {message}"
     trouble = trouble_of(text) or Trouble("it failed", "", passes=False)
-    return Finding(trouble, job, line_that_matters(message) or str(status.get("reason") or "no reason given"))
+    return Incident(trouble, job, line_that_matters(message) or str(status.get("reason") or "no reason given"))
 
 
 def line_that_matters(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.places import WorkerGroup, advice, counted, lacking, n_places, named_groups
+from cellray.places import WorkerGroup, counted, lacking, n_places, named_groups, remedy
 from cellray.study import ResourcesConfig
 
 ANSWER_S = 20.0
@@ -52,7 +52,7 @@ def check_feasible(resources: ResourcesConfig, say: Callable[[str], None] = lamb
             f"resources: the cluster can't hold one trial: its autoscaler has no worker group whose nodes have {need}; "
             f"set resources.cpus or resources.gpus lower, or add such a group"
         )
-    raise StudyError(f"{problem}; {advice(resources, known)}")
+    raise StudyError(f"{problem}; {remedy(resources, known)}")
 
 
 def settle(resources: ResourcesConfig) -> ResourcesConfig:
@@ -115,23 +115,35 @@ def _ask_autoscaler(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str
     from ray.util.placement_group import placement_group, remove_placement_group
 
     is_expected = not any(node.get("CPU") for node in nodes)  # else who would hold trials here?
-    request = placement_group(bundles, strategy="PACK")
+    if not (is_expected or _answers(_status())):
+        return None
+    request, asked_at, until = placement_group(bundles, strategy="PACK"), None, time.monotonic() + ANSWER_S
     try:
-        asked_at, until = None, time.monotonic() + ANSWER_S
         while time.monotonic() < until:
             if request.wait(0.5):
                 return True
             status = _status()
-            if status is None or not (status.autoscaling_state.autoscaler_state_version or is_expected):
-                return None
+            if not _answers(status):
+                continue
             if asked_at is None:  # what was asked has stood since this version of the cluster's state
                 asked_at = status.cluster_resource_state.cluster_resource_state_version
             if status.autoscaling_state.last_seen_cluster_resource_state_version > asked_at:
                 refused = status.autoscaling_state.infeasible_gang_resource_requests
-                return bundles not in [[dict(bundle.resources_bundle) for bundle in gang.requests] for gang in refused]
+                asked = [_rounded(bundle) for bundle in bundles]
+                return asked not in [[_rounded(b.resources_bundle) for b in gang.requests] for gang in refused]
         return None
     finally:
         remove_placement_group(request)
+
+
+def _rounded(bundle: Mapping[str, float]) -> dict[str, float]:
+    """Resources as Ray counts them: in ten-thousandths, cut off."""
+    return {name: round(amount, 3) for name, amount in bundle.items()}
+
+
+def _answers(status: Any) -> bool:
+    """Whether an autoscaler has reported."""
+    return status is not None and status.autoscaling_state.autoscaler_state_version > 0
 
 
 def _status() -> Any:

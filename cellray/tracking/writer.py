@@ -9,6 +9,7 @@ from dataclasses import replace
 from cellray.ledger import Ledger
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.results import Results, plan_of
+from cellray.storage import is_remote, public
 from cellray.study import Study, Trial
 from cellray.tracking.known_run import EndedEpoch
 from cellray.tracking.projection import Projection
@@ -194,9 +195,11 @@ class Writer:
             return None
         lacking = f"{len(self._due)} of {len(self.records)} records" if self._due else "the end of the study"
         why = f" ({self._error})" if self._error else ""
+        storage = self._ledger.storage
+        where = f" --storage {public(storage)}, on a machine that reads this bucket" if is_remote(storage) else ""
         return (
             f"MLflow at {public_uri(self._uri)} lacks {lacking}{why}; the ledger has everything, "
-            f"repair it with: cellray track sync {self._study.name}"
+            f"repair it with: cellray track sync {self._study.name}{where}"
         )
 
     def away(self) -> str:

@@ -28,6 +28,7 @@ from undisturbed import assert_nothing_trained_twice, assert_shown_once
 
 from cellray.ledger import Ledger
 from cellray.study import Study, load_study
+from cellray.trial import Sets, record_failure
 
 ENTRYPOINT = yaml.safe_load((Path(__file__).parents[2] / "k8s/base/rayjob.yaml").read_text())["spec"]["entrypoint"]
 """What a head runs in Kubernetes, too; the rest is in the environment there as here."""
@@ -170,9 +171,9 @@ class Cluster:
             env={**os.environ, **self._environment}, check=True, timeout=120,
         )  # fmt: skip
 
-    def sweep(self) -> Command:
-        """Start the sweep on the head."""
-        words = ENTRYPOINT.replace("/study/study.yaml", str(self.folder / "tiny.yaml")).split()
+    def sweep(self, *more: str) -> Command:
+        """Start the sweep on the head, with more options."""
+        words = [*ENTRYPOINT.replace("/study/study.yaml", str(self.folder / "tiny.yaml")).split(), *more]
         assert words.pop(0) == "cellray"
         sweep = Command(*words, folder=self.folder, environment=self._environment, within=self._head.within())
         self.sweeps.append(sweep)
@@ -295,4 +296,25 @@ def test_a_machine_is_taken_back_and_another_one_comes(cluster, calm):
     assert sweep.wait_for(lambda: new.name in cluster.workers()), sweep.output()
     lost.kill()
     assert sweep.end() == 0, sweep.output()
+    assert_as_undisturbed(cluster, calm)
+
+
+def test_a_finished_study_trains_nothing_and_failed_trials_again_if_asked(cluster, calm, study, monkeypatch):
+    monkeypatch.setenv("CELLRAY_CACHE", str(cluster.folder / "cache"))
+    broken, *_ = study.trials()
+    record_failure(broken, Sets.open(study.data), cluster.ledger, "given up after 3 attempts: its machines died")
+    cluster.wait_for(3)
+
+    def sweep(*words: str) -> tuple[int, set[str]]:
+        """Exit code, and the trials that were begun."""
+        command = cluster.sweep(*words)
+        return command.end(), {event.what for event in command.events("begin")}
+
+    name = f"{broken.label}/{broken.seed}"
+    code, begun = sweep()
+    assert code == 3 and len(begun) == 11 and name not in begun
+    assert sweep() == (3, set())  # the same command, on another day
+    code, begun = sweep("--retry", "failed")
+    assert code == 0 and begun == {name}
+    assert sweep("--retry", "failed") == sweep() == (0, set())
     assert_as_undisturbed(cluster, calm)
