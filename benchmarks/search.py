@@ -9,9 +9,9 @@ the quickstart's five, drawn anew for each seed, scores differ more by luck than
 scores flatters whoever tries more, so the winners of both are also trained with three further seeds and compared on the
 test images. Bar: TPE's best is at least as good as random search's, in the median over repetitions.
 
-Seeds: the twelve configurations of the quickstart with ten seeds, all of them, and then over the same records five seeds
-and further ones where they decide, with a budget of 60 % of the trials. Bar: what is recommended may be the best by the
-full grid, at no more than 60 % of its epochs.
+Seeds: the twelve configurations of the quickstart with ten seeds, all of them, and then over the same records five
+seeds and further ones where they decide, with a budget of 60 % of the trials. Bar: what is recommended may be the best
+by the full grid, at no more than 60 % of its epochs.
 
 Run again with the same `--storage`, nothing is trained twice. Exit code 1 if a bar is missed.
 """

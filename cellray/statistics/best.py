@@ -96,6 +96,8 @@ def moments(values: Floats) -> Moments:
         values: What each image adds to each trial's score, higher is better; shape (k, n_seeds, n_images). A trial
             that is missing is NaN throughout.
     """
+    # seeds in an order that depends on who has them alone, so that the draws do too
+    values = values[:, np.lexsort(_there(values))]
     has = _there(values)
     k, n_images = len(values), values.shape[2]
     n = np.maximum(has.sum(1), 1)
