@@ -186,7 +186,7 @@ def test_the_answer_names_the_best_where_every_comparison_decides():
     told = answered(records, plan)
     # A: mean 0.81, SD 0.01 of three: 4.303 x 0.01 / sqrt(3) = 0.0248 on either side
     assert told[0] == "Take A: F1 (IoU) 0.810 on the test set (mean over 3 seeds; 95 % interval [0.785, 0.835])."
-    assert told[1] == "It is the better one, with new trainings, on these test images (95 % confidence)."
+    assert told[1] == "It is the better one, with new trainings and on these test images (95 % confidence)."
     assert answered(records[:1], plan)[0].startswith("So far, A has")
     assert "provisional" in answered(records[:5], plan)[-1]
     assert answered([], plan) == ["No trial has a result yet (6 of 6 planned trials are missing)."]

@@ -20,7 +20,7 @@ EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
 """Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""
 
 
-WORDS = ("may be best", "configuration", "else")
+COLUMNS_OF_WORDS = ("may be best", "configuration", "else")
 """Columns of the ranked table that hold words."""
 
 
@@ -48,7 +48,7 @@ def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
         table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
         parts.append(f"## {set_title(name)}")
         head = "| " + " | ".join(md(column) for column in table.columns) + " |"
-        rule = "|" + "|".join(" --- " if column in WORDS else " ---: " for column in table.columns) + "|"
+        rule = "|" + "|".join(" --- " if column in COLUMNS_OF_WORDS else " ---: " for column in table.columns) + "|"
         rows = ["| " + " | ".join(md(cell) for cell in row) + " |" for row in table.rows]
         parts.append("\n".join([head, rule, *rows]))
         parts += [md(note) for note in table.notes]
@@ -76,7 +76,7 @@ def latex(tables: Tables, plan: Plan) -> str:
     parts = ["% Needs \\usepackage{booktabs}. Built by cellray from the ledger of " + tex(plan.study)]
     for name in tables.sets:
         table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
-        columns = "".join("l" if column in WORDS else "r" for column in table.columns)
+        columns = "".join("l" if column in COLUMNS_OF_WORDS else "r" for column in table.columns)
         caption = f"{tex(metric_title(plan.rank_by))} by configuration, {tex(set_title_plain(name))}. " + " ".join(
             tex(note) for note in table.notes
         )

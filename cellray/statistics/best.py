@@ -97,7 +97,7 @@ def moments(values: Floats) -> Moments:
             that is missing is NaN throughout.
     """
     # seeds in an order that depends on who has them alone, so that the draws do too
-    values = values[:, np.lexsort(_there(values))]
+    values = values[:, np.lexsort(_there(values))] if len(values) else values
     has = _there(values)
     k, n_images = len(values), values.shape[2]
     n = np.maximum(has.sum(1), 1)
