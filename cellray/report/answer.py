@@ -56,7 +56,7 @@ def write_answer(found: Findings) -> list[str]:
             bound(choice, metric),
             best_ones(choice),
             alike(choice, found),
-            passed_over(choice, known, metric),
+            "" if search is not None and search.suggests else passed_over(choice, known, metric),
             meaning(found, choice.take),
         ]
     sentences.append(kept_sentence(known, metric, None if choice is None else choice.take))
@@ -87,9 +87,11 @@ def bound(choice: Advice, metric: str) -> str:
     if choice.found.is_best:
         return f"It is the better one, {sure}." if n == 2 else f"It is the best of {n}, {sure}."
     loss = f"{format_value(metric, choice.found.loss)} {metric_title(metric)}"
-    text = f"It is the best or loses at most {loss} to whichever is best, {sure}"
-    if choice.here is not None and choice.here.take == choice.found.take:
-        text += f"; on these very test images, at most {format_value(metric, choice.here.loss)}"
+    best_or = "is the best or " if choice.found.may_be_best[choice.found.take] else ""
+    text = f"It {best_or}loses at most {loss} to whichever is best, {sure}"
+    here = math.nan if choice.here is None else float(choice.here.losses[choice.found.take])
+    if math.isfinite(here):
+        text += f"; on these very test images, at most {format_value(metric, here)}"
     return f"{text}."
 
 
@@ -138,7 +140,7 @@ def closing(choice: Advice, found: Findings, still: list[str], margin: float) ->
     n = next(n for n in looks if choice.with_seeds(n) <= margin)
     who = list(dict.fromkeys([choice.take, *still]))
     counts = dict(zip(choice.labels, of.has.sum(1), strict=True))
-    n_runs = sum(n - int(counts[label]) for label in who)
+    n_runs = sum(max(n - int(counts[label]), 0) for label in who)
     spent = [record.seconds.total for label in who for record in found.by_label[label]]
     cost = f", about {duration(n_runs * sum(spent) / len(spent))} one after the other" if spent else ""
     them = "these" if choice.take in still else "it and these"
@@ -254,8 +256,8 @@ def caveats(
     skipped: bool,
     stopped: str,
 ) -> str:
-    """Collapses, failures, another leader among the survivors, range tests without a result, missing trials, those
-    ended early: one sentence, or none."""
+    """Collapses, failures, who would lead without them, range tests without a result, missing trials, those ended
+    early: one sentence, or none."""
     parts = []
     words = trouble(ranked)
     if words:
