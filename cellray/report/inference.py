@@ -197,7 +197,7 @@ def _kept(
         record = results.records.get(row.key)
         if row.label in place and record is not None and not row.note:
             score = as_float(record.score(metric, "val"))
-            by_validation[place[row.label], order[row.seed]] = sign_of(metric) * np.nan_to_num(score, nan=-np.inf)
+            by_validation[place[row.label], order[row.seed]] = sign_of(metric) * score
     found = {}
     for label, values, validation in zip(labels, block.values, by_validation, strict=True):
         has = ~np.isnan(values).any(1)
