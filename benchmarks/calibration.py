@@ -111,7 +111,7 @@ def judge(scenario: Scenario, values: np.ndarray, here: np.ndarray) -> dict[str,
     better = np.argwhere(bootstrap.pair_p() < ALPHA)
     gap = true[better[:, 0]] - true[better[:, 1]] if len(better) else np.zeros(0)
     n_true = (true[:, None] > true).sum()
-    before = as_before(values)
+    before = as_before(values, true)
     short = true.max() - true[said.take]
     loss = said.loss if named is None else 0.0 if named == said.take else said.loss
     losses = np.where(np.isnan(said.losses), np.inf, said.losses)
@@ -133,7 +133,7 @@ def judge(scenario: Scenario, values: np.ndarray, here: np.ndarray) -> dict[str,
     }
 
 
-def as_before(values: np.ndarray) -> dict[str, float]:
+def as_before(values: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """What the rule before this one said: Holm over all pairs; the best is ruled out by one-sided p / (k - 1)."""
     counted = np.nan_to_num(values)  # a collapse counts as the worst value
     order = np.argsort(-counted.mean((1, 2)), kind="stable")
@@ -145,7 +145,7 @@ def as_before(values: np.ndarray) -> dict[str, float]:
         "before: may be best": float(K - len(set(b[lead.p / 2 * (K - 1) < ALPHA]))),
         "before: within .05": float(-worst.min() <= 0.05),
         "before: within .02": float(-worst.min() <= 0.02),
-        "before: pairs": float((holm(lead.p) < ALPHA).mean()),
+        "before: pairs": float((holm(lead.p) < ALPHA)[true[a] != true[b]].mean()) if np.ptp(true) else 0.0,
     }
 
 

@@ -178,3 +178,10 @@ def test_the_best_of_three_of_three_has_no_interval_and_of_two_no_value():
 def test_equal_validation_scores_are_kept_in_equal_shares():
     test = np.array([[0.0], [1.0], [0.4], [0.6]])
     assert best_of_k(test, np.zeros(4), 3)[0] == pytest.approx(0.5)
+
+
+def test_a_lost_training_is_kept_only_where_all_are_lost():
+    test, validation = np.array([[0.0], [0.0], [0.8], [0.6]]), np.array([-np.inf, -np.inf, 0.2, 0.1])
+    # of four choices of three, the last but one is in three
+    assert best_of_k(test, validation)[0] == pytest.approx((3 * 0.8 + 0.6) / 4)
+    assert np.isnan(best_of_k(test, np.array([0.1, np.nan, 0.2, 0.3]))).all()

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cellray.metrics import METRICS
 from cellray.report.findings import Findings
+from cellray.report.inference import MOST_COMPARED
 from cellray.report.ranking import Advice, rows_of, select
 from cellray.report.search_answer import found_sentence, seeds_sentence, stopped_clause
 from cellray.report.text import format_interval, format_rate, format_value, metric_title
@@ -55,14 +56,14 @@ def write_answer(found: Findings) -> list[str]:
             bound(choice, metric),
             best_ones(choice),
             alike(choice, found),
-            passed_over(choice, known, metric),
+            "" if search is not None and search.suggests else passed_over(choice, known, metric),
             meaning(found, choice.take),
         ]
     sentences.append(kept_sentence(known, metric, None if choice is None else choice.take))
     if search is not None and search.gives_seeds:
         sentences.append(seeds_sentence(search))
     sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
-    sentences.append(rates(ranked))
+    sentences += [rates(ranked), few_images(pairs, unit)]
     sentences += [family.sentence for family in found.families]
     if len(found.networks) > 1:
         sentences.append(f"Its configurations differ in their networks: {networks(found)}.")
@@ -74,6 +75,7 @@ def networks(found: Findings) -> str:
     return listing([f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()])
 
 
+FEW_IMAGES = 10
 DEMONSTRATION = (
     "This is a demonstration: its images are drawn, so what follows shows how an answer looks and says nothing of real "
     "cells."
@@ -87,41 +89,37 @@ def take(row: pd.Series, pairs: pd.DataFrame, metric: str, missing: int, unit: s
 
 def bound(choice: Advice, metric: str) -> str:
     """What the recommended one may lose: on new images first, on this test set second."""
-    title, loss = metric_title(metric), format_value(metric, choice.found.loss)
-    n = len(choice.labels)
-    where = "with new trainings and on new images" if choice.new_images else "with new trainings, on these test images"
+    n, where = len(choice.judged), "on new images" if choice.new_images else "on these test images"
+    sure = f"with new trainings and {where} (95 % confidence)"
     if choice.found.is_best:
-        return (
-            f"It is the best of the {n}, {where} (95 % confidence)."
-            if n > 2
-            else f"It is the better one, {where} (95 % confidence)."
-        )
-    text = f"It is the best or loses at most {loss} {title} to whichever is best, {where} (95 % confidence)"
-    if choice.here is not None and choice.here.take == choice.found.take:
-        text += f"; on these very test images, at most {format_value(metric, choice.here.loss)}"
+        return f"It is the better one, {sure}." if n == 2 else f"It is the best of {n}, {sure}."
+    loss = f"{format_value(metric, choice.found.loss)} {metric_title(metric)}"
+    best_or = "is the best or " if choice.found.may_be_best[choice.found.take] else ""
+    text = f"It {best_or}loses at most {loss} to whichever is best, {sure}"
+    here = math.nan if choice.here is None else float(choice.here.losses[choice.found.take])
+    if math.isfinite(here):
+        text += f"; on these very test images, at most {format_value(metric, here)}"
     return f"{text}."
 
 
 def best_ones(choice: Advice) -> str:
-    """What may be the best; empty where the bound has said it."""
+    """What may be the best, where the bound hasn't said it, and of which nothing can be said."""
+    possible, judged = choice.may_be_best, choice.judged
+    others = len(judged) - len(possible)
+    unknown = [label for label in choice.labels if label not in judged]
+    silent = f" Of {listing(unknown)} too few runs ended to say anything." if unknown else ""
     if choice.found.is_best:
-        return ""
-    possible = choice.may_be_best
-    others = len(choice.labels) - len(possible)
+        return silent.strip()
     if not others:
-        return f"Any of the {len(possible)} may be the best."
+        return f"Any of the {len(possible)} may be the best.{silent}"
     rest = "of the other one" if others == 1 else f"of each of the {others} others"
-    return (
-        f"The best is one of {listing(possible)}; {rest}, another does at least as well."
-        if len(possible) > 1
-        else (f"The best is {possible[0]}; {rest}, another does at least as well.")
-    )
+    who = f"one of {listing(possible)}" if len(possible) > 1 else possible[0]
+    return f"The best is {who}; {rest}, another does at least as well.{silent}"
 
 
 def alike(choice: Advice, found: Findings) -> str:
     """What is the same within the margin, or else what would make it so."""
-    metric, score = found.metric, float(found.ranked.set_index("label")["mean"][choice.take])
-    margin = found.plan.margin(score)
+    metric, margin = found.metric, found.plan.margin(float(choice.bootstrap.of.mean[choice.found.take]))
     shown = f"{format_value(metric, margin).rstrip('0')} {metric_title(metric)}"
     said = "" if found.plan.within is not None else ", the margin where a study names none"
     if choice.found.loss <= margin:
@@ -149,7 +147,7 @@ def closing(choice: Advice, found: Findings, still: list[str], margin: float) ->
     n = next(n for n in looks if choice.with_seeds(n) <= margin)
     who = list(dict.fromkeys([choice.take, *still]))
     counts = dict(zip(choice.labels, of.has.sum(1), strict=True))
-    n_runs = sum(n - int(counts[label]) for label in who)
+    n_runs = sum(max(n - int(counts[label]), 0) for label in who)
     spent = [record.seconds.total for label in who for record in found.by_label[label]]
     cost = f", about {duration(n_runs * sum(spent) / len(spent))} one after the other" if spent else ""
     them = "these" if choice.take in still else "it and these"
@@ -212,6 +210,8 @@ def unsaid(known: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Why nothing is promised; empty with one configuration."""
     if len(known) < 2 or pairs.empty:
         return ""
+    if len(known) > MOST_COMPARED:
+        return f"Of more than {MOST_COMPARED} configurations it isn't said which may be the best."
     if pairs.n_seeds.max() < LEAST_SEEDS:
         common = plural(int(pairs.n_seeds.max()), "common seed")
         return f"With {common} nothing is decided: it takes {LEAST_SEEDS} to see how much is chance."
@@ -263,8 +263,8 @@ def caveats(
     skipped: bool,
     stopped: str,
 ) -> str:
-    """Collapses, failures, another leader among the survivors, range tests without a result, missing trials, those
-    ended early: one sentence, or none."""
+    """Collapses, failures, who would lead without them, range tests without a result, missing trials, those ended
+    early: one sentence, or none."""
     parts = []
     words = trouble(ranked)
     if words:
@@ -323,3 +323,9 @@ def rates(ranked: pd.DataFrame) -> str:
         low, high = rate_interval(row.n_lost, row.n_lost + row.n_finished)
         named.append(f"{format_rate(low, high)} of {row.label}")
     return f"Of new runs, {listing_some(named)} would be lost (95 % confidence each)." if named else ""
+
+
+def few_images(pairs: pd.DataFrame, unit: str) -> str:
+    """That a handful of images says little of others; empty where there are more."""
+    n = 0 if pairs.empty else int(pairs.n_images.max())
+    return f"There are only {plural(n, f'test {unit}')}, which say little of others." if 1 < n < FEW_IMAGES else ""

@@ -20,6 +20,10 @@ EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
 """Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""
 
 
+COLUMNS_OF_WORDS = ("may be best", "configuration", "else")
+"""Columns of the ranked table that hold words."""
+
+
 def csv_bytes(table: pd.DataFrame) -> bytes:
     """CSV with full precision; a missing value is an empty cell."""
     return table.to_csv(index=False, lineterminator="\n").encode()
@@ -44,11 +48,7 @@ def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
         table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
         parts.append(f"## {set_title(name)}")
         head = "| " + " | ".join(md(column) for column in table.columns) + " |"
-        rule = (
-            "|"
-            + "|".join(" --- " if i in (1, len(table.columns) - 1) else " ---: " for i in range(len(table.columns)))
-            + "|"
-        )
+        rule = "|" + "|".join(" --- " if column in COLUMNS_OF_WORDS else " ---: " for column in table.columns) + "|"
         rows = ["| " + " | ".join(md(cell) for cell in row) + " |" for row in table.rows]
         parts.append("\n".join([head, rule, *rows]))
         parts += [md(note) for note in table.notes]
@@ -76,7 +76,7 @@ def latex(tables: Tables, plan: Plan) -> str:
     parts = ["% Needs \\usepackage{booktabs}. Built by cellray from the ledger of " + tex(plan.study)]
     for name in tables.sets:
         table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
-        columns = "rl" + "r" * (len(table.columns) - 3) + "l"
+        columns = "".join("l" if column in COLUMNS_OF_WORDS else "r" for column in table.columns)
         caption = f"{tex(metric_title(plan.rank_by))} by configuration, {tex(set_title_plain(name))}. " + " ".join(
             tex(note) for note in table.notes
         )

@@ -57,7 +57,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
     ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
-    choice = None
+    choice, alpha = None, ALPHA if results.log is None else results.log.alpha or ALPHA
     kept: dict[tuple[str, str], tuple[float, float, float]] = {}
     for by, rows in tables.scores.groupby(["set", "point", "metric"], sort=False):
         name, point, metric = map(str, by)
@@ -71,7 +71,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
-        compared = _within_range(_compare(block, labels, detail=ranks_it), metric)
+        compared = _within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
         means, by_image = _means(block)
         # only the metric that ranks is ranked within images too, which takes longest
         decided = compared if ranks_it else compared.iloc[:0]
@@ -82,7 +82,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         if ranks_it:
             kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
             if name == "test" and len(labels) <= MOST_COMPARED:
-                choice = _choose(rows, labels, seeds, results)
+                choice = _choose(rows, labels, seeds, results, alpha)
         if ranks_it and 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
             test = friedman(by_image)
@@ -167,14 +167,16 @@ def _in_range(low: float, high: float, metric: str) -> tuple[float, float]:
     return max(low, 0.0) if not np.isnan(low) else low, min(high, top) if not np.isnan(high) else high
 
 
-def _choose(rows: pd.DataFrame, labels: Sequence[str], seeds: Sequence[int], results: Results) -> Advice | None:
+def _choose(
+    rows: pd.DataFrame, labels: Sequence[str], seeds: Sequence[int], results: Results, alpha: float
+) -> Advice | None:
     """Which to take, from the runs that ended; one that lost a run is recommended only if all did."""
     values, preferred = ended_runs(rows, results.samples, labels, seeds)
     search = read_search(results.log)
     if search is not None and search.suggests:  # what it chose on validation images is what is judged
         chosen = search.chosen(results.plan.rank_by)
         preferred = np.array([chosen is not None and label == chosen.label for label in labels])
-    bootstrap = Bootstrap(moments(values), alpha=ALPHA if results.log is None else results.log.alpha or ALPHA)
+    bootstrap = Bootstrap(moments(values), alpha=alpha)
     best = winner(values, bootstrap.alpha)
     new_images = values.shape[2] > 1
     found = bootstrap.statement(new_images=new_images, preferred=preferred, best=best)
@@ -190,13 +192,12 @@ def _kept(
     """Of each configuration, the best of three trainings by validation: mean, low and high."""
     metric = str(rows.metric.iloc[0])
     by_validation = np.full(block.values.shape[:2], -np.inf)
+    place, order = {label: i for i, label in enumerate(labels)}, {seed: i for i, seed in enumerate(seeds)}
     for row in rows_of(rows):
         record = results.records.get(row.key)
-        if row.label in labels and record is not None and not row.note:
+        if row.label in place and record is not None and not row.note:
             score = as_float(record.score(metric, "val"))
-            by_validation[labels.index(row.label), seeds.index(row.seed)] = sign_of(metric) * np.nan_to_num(
-                score, nan=-np.inf
-            )
+            by_validation[place[row.label], order[row.seed]] = sign_of(metric) * score
     found = {}
     for label, values, validation in zip(labels, block.values, by_validation, strict=True):
         has = ~np.isnan(values).any(1)
@@ -213,14 +214,14 @@ def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))
 
 
-def _compare(block: Block, labels: Sequence[str], *, detail: bool) -> pd.DataFrame:
+def _compare(block: Block, labels: Sequence[str], *, detail: bool, alpha: float = ALPHA) -> pd.DataFrame:
     many = len(labels) > MOST_COMPARED
     if block.is_median:
         known = {label: v[~np.isnan(v).any(1)] for label, v in zip(labels, block.values, strict=True)}
         known = {label: -v for label, v in known.items() if len(v)}
         n_seeds = min((len(v) for v in known.values()), default=0)
         return median_pairs([mean_median(v) for v in known.values()], list(known), n_seeds, leader_only=many)
-    return paired_tests(block.values, labels, detail=detail, leader_only=many)
+    return paired_tests(block.values, labels, detail=detail, leader_only=many, alpha=alpha)
 
 
 def _means(block: Block) -> tuple[np.ndarray, np.ndarray]:

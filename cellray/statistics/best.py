@@ -96,6 +96,8 @@ def moments(values: Floats) -> Moments:
         values: What each image adds to each trial's score, higher is better; shape (k, n_seeds, n_images). A trial
             that is missing is NaN throughout.
     """
+    # seeds in an order that depends on who has them alone, so that the draws do too
+    values = values[:, np.lexsort(_there(values))] if len(values) else values
     has = _there(values)
     k, n_images = len(values), values.shape[2]
     n = np.maximum(has.sum(1), 1)
@@ -175,7 +177,7 @@ class Bootstrap:
         order = np.argsort(-lead[behind, better], kind="stable")
         behind, better = behind[order], better[order]
         # of the leads that aren't rejected before, the largest by chance
-        drawn = self._drawn[new_images][:, behind, better]
+        drawn = self._draws[new_images][:, behind, better]
         largest = np.maximum.accumulate(drawn[:, ::-1], axis=1)[:, ::-1]
         reached = (largest >= lead[behind, better].astype(np.float32)).sum(0)
         found[who[better], who[behind]] = np.maximum.accumulate((reached + 1) / (len(drawn) + 1))
@@ -185,7 +187,7 @@ class Bootstrap:
         """How far the column may be ahead of the row by chance, if the row is the best; shape (k, k), 0 with itself."""
 
         def part(new: bool, alpha: float) -> Floats:
-            largest = np.where(self._drawn_rivals[:, None], self._drawn[new], -np.inf).max(2)
+            largest = np.where(self._draws[2][:, None], self._draws[new], -np.inf).max(2)
             critical = np.maximum(np.quantile(largest, 1 - alpha, axis=0), 0.0)
             return (critical[:, None] * self._errors(new)) ** 2
 
@@ -209,14 +211,6 @@ class Bootstrap:
         sizes = [len(part) for part in np.array_split(np.empty(self._n_draws), -(-self._n_draws * k * most // AT_ONCE))]
         parts = [self._draw(rng, n) for n in sizes]
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # type: ignore[return-value]
-
-    @property
-    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._draws[0], self._draws[1]
-
-    @property
-    def _drawn_rivals(self) -> np.ndarray:
-        return self._draws[2]
 
     def _draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The leads of n studies without differences."""

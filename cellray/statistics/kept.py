@@ -23,7 +23,8 @@ def best_of_k(values: Floats, validation: Floats, k: int = N_KEPT_OF) -> tuple[f
 
     Args:
         values: What each image adds to each training's test score, shape (n, n_images).
-        validation: Higher is better, shape (n,); equal ones are kept in equal shares.
+        validation: Higher is better, shape (n,); equal ones are kept in equal shares. -inf: never, unless there is no
+            other; NaN: unknown, and then nothing is.
         k: Trainings, >= 1.
 
     Returns:
@@ -33,7 +34,7 @@ def best_of_k(values: Floats, validation: Floats, k: int = N_KEPT_OF) -> tuple[f
         Dodge et al. 2019, https://arxiv.org/abs/1909.03004; Tang et al. 2020, https://aclanthology.org/2020.acl-main.246
     """
     n = len(values)
-    if n < k:
+    if n < k or np.isnan(validation).any():
         return math.nan, math.nan, math.nan
     weights = _weights(validation, k)
     mean = float(weights @ values.mean(1))

@@ -25,7 +25,7 @@ NO_PAIRS = pd.DataFrame(columns=list(PAIR_COLUMNS), dtype=float).astype({"a": st
 
 
 def paired_tests(
-    values: Floats, labels: Sequence[str], *, detail: bool = True, leader_only: bool = False
+    values: Floats, labels: Sequence[str], *, detail: bool = True, leader_only: bool = False, alpha: float = ALPHA
 ) -> pd.DataFrame:
     """Paired differences of all configurations, with the test that decides and the ones that don't.
 
@@ -33,7 +33,7 @@ def paired_tests(
       and new images (`crossed_mean`). ``a`` is the one with the higher mean.
     - ``p``, ``p_adjusted``: of Student's test alone, and of all pairs together (Romano and Wolf 2005, see
       `best.Bootstrap`; Holm 1979 for the leader's pairs only).
-    - ``decided``: p_adjusted < 0.05, with three common seeds or more. Whether one is the best, or may be, is another
+    - ``decided``: p_adjusted < alpha, with three common seeds or more. Whether one is the best, or may be, is another
       question: see `best.find_best`.
     - ``p_wilcoxon``, ``p_wilcoxon_holm``: signed-rank test over images of the means over seeds. It takes these seeds
       for all there are, so it speaks of these trained networks, not of the loss, and decides nothing here.
@@ -49,6 +49,7 @@ def paired_tests(
         labels: Of the configurations.
         detail: False leaves the columns after ``p`` NaN and decides nothing, for speed.
         leader_only: Compare the best configuration with each other one only.
+        alpha: Probability of any wrong decision.
 
     Returns:
         One row a pair, with `PAIR_COLUMNS`; pairs without a common seed are left out.
@@ -71,7 +72,7 @@ def paired_tests(
         table["p_adjusted"] = (
             holm(table.p.to_numpy()) if adjusted is None else adjusted[table.a.map(number), table.b.map(number)]
         )
-        table["decided"] = (table.n_seeds >= LEAST_SEEDS) & (table.p_adjusted < ALPHA)
+        table["decided"] = (table.n_seeds >= LEAST_SEEDS) & (table.p_adjusted < alpha)
         table["p_wilcoxon_holm"] = holm(table.p_wilcoxon.to_numpy())
         table["p_false"] = table.p / 2
         level = ALPHA / max(int((~table.decided).sum()), 1)  # what Holm would ask of the next pair

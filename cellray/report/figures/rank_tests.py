@@ -140,7 +140,9 @@ def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_
     axis.set_xlabel(f"{metric_title(metric)} on {as_label(set_name)}: row better by" + best_of(known, n))
     axis.xaxis.set_label_position("bottom")
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02).outline.set_visible(False)
-    handles = [Line2D([], [], ls="", marker="s", ms=9, mfc="none", mec=INK, label="decided (p < 0.05 after Holm)")]
+    handles = [
+        Line2D([], [], ls="", marker="s", ms=9, mfc="none", mec=INK, label="decided (p < 0.05, all pairs at once)")
+    ]
     figure.legend(handles=handles, loc="outside lower right")
     return figure
 
