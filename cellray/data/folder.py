@@ -70,4 +70,5 @@ def read_image(
         raise DataError(f"{path}: can't be read: {error}") from error
     pixels = decode_image(data, str(path), reading.at(plane)).pixels
     full_scale = max_value or np.iinfo(pixels.dtype).max
-    return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
+    converted = convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
+    return np.require(converted, requirements="W")  # a decoder's own memory can't be handed to torch
