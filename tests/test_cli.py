@@ -181,6 +181,28 @@ class TestOneStudy:
         by_itself = here(place, "evaluate", "tiny", "images").stdout
         assert "mean cell diameter" in by_itself and "measured on their true cells" in by_itself
 
+    def test_predict_names_bad_files_at_the_end_and_loses_nothing(self, place, swept):
+        """Two files of one stem, a stack, and three that can't be read: one by its header, two by their pixels."""
+        folder = place / "mixed"
+        folder.mkdir()
+        pixels = np.full((64, 64, 3), 40, np.uint8)
+        for name in ("a.png", "b.png", "cut.png", "a.tif"):
+            Image.fromarray(pixels).save(folder / name)
+        (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:90])
+        Image.fromarray(pixels[..., 0].astype(np.float32)).save(folder / "float.tif")
+        first, second = (Image.fromarray(pixels[..., 0] + k) for k in range(2))
+        first.save(folder / "stack.tif", save_all=True, append_images=[second])
+        told = here(place, "predict", "tiny", "mixed", "--config", "BCE", "--out", "mixed_out", code=3)
+        table = pd.read_csv(place / "mixed_out" / "counts.csv")
+        assert table["image"].tolist() == ["a.png", "a.tif", "b.png"]
+        for kind in ("labels", "overlays"):
+            assert {f.name for f in (place / "mixed_out" / kind).iterdir()} == {"a.png.png", "a.tif.png", "b.png"}
+        assert "1 of the files can't be read; they are named at the end" in told.stderr
+        last = told.stderr.splitlines()[-3:]
+        assert all(line.startswith("not counted: mixed/") for line in last)
+        assert [line.split(":")[1] for line in last] == [" mixed/float.tif", " mixed/cut.png", " mixed/stack.tif"]
+        assert "image of float32" in last[0] and "set data.plane" in last[2]
+
     def test_predict_writes_counts_labels_and_overlays(self, place, swept):
         folder = place / "new"
         folder.mkdir(exist_ok=True)

@@ -32,7 +32,21 @@ def with_border(labels: np.ndarray) -> np.ndarray:
     return np.where(find_boundaries(labels, mode="inner"), N_CELLS + 1, labels).astype(np.uint8)
 
 
+def one_number_twice(labels: np.ndarray) -> np.ndarray:
+    """The two cells furthest from each other share a number."""
+    centres = np.array([np.argwhere(labels == n).mean(axis=0) for n in range(1, N_CELLS + 1)])
+    apart = np.hypot(*(centres[:, None] - centres[None]).transpose(2, 0, 1))
+    a, b = np.unravel_index(apart.argmax(), apart.shape)
+    return np.where(labels == a + 1, b + 1, labels).astype(np.uint8)
+
+
 DOUBTFUL = {
+    "one number twice": (
+        lambda k, m: one_number_twice(m),
+        "labels",
+        "one label, many pieces",
+        "11 label(s) lie in 12 distant pieces",
+    ),
     "inverted": (lambda k, m: 255 - white(m), "masks", "signal above half", "86% of the pixels are marked"),
     "another image's": (lambda k, m: white(scene(k + 1)[1]), "masks", "cells not brighter", "no brighter"),
     "turned": (lambda k, m: np.rot90(white(m)).copy(), "masks", "cells not brighter", "turned"),
@@ -92,11 +106,29 @@ def test_right_masks_raise_no_doubt():
     assert [s["labels"] for s in signs] == [N_CELLS] * 8
 
 
+def test_an_image_of_specks_among_others_of_cells():
+    specks = np.zeros((96, 96), np.uint8)
+    specks[::19, ::19] = np.arange(1, 37).reshape(6, 6)
+    signs = [signs_of(*scene(k)) for k in range(4)]
+    area = int(signs[0]["area"])
+    assert area > 100
+    (doubt,) = doubts([*signs, signs_of(specks * 5 + 20, specks)])
+    assert (doubt.short, doubt.images) == ("cells of another size", [4])
+    assert doubt.sentence.startswith(f"the median cell has 1 px, in the whole set {area} px")
+
+
 def test_a_dense_culture_raises_no_doubt():
     """Squares that fill 70 % of the image and touch each other."""
     labels = np.zeros((96, 96), np.uint8)
     labels[8:88, 8:88] = np.kron(np.arange(1, 26).reshape(5, 5), np.ones((16, 16))).astype(np.uint8)
     assert doubts([signs_of(np.where(labels > 0, 150, 10).astype(np.uint8), labels)]) == []
+
+
+def test_a_cell_in_two_parts_at_the_edge_raises_no_doubt():
+    image, labels = scene(0)
+    labels[8:16, :2], labels[40:48, :2] = 13, 13
+    image[labels == 13] = 170
+    assert signs_of(image, labels)["scattered"] == 0
 
 
 def test_contrast_by_hand():

@@ -11,6 +11,11 @@ from pathlib import Path
 from cellray.scratch import scratch_folder
 
 
+def test_they_can_be_made_elsewhere(tmp_path):
+    with scratch_folder("ray", str(tmp_path)) as folder:
+        assert Path(folder).parent == tmp_path
+
+
 def test_the_temporary_folders_of_a_killed_process_are_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -18,6 +18,7 @@ from tiny_study import draw_images, lasting, same, tiny_study
 from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
 from cellray.observers import Observer
+from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
 from cellray.sweep.tuner import WORKER_DEATHS
 from cellray.trial import Sets, run_trial
@@ -344,3 +345,30 @@ def test_an_interrupt_ends_running_trials_and_the_next_sweep_ends_them(ray_here,
     memory = Memory()
     records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
     assert_like_alone(records, alone)
+
+
+class TestLongTmpdir:
+    """The names of Ray's sockets have 107 characters at most, and begin with the folder for temporary files."""
+
+    def test_a_short_folder_stays(self, monkeypatch):
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        for folder in ("/tmp", "/scratch/" + "x" * 26):
+            monkeypatch.setenv("TMPDIR", folder)
+            assert ray_cluster._short_folder() is None
+
+    def test_a_long_one_is_replaced_by_a_short_one(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "slurm_jobdir" / "1355700" / "tmp.t0016"))
+        folder = ray_cluster._short_folder()
+        assert folder is not None
+        with folder as name:
+            assert len(name) <= ray_cluster.LONGEST_TMPDIR
+            session = f"{name}/session_2026-11-29_11-28-25_123456_4194304/sockets/plasma_store"
+            assert len(session) <= 107
+
+    def test_where_none_can_be_written_it_is_named_with_what_to_set(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 40)))
+        monkeypatch.setattr(ray_cluster, "SHORT_PLACES", (str(tmp_path / "absent"),))
+        with pytest.raises(StudyError, match=r"TMPDIR is .*, too long for the sockets.*set TMPDIR to a folder of"):
+            ray_cluster._short_folder()

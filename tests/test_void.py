@@ -7,9 +7,11 @@ import pytest
 import torch
 from pictures import Pictures, cells
 from scenes import mask_saved, save_all, save_png
+from tiny_study import tiny_study
 
 from cellray.data import Reading, open_dataset
 from cellray.evaluation import PixelHistogram
+from cellray.ledger import Ledger
 from cellray.losses import LOSSES
 from cellray.losses.maps import maps_of
 from cellray.metrics import contingency, image_row, without_void
@@ -17,6 +19,7 @@ from cellray.operating_point import choose_point
 from cellray.postprocess import OperatingPoint
 from cellray.study import AugmentConfig, DatasetConfig, EvaluationConfig, LossConfig
 from cellray.training.crops import CropSampler
+from cellray.trial import Sets, run_trial
 
 LIMITS = {"iou_threshold": 0.4, "max_distance_px": 3.0}
 
@@ -195,8 +198,29 @@ class TestFiles:
         assert (data.void(0)[:, 8:] == 0).all()
         assert (data.void(0) == (strip & (data.labels(0) == 0))).all()
 
+    def test_a_trial_is_judged_outside_of_them(self, tmp_path):
+        """Every pixel of every image is counted but those of a strip of 8 columns, where no cell is above it."""
+        strip = np.arange(96) < 8
+
+        def save(p, m):
+            save_png(p, np.where(strip & (m == 0), 255, m > 0).astype(np.uint8))
+
+        root = save_all(tmp_path / "data", mask_saved(save), n=6)
+        data = {"train": {"name": "disks", "path": str(root)}, "val_fraction": 0.25, "channels": 1, "ignore": 255}
+        study = tiny_study(root, data=data)
+        sets = Sets.open(study.data)
+        ledger = Ledger(str(tmp_path / "studies"), study.name)
+        record = run_trial(study.trials()[0], sets, ledger)
+        assert record is not None and record.outcome in ("finished", "collapsed")
+        rows = ledger.table(record.key, "images")
+        assert set(rows["set"]) == {"val", "test"}
+        for row in rows.itertuples():
+            void = sets.train.void(sets.train.names.index(row.image))
+            assert row.px_tp + row.px_fp + row.px_fn + row.px_tn == 96 * 96 - void.sum()
+            assert row.n_true == 12
+
     def test_files_of_their_own(self, tmp_path):
-        """Void takes a cell that it covers by more than half and cuts the others; label 255 stays a cell."""
+        """Void in masks_ignore/ takes a cell that it mostly covers and cuts the others; label 255 stays a cell."""
         labels = boxes(a=np.s_[0:4, 0:4], b=np.s_[6:8, 0:4], c=np.s_[0:2, 8:10])
         labels[labels == 3] = 255
         void = np.zeros((10, 10), np.uint8)

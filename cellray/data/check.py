@@ -18,8 +18,9 @@ from cellray.data.dataset import Dataset
 from cellray.data.decode import PLAIN, ChannelsError, Reading
 from cellray.data.duplicates import Likeness, look_of, twin_notes
 from cellray.data.grouping import guess_groups
+from cellray.data.items import list_items, load_item
 from cellray.data.listing import DatasetLike, Item
-from cellray.data.opening import WORKERS, Facts, OnImage, list_items, load_item, locate, object_diameters
+from cellray.data.opening import WORKERS, Facts, OnImage, locate, object_diameters
 from cellray.data.plausible import DIM, Signs, contrast, doubt_note, doubts, signs_of
 from cellray.data.source import Source
 from cellray.data.splits import split_dataset

@@ -18,6 +18,8 @@ from cellray.losses.maps import MAPS_VERSION
 CACHE_VERSION = 1
 """Raised when decoding or converting changes what comes out; it is part of every fingerprint."""
 
+LAYOUT = 2
+"""Raised when more is kept with the decoded images: those of earlier releases are decoded once more."""
 VOID_NAME = "void.u8"
 """The file of pixels that count as neither cell nor background."""
 
@@ -27,6 +29,7 @@ class CacheIndex(TypedDict):
 
     fingerprint: str
     version: int
+    layout: int
     channels: int
     names: list[str]
     splits: list[str]
@@ -147,6 +150,6 @@ def read_index(folder: Path) -> CacheIndex | None:
         index: CacheIndex = json.loads((folder / "index.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in index["sizes"]}
         is_whole = sizes == index["sizes"] and index["version"] == CACHE_VERSION
-        return index if is_whole and "looks" in index else None  # earlier releases wrote none
+        return index if is_whole and index["layout"] == LAYOUT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -86,4 +86,5 @@ def image_from_bytes(
     """As `read_image`, of a file's contents; `where` names it in errors."""
     pixels = decode_image(data, where, reading.at(plane)).pixels
     full_scale = max_value or np.iinfo(pixels.dtype).max
-    return convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
+    converted = convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)
+    return np.require(converted, requirements="W")  # a decoder's own memory can't be handed to torch

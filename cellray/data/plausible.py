@@ -13,6 +13,7 @@ from cellray.arrays import Floats, Labels, Mask, Numbers
 
 DIM = 0.35
 """Cells of less contrast than this are no brighter than what surrounds them; of real sets the lowest is 0.6."""
+HUNDREDFOLD = 100.0
 
 
 class Signs(TypedDict):
@@ -33,6 +34,8 @@ class Signs(TypedDict):
     """Area of the holes in what is marked, in areas of what is marked."""
     odd_label: int | None
     """A label that may mark pixels to leave out, by its number."""
+    area: float
+    """Median of the labels, in pixels; 0 without any."""
     spread: float
     """How many times the area of the largest label is the median, or the median the area of the smallest tenth."""
 
@@ -63,6 +66,7 @@ def signs_of(pixels: Numbers, labels: Labels, odd_label: int | None = None) -> S
         "touched": _touched(labels, pieces, owners),
         "hollow": _hollow(mask),
         "odd_label": odd_label,
+        "area": median if len(areas) else 0.0,
         "spread": float(max(areas.max() / median, median / np.percentile(areas, 10))) if len(areas) else 1.0,
     }
 
@@ -89,20 +93,34 @@ def contrast(gray: Numbers, labels: Labels) -> float | None:
 def doubts(signs: Sequence[Signs]) -> list[Doubt]:
     """What the signs of a set's images make doubtful, each kind once."""
     contrasts = [s["contrast"] for s in signs if s["contrast"] is not None]
-    usual = float(np.median(contrasts)) if contrasts else 0.0
+    usual_contrast = float(np.median(contrasts)) if contrasts else 0.0
+    areas = [s["area"] for s in signs if s["area"]]
+    usual_area = float(np.median(areas)) if areas else 1.0
 
     def is_dim(s: Signs) -> bool:
-        return s["contrast"] is not None and s["contrast"] < max(DIM, usual / 2)
+        return s["contrast"] is not None and s["contrast"] < max(DIM, usual_contrast / 2)
+
+    def has_another_scale(s: Signs) -> bool:
+        return bool(s["area"]) and not 1 / HUNDREDFOLD < s["area"] / usual_area < HUNDREDFOLD
 
     found = []
     for short, is_so, sentence in (
         *DOUBTS,
-        ("cells not brighter", is_dim, "cells are no brighter than what surrounds them; is the mask another image's, "
-         "turned, shifted or inverted?"),
-    ):  # fmt: skip
+        (
+            "cells not brighter",
+            is_dim,
+            "cells are no brighter than what surrounds them; is the mask another image's, turned, shifted or inverted?",
+        ),
+        (
+            "cells of another size",
+            has_another_scale,
+            "the median cell has {area:.0f} px, in the whole set {usual_area:.0f} px; is it scaled, or specks?",
+        ),
+    ):
         images = [k for k, s in enumerate(signs) if is_so(s)]
         if images:
-            found.append(Doubt(short, sentence.format_map(signs[images[0]]), images))
+            figures = {**signs[images[0]], "usual_area": usual_area}
+            found.append(Doubt(short, sentence.format_map(figures), images))
     return found
 
 
@@ -115,7 +133,7 @@ def doubt_note(doubt: Doubt, names: Sequence[str]) -> str:
 
 
 def _is_scattered(s: Signs) -> bool:
-    return s["scattered"] >= 2 or (s["pieces"] >= 2 * s["labels"] and s["pieces"] >= s["labels"] + 4)
+    return s["scattered"] > 0 or (s["pieces"] >= 2 * s["labels"] and s["pieces"] >= s["labels"] + 4)
 
 
 DOUBTS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
@@ -149,7 +167,7 @@ DOUBTS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
     ),
     (
         "sizes differ 100-fold",
-        lambda s: s["spread"] > 100,
+        lambda s: s["spread"] > HUNDREDFOLD,
         "sizes differ {spread:.0f}-fold from the median; is the background a label, or are there specks?",
     ),
 )
@@ -163,17 +181,20 @@ def _owners(labels: Labels, pieces: Labels) -> Labels:
 
 
 def _n_scattered(pieces: Labels, owners: Labels) -> int:
-    """Labels of which two pieces of alike size lie more than two diameters apart."""
+    """Labels of which two pieces of alike size, not cut off by the image's edge, lie over two diameters apart."""
     several = np.flatnonzero(np.bincount(owners, minlength=1) > 1)
     if not len(several):
         return 0
     numbers = np.arange(1, len(owners) + 1)
     areas = np.bincount(pieces.ravel())[1:]
+    inside = ~np.isin(numbers, np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
     centres: Floats = np.array(ndimage.center_of_mass(np.ones_like(pieces), pieces, numbers))
     n = 0
     for label in several:
-        own = np.flatnonzero(owners == label)
-        own = own[areas[own] >= areas[own].max() / 4]
+        own = np.flatnonzero((owners == label) & inside)
+        own = own[areas[own] >= areas[own].max(initial=0) / 4]
+        if len(own) < 2:
+            continue
         reach = np.hypot(*(centres[own] - centres[own[0]]).T).max()
         n += bool(reach > 2 * np.sqrt(4 / np.pi * areas[own].max()))
     return n
