@@ -136,6 +136,15 @@ class TestSettings:
             ("batch", 1),
         ]
 
+    def test_a_search_over_networks_has_no_weights_to_start_from(self, tmp_path):
+        file = tmp_path / "study.yaml"
+        space = "{model: {name: monai_unet, weights: a.pt}, training: {lr: {uniform: [0.1, 0.2]}}}"
+        file.write_text(
+            STUDY.format(model="{base_features: 2}", other="{}").lstrip() + f"search: {{budget: 9, space: {space}}}\n"
+        )
+        with pytest.raises(StudyError, match=r"search\.space\.model: weights to start from are no part of a search"):
+            load_study(file)
+
     def test_a_study_over_networks_says_so(self, tmp_path):
         study = load(tmp_path, "{base_features: 8}", "{name: monai_unet}")
         compared = {role.parameter: role.value for role in study.roles() if role.role == "compared"}
