@@ -34,6 +34,18 @@ class Halving(Plain):
         return self.last(self.up(nn.functional.max_pool2d(self.norm(self.first(images)), 4)))
 
 
+class Squeezing(Plain):
+    """Right for two images and more: normalises the mean of each image over the images."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images).relu()
+        return self.last(features + self.norm(features.mean((2, 3), keepdim=True)))
+
+
 class TwoChannels(Plain):
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)

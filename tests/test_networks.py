@@ -48,8 +48,8 @@ def needs(name: str) -> None:
         skip_or_fail(str(error))
 
 
-def checked(name: str, crop_px: int | None = None) -> dict[str, NetworkFinding]:
-    found = check_network(partial(model_named(name).build, 1), 1, crop_px)
+def checked(name: str, batch: tuple[int, int] | None = None) -> dict[str, NetworkFinding]:
+    found = check_network(partial(model_named(name).build, 1), 1, batch)
     return {finding.check: finding for finding in found}
 
 
@@ -136,6 +136,15 @@ class TestSettings:
             ("batch", 1),
         ]
 
+    def test_a_search_over_networks_has_no_weights_to_start_from(self, tmp_path):
+        file = tmp_path / "study.yaml"
+        space = "{model: {name: monai_unet, weights: a.pt}, training: {lr: {uniform: [0.1, 0.2]}}}"
+        file.write_text(
+            STUDY.format(model="{base_features: 2}", other="{}").lstrip() + f"search: {{budget: 9, space: {space}}}\n"
+        )
+        with pytest.raises(StudyError, match=r"search\.space\.model: weights to start from are no part of a search"):
+            load_study(file)
+
     def test_a_study_over_networks_says_so(self, tmp_path):
         study = load(tmp_path, "{base_features: 8}", "{name: monai_unet}")
         compared = {role.parameter: role.value for role in study.roles() if role.role == "compared"}
@@ -179,7 +188,7 @@ class TestCheck:
         if name in SMALL:
             needs(name)
         config = ModelConfig(name=name, settings=SMALL.get(name, {}))
-        assert [f for f in check_network(partial(config.build, 3), 3, 64) if f.status == "failure"] == []
+        assert [f for f in check_network(partial(config.build, 3), 3, (2, 64)) if f.status == "failure"] == []
 
     @pytest.mark.parametrize(
         ("name", "check", "words"),
@@ -215,9 +224,16 @@ class TestCheck:
     def test_the_sizes_are_measured(self):
         assert build_model("some_networks:Halving", in_channels=1).size_multiple == 4
         assert build_model("c_resunet", base_features=2, in_channels=1, device="meta").size_multiple == 8
-        assert checked("some_networks:Halving", 30)["sizes"].reason == (
+        assert checked("some_networks:Halving", (2, 30))["sizes"].reason == (
             "Sides must be multiples of 4, and training.crop_px is 30."
         )
+
+    def test_a_batch_that_is_too_small_for_its_normalisation_is_found(self):
+        found = checked("some_networks:Squeezing", (1, 32))["sizes"]
+        assert (
+            "It can't be trained on 1 crops of training.crop_px 32 at once: Expected more than 1 value" in found.reason
+        )
+        assert checked("some_networks:Squeezing", (2, 32))["sizes"].status == "pass"
 
     def test_nothing_of_the_caller_changes(self):
         torch.manual_seed(3)

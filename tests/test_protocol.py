@@ -13,7 +13,9 @@ import torch
 
 from cellray.errors import StudyError
 from cellray.losses import dice_loss, focal_tversky_loss
+from cellray.losses.bound import find_function
 from cellray.losses.released import flattened_focal_tversky_loss
+from cellray.outside import code_hash
 from cellray.study import QUIRKS, LossConfig, Study, check_losses, load_study, read_study
 
 STUDY = """\
@@ -171,6 +173,33 @@ class TestOwnLosses:
             loss_of(before).build()
         after = load(lab, self.NAME, code="allowed")
         assert before.trials()[0].key("f") != after.trials()[0].key("f")
+
+    SEARCH = """
+        search:
+          budget: 3
+          space: {{loss: {loss}, training: {{lr: {{uniform: [0.001, 0.002]}}}}}}
+        """
+
+    def test_a_search_runs_none_without_the_flag_and_knows_its_code(self, lab):
+        search = self.SEARCH.format(loss="{name: 'my_lab_losses:my_loss'}")
+        words = r"search.space.loss.name: 'my_lab_losses:my_loss' is code outside cellray; --allow-code runs it"
+        with pytest.raises(StudyError, match=words):
+            load(lab, "{name: bce}", search)
+        study = load(lab, "{name: bce}", search, code="allowed")
+        configuration = study.examples()[-1]
+        assert configuration.loss is not None and configuration.loss.code == code_hash(
+            find_function("my_lab_losses:my_loss")
+        )
+        assert read_study(study.dump_yaml(), "copy") == study
+
+    def test_a_search_takes_it_only_in_a_part_of_its_own(self, lab):
+        listed = self.SEARCH.format(loss="{name: {choice: [bce, 'my_lab_losses:my_loss']}}")
+        with pytest.raises(StudyError, match=r"give it a part of its own, choice: \{mine: \{name: …\}\}"):
+            load(lab, "{name: dice}", listed, code="allowed")
+        named = self.SEARCH.format(loss="{choice: {plain: {name: bce}, mine: {name: 'my_lab_losses:my_loss'}}}")
+        assert {c.loss.name for c in load(lab, "{name: dice}", named, code="allowed").examples() if c.loss} == {
+            "dice", "bce", "my_lab_losses:my_loss"
+        }  # fmt: skip
 
     def test_a_stored_copy_is_read_without_the_code(self, lab):
         study = load(lab, self.NAME, code="allowed")

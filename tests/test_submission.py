@@ -76,6 +76,16 @@ def test_a_relative_path_is_refused_and_an_absolute_one_or_a_bucket_travels(imag
                 pack(file)
 
 
+@pytest.mark.parametrize(("start", "is_good"), [("study:a/Dice/0", True), ("/shared/a.pt", True), ("a.pt", False)])
+def test_weights_to_start_from_must_mean_something_there(study_file, start, is_good):
+    study_file.write_text(study_file.read_text().replace("weights: null", f"weights: {start}"))
+    if is_good:
+        assert yaml.safe_load(pack(study_file).files["study.yaml"])["model"]["weights"] == start
+    else:
+        with pytest.raises(StudyError, match=r"model\.weights: the path 'a\.pt' starts at the study file's folder"):
+            pack(study_file)
+
+
 def test_code_travels_only_when_it_is_allowed(study_file):
     (study_file.parent / "mine.py").write_text("x = 1\n")
     assert set(pack(study_file).files) == {"study.yaml"}

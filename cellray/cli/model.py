@@ -71,7 +71,8 @@ def model_check(
             study = load(Path(name), storage, allow_code)
             for trial in {t.model.describe(): t for t in study.trials()}.values():
                 build = partial(trial.model.build, trial.data.channels)
-                found[trial.model.describe()] = check_network(build, trial.data.channels, trial.training.crop_px)
+                batch = trial.training.batch_size // study.resources.n_workers, trial.training.crop_px
+                found[trial.model.describe()] = check_network(build, trial.data.channels, batch)
         else:
             found[name] = check_network(partial(model_named(name).build, channels), channels)
     if as_json:

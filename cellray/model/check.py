@@ -49,8 +49,8 @@ class Specimen:
     network: nn.Module
     images: Tensor
     """Two, of different content, shape (2, C, H, W)."""
-    crop_px: int | None = None
-    """Side of a training crop, if that is known."""
+    batch: tuple[int, int] | None = None
+    """Training crops that a worker has of each batch, and their side; if that is known."""
 
     @property
     def multiple(self) -> int:
@@ -67,13 +67,13 @@ class Specimen:
             return network.eval()(self.images if images is None else images)
 
 
-def check_network(build: BuildNetwork, in_channels: int, crop_px: int | None = None) -> list[NetworkFinding]:
+def check_network(build: BuildNetwork, in_channels: int, batch: tuple[int, int] | None = None) -> list[NetworkFinding]:
     """Look at a network.
 
     Args:
         build: Makes it.
         in_channels: Channels of the images.
-        crop_px: Side of a training crop; None: any that it takes.
+        batch: Training crops that a worker has of each batch, and their side in px; None: it isn't known.
 
     Returns:
         A finding for each of `NETWORK_CHECKS`, in that order; one called `build` if it can't be built at all. What the
@@ -89,7 +89,7 @@ def check_network(build: BuildNetwork, in_channels: int, crop_px: int | None = N
         multiple = int(getattr(network, "size_multiple", 1))
         side = -(-LEAST_PX // multiple) * multiple
         images = torch.rand(2, in_channels, side, side + multiple, generator=torch.Generator().manual_seed(1))
-        seen = Specimen(build, network, images.contiguous(memory_format=torch.channels_last), crop_px)
+        seen = Specimen(build, network, images.contiguous(memory_format=torch.channels_last), batch)
         findings = []
         for name, check in NETWORK_CHECKS.items():
             torch.default_generator.manual_seed(0)
@@ -179,19 +179,20 @@ def check_norm(seen: Specimen) -> Iterator[Told]:
 
 
 def check_sizes(seen: Specimen) -> Iterator[Told]:
-    """Which sizes can it take, and does it take the study's crops?"""
-    crop_px = seen.crop_px
+    """Which sizes can it take, and does it take the study's batches?"""
     figure = f"sides are multiples of {seen.multiple}" if seen.multiple > 1 else "any size"
-    if crop_px is not None and crop_px % seen.multiple:
+    rows, crop_px = seen.batch or (0, 0)
+    if crop_px % seen.multiple:
         told = f"Sides must be multiples of {seen.multiple}, and training.crop_px is {crop_px}."
         yield "failure", figure, told
         return
-    if crop_px is not None:
-        crops = torch.empty(2, seen.images.shape[1], crop_px, crop_px, device="meta")
+    if rows:
+        crops = torch.empty(rows, seen.images.shape[1], crop_px, crop_px, device="meta")
         try:
             copy.deepcopy(seen.network).to("meta").train()(crops)
         except Exception as error:
-            yield "failure", figure, f"It can't take a crop of training.crop_px {crop_px}: {_first_line(error)}"
+            told = f"It can't be trained on {rows} crops of training.crop_px {crop_px} at once: {_first_line(error)}"
+            yield "failure", figure, told
             return
     yield "pass", figure, ""
 

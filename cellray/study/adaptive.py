@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cellray.errors import one_of
 from cellray.metrics import METRICS
 from cellray.study.group import Settings
+from cellray.study.keywords import with_code
 from cellray.study.problems import Problem, SettingsError
 from cellray.study.settings import Fraction
 from cellray.study.space import Space
@@ -57,9 +59,11 @@ class SearchConfig(Settings):
 
     @field_validator("space")
     @classmethod
-    def is_a_space(cls, tree: dict[str, object]) -> dict[str, object]:
+    def is_a_space(cls, tree: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        if '"weights":' in json.dumps(tree.get("model")):
+            raise SettingsError([Problem(("model",), "weights to start from are no part of a search")])
         Space(tree)
-        return tree
+        return {key: with_code(part, info, (key,)) for key, part in tree.items()}
 
     @model_validator(mode="after")
     def can_be_judged(self) -> SearchConfig:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
 from cellray.errors import unknown
-from cellray.study.problems import Problem, SettingsError, problems_in
+from cellray.outside import code_hash, find_outside, is_dotted
+from cellray.study.problems import Path, Problem, SettingsError, problems_in
 
 FINITE = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 AT_LEAST_0 = TypeAdapter(Annotated[float, Field(ge=0)], config=ConfigDict(allow_inf_nan=False))
@@ -67,6 +68,31 @@ def check_allowed(name: str, info: ValidationInfo) -> None:
     """Raise `ValueError` for the path of a user's own code where the study is loaded without it."""
     if (info.context or {}).get("code") == "forbidden":
         raise ValueError(f"{name!r} is code outside cellray; --allow-code runs it")
+
+
+def with_code(tree: object, info: ValidationInfo, path: Path = ()) -> object:
+    """A space of configurations with the hash of its file beside the name of each loss or network of the user's own.
+
+    Raises:
+        SettingsError: If such code may not run, or if its name is one of a list, where no hash can stand beside it.
+    """
+    if isinstance(tree, list):
+        return [with_code(part, info, (*path, i)) for i, part in enumerate(tree)]
+    if not isinstance(tree, Mapping):
+        if isinstance(tree, str) and is_dotted(tree) and "name" in path[:-1]:
+            words = f"{tree!r} is code outside cellray; give it a part of its own, choice: {{mine: {{name: …}}}}"
+            raise SettingsError([Problem(path, words)])
+        return tree
+    done = {key: with_code(part, info, (*path, key)) for key, part in tree.items()}
+    name = tree.get("name")
+    if isinstance(name, str) and is_dotted(name):
+        try:
+            check_allowed(name, info)
+        except ValueError as error:
+            raise SettingsError([Problem((*path, "name"), str(error))]) from None
+        if runs_code(info):
+            done["code"] = code_hash(find_outside(name, "code"))
+    return done
 
 
 def runs_code(info: ValidationInfo) -> bool:

@@ -28,12 +28,13 @@ def check_networks(study: Study, read_weights: ReadWeights | None = None) -> lis
     notes: list[str] = []
     known: dict[str, list[NetworkFinding]] = {}
     for trial in {t.label: t for t in study.with_configurations(study.examples()).trials()}.values():
-        model, crop_px = trial.model, trial.training.crop_px
-        content = f"{model.model_dump_json()} {crop_px}"
+        model = trial.model
+        batch = trial.training.batch_size // study.resources.n_workers, trial.training.crop_px
+        content = f"{model.model_dump_json()} {batch}"
         if content not in known:
             channels = trial.data.channels
             build = partial(model.build, channels)
-            known[content] = [] if model.name == DEFAULT else check_network(build, channels, crop_px)
+            known[content] = [] if model.name == DEFAULT else check_network(build, channels, batch)
             if model.weights and read_weights and not any(f.check == "build" for f in known[content]):
                 known[content] += _check_weights(model, channels, read_weights)
         for finding in known[content]:

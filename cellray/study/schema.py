@@ -7,6 +7,7 @@ from cellray.losses.check import CHECKS
 from cellray.metrics import METRICS
 from cellray.model import MODELS
 from cellray.study.loss import check_loss_settings
+from cellray.study.network import ModelConfig
 from cellray.study.problems import Schema
 from cellray.study.quirks import QUIRKS
 from cellray.study.whole import Study
@@ -41,6 +42,13 @@ def study_schema() -> Schema:
             "$ref": f"#/$defs/{owner}",
             "description": place["description"],
         }
+    types["ModelConfig"]["allOf"] = [
+        {
+            "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
+            "then": {"properties": {"settings": {"propertyNames": {"enum": list(ModelConfig(name=name).settings)}}}},
+        }
+        for name in MODELS
+    ]
     for owner in ("TermConfig", "LossConfig"):
         types[owner]["allOf"] = [
             {

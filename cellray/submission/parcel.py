@@ -1,4 +1,4 @@
-"""What travels with a submitted study: its file as checked here, and the losses of the user's own."""
+"""What travels with a submitted study: its file as checked here, and the losses and networks of the user's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cellray.errors import StudyError
 from cellray.storage import is_remote
-from cellray.study import Study, load_study, read_study
+from cellray.study import OF_A_STUDY, Study, load_study, read_study
 
 MAX_PARCEL_BYTES = 900_000
 """A ConfigMap of Kubernetes holds a mebibyte."""
@@ -32,7 +32,7 @@ def pack(study_file: Path, *, words: tuple[str, ...] = (), allow_code: bool = Fa
     Args:
         study_file: The YAML file.
         words: Options of `cellray sweep` to be given there.
-        allow_code: Let the study import losses from the Python files beside it, which then travel too.
+        allow_code: Let the study import losses and networks from the Python files beside it, which then travel too.
 
     Raises:
         StudyError: If the study is wrong, or names data by a path that means nothing on another machine.
@@ -45,6 +45,13 @@ def pack(study_file: Path, *, words: tuple[str, ...] = (), allow_code: bool = Fa
             raise StudyError(
                 f"{study_file}: dataset {dataset.name!r}: the path {dataset.path!r} starts at the study file's folder "
                 f"on this machine; a cluster needs s3://bucket/… or an absolute path that its nodes share"
+            )
+    for trial in written.trials():
+        start = trial.model.weights
+        if start and not (start.startswith(OF_A_STUDY) or is_remote(start) or os.path.isabs(start)):
+            raise StudyError(
+                f"{study_file}: model.weights: the path {start!r} starts at the study file's folder on this machine; a "
+                f"cluster needs s3://bucket/… or an absolute path that its nodes share"
             )
     files = {STUDY_FILE: study.dump_yaml()}
     if allow_code:
