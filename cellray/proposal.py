@@ -227,7 +227,7 @@ class Proposal:
         )
 
 
-def look_at(name: str, path: str, *, is_complete: bool = False) -> Proposal:
+def examine(name: str, path: str, *, is_complete: bool = False) -> Proposal:
     """A proposal for the images of a folder, a zip or a manifest, with the least that makes sense to run.
 
     Args:
@@ -282,7 +282,7 @@ def within_budget(proposal: Proposal, budget_s: float, cost_of: Callable[[Study]
     """The proposal with as many seeds and steps as a time budget carries, and its seconds; at least the least.
 
     Args:
-        proposal: As `look_at` gave it.
+        proposal: As `examine` gave it.
         budget_s: From the command to the report.
         cost_of: What a study will cost.
     """

@@ -17,7 +17,7 @@ from tifffile import imwrite
 from cellray.data import open_dataset
 from cellray.data.grouping import guess_groups
 from cellray.errors import DataError, StudyError
-from cellray.proposal import Proposal, look_at, seconds_of, within_budget
+from cellray.proposal import Proposal, examine, seconds_of, within_budget
 from cellray.study import Study
 
 N, SIDE = 12, 96
@@ -65,7 +65,7 @@ def folders(root: Path, images: str, truth: str, *, suffix: str = ".png", names:
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_a_folder_is_taken_however_masks_lie(images, truth, suffix, tmp_path):
     folders(tmp_path / "mine", images, truth, suffix=suffix)
-    found = look_at("mine", str(tmp_path / "mine"))
+    found = examine("mine", str(tmp_path / "mine"))
     cells = [draw(k)[1].max() for k in range(N)]
     assert (found.found.n_images, found.found.n_objects) == (N, sum(cells))
     study = Study.model_validate(yaml.safe_load(found.text()))
@@ -76,7 +76,7 @@ def test_a_folder_is_taken_however_masks_lie(images, truth, suffix, tmp_path):
 def test_training_and_test_folders_are_an_official_split(tmp_path):
     for part, names in (("train", "a{k}"), ("test", "b{k}")):
         folders(tmp_path / "mine" / part, "{name}", "{name}_label", names=names)
-    found = look_at("mine", str(tmp_path / "mine"))
+    found = examine("mine", str(tmp_path / "mine"))
     assert found.has_official_test and found.found.splits == {"trainval": N, "test": N}
     assert "test_fraction" not in found.text()
 
@@ -89,7 +89,7 @@ def test_the_channel_that_shows_the_cells_is_taken_alone(tmp_path):
         noise[..., 1] = image
         save(tmp_path / "mine/images" / f"{k}.png", noise)
         save(tmp_path / "mine/labels" / f"{k}.png", labels)
-    found = look_at("mine", str(tmp_path / "mine"))
+    found = examine("mine", str(tmp_path / "mine"))
     assert (found.reading.channel, found.is_gray) == (2, True)
     assert Study.model_validate(yaml.safe_load(found.text())).data.channel == 2
 
@@ -103,7 +103,7 @@ def test_of_two_channels_and_of_stacks_the_signal_is_found(tmp_path):
         save(tmp_path / "deep/images" / f"{k}.tif", np.stack([noise, image]), imagej=True, metadata={"axes": "ZYX"})
         for name in ("two", "deep"):
             save(tmp_path / name / "labels" / f"{k}.tif", labels)
-    two, deep = (look_at(name, str(tmp_path / name)) for name in ("two", "deep"))
+    two, deep = (examine(name, str(tmp_path / name)) for name in ("two", "deep"))
     assert (two.reading.channel, two.reading.plane) == (2, None)
     assert (deep.reading.channel, deep.reading.plane) == (None, "max")
 
@@ -111,21 +111,21 @@ def test_of_two_channels_and_of_stacks_the_signal_is_found(tmp_path):
 def test_what_cannot_be_a_study_is_refused_with_its_reason(tmp_path):
     folders(tmp_path / "alone", "images/{name}", "other/{name}")
     with pytest.raises(DataError, match="images/ without masks"):
-        look_at("alone", str(tmp_path / "alone"))
+        examine("alone", str(tmp_path / "alone"))
     for k in range(N):
         save(tmp_path / "empty/images" / f"{k}.png", draw(k)[0])
         save(tmp_path / "empty/masks" / f"{k}.png", np.zeros((SIDE, SIDE), np.uint8))
     with pytest.raises(DataError, match="no cell"):
-        look_at("empty", str(tmp_path / "empty"))
+        examine("empty", str(tmp_path / "empty"))
     with pytest.raises(DataError, match="no such folder or file"):
-        look_at("nowhere", str(tmp_path / "nowhere"))
+        examine("nowhere", str(tmp_path / "nowhere"))
 
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Proposal:
     root = tmp_path_factory.mktemp("data") / "mine"
     folders(root, "images/{name}", "labels/{name}", names="mouse{k}")
-    return look_at("mine", str(root))
+    return examine("mine", str(root))
 
 
 def test_settings_follow_from_what_is_found(mine):
@@ -152,7 +152,7 @@ def test_groups_by_name_stay_together_in_a_study(tmp_path):
         image, labels = draw(k)
         save(tmp_path / "mine/images" / f"m{k // 2}_{k}.png", image)
         save(tmp_path / "mine/labels" / f"m{k // 2}_{k}.png", labels)
-    found = look_at("mine", str(tmp_path / "mine"))
+    found = examine("mine", str(tmp_path / "mine"))
     study = Study.model_validate(yaml.safe_load(found.text()))
     dataset = open_dataset(study.data.train, channels=1, normalise="none")
     assert dataset.groups == [f"m{k}" for k in range(N // 2) for _ in range(2)]

@@ -35,7 +35,7 @@ def init(
     """
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
-    from cellray.proposal import look_at, seconds_of, within_budget
+    from cellray.proposal import examine, seconds_of, within_budget
 
     budget_s = seconds_of(budget)
     name = name_of(folder)
@@ -43,7 +43,7 @@ def init(
     if file.exists():
         raise StudyError(f"{file} exists already; name another file with --out")
     with out.status(f"looking at {escape(str(folder))}"):
-        proposal = look_at(name, str(folder.resolve()), is_complete=complete)
+        proposal = examine(name, str(folder.resolve()), is_complete=complete)
     _print_found(proposal)
 
     def cost_of(study: Study) -> Forecast:
