@@ -39,6 +39,7 @@ def config(path: Path | None, **changes):
         "synthetic": None,
         "where": {},
         "where_not": {},
+        "groups": None,
         "diameter_px": None,
         "diameter_um": None,
         "pixel_size_um": None,
@@ -587,7 +588,7 @@ def slow(*args):
     return load_item(*args)
 opening.load_item = slow
 facts = dict(name="cells", format="auto", synthetic=None, where={}, where_not={}, diameter_px=None, diameter_um=None)
-config = SimpleNamespace(path=sys.argv[1], pixel_size_um=None, max_value=None, rescale=False, **facts)
+config = SimpleNamespace(path=sys.argv[1], pixel_size_um=None, max_value=None, rescale=False, groups=None, **facts)
 print("ready", flush=True)
 sys.stdin.readline()
 data = open_dataset(config, channels=3, normalise="none", cache_dir=Path(sys.argv[2]))

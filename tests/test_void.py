@@ -93,8 +93,8 @@ class TestMetrics:
 
     def test_dice_is_counted_outside_void(self):
         histogram = PixelHistogram()
-        probs, target = np.array([[0.9, 0.9, 0.1]]), np.array([[True, False, False]])
-        histogram.add(probs, target, np.array([[False, True, False]]))
+        logits, target = torch.tensor([[2.0, 2.0, -2.0]]), np.array([[True, False, False]])
+        histogram.add(logits, target, np.array([[False, True, False]]))
         assert histogram.best_dice()[0] == 1.0
         assert histogram.counts.sum() == 2
 
