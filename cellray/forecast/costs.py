@@ -28,8 +28,8 @@ OVERHEAD_S = 0.3
 """Between two trials of a worker: storing the record, the next one's start, about (benchmarks/sweep.py)."""
 REPORT_S, REPORT_TRIAL_S = 6.0, 0.4
 """The report and MLflow's last writes at the end of a sweep, and what each trial adds to them, about."""
-RANGE_TEST_SHARE = 0.65
-"""Of a range test's steps: it ends where the loss leaps (mean of 144 trials of three studies)."""
+RANGE_TEST_SHARE = 0.9
+"""Of a range test's steps: it ends where training diverges (mean of the tests in docs/results/rates.md)."""
 RECORD_MB = 1.5
 """Tables and overlays of one trial, about."""
 BYTES = 4
