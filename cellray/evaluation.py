@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -122,8 +123,9 @@ class PixelHistogram:
         coarse: Thresholds in 256 even steps of probability, of which a confident network uses the first and last only.
     """
 
-    REACH = 32.0
-    """Thresholds go in even steps from minus this to this, in logits."""
+    REACH = math.asinh(1e4)
+    """Thresholds go in even steps of the logit's inverse hyperbolic sine, from minus this to this: fine about 0, and so
+    far out that a network trained by overlap alone, whose logits go beyond 32, doesn't pass them."""
 
     def __init__(self, *, coarse: bool = False) -> None:
         self.coarse, self.bins = coarse, 256 if coarse else 2048
@@ -131,7 +133,7 @@ class PixelHistogram:
 
     def add(self, logits: Tensor, target: np.ndarray, void: np.ndarray | None = None) -> None:
         """Add one image: logits, none of them NaN, and true cell mask of the same shape, without void pixels."""
-        places = logits.sigmoid() if self.coarse else (logits + self.REACH) / (2 * self.REACH)
+        places = logits.sigmoid() if self.coarse else logits.asinh() / (2 * self.REACH) + 0.5
         bins = (places * self.bins).clamp_(0, self.bins - 1).long().numpy() + self.bins * target
         if void is not None:
             bins = bins[~void]
@@ -149,7 +151,7 @@ class PixelHistogram:
         dice = 2 * cells / (cells + background + true)
         best = int(np.argmax(dice))
         place = best / self.bins
-        return float(dice[best]), place if self.coarse else 1 / (1 + math.exp(self.REACH * (1 - 2 * place)))
+        return float(dice[best]), place if self.coarse else float(expit(math.sinh(self.REACH * (2 * place - 1))))
 
 
 @dataclass

@@ -127,7 +127,7 @@ class TestAgenda:
     def test_each_configuration_has_its_rate_and_all_its_seeds_the_same(self, images, tmp_path):
         sweep = Sweep(tuned(images), tmp_path)
         agenda = sweep()
-        assert [e.lr for e in agenda.entries] == [3e-3, 1.1e-4, None]
+        assert [(e.lr, e.state) for e in agenda.entries] == [(lr, "finished") for lr in (3e-3, 1.1e-4, None)]
         trained = {(label, seed, lr) for label, seed, lr, tries in sweep.ran if not tries}
         rates = {"Dice": 3e-3, "BCE": 1.1e-4, "Given": 0.02}
         assert trained == {(label, seed, rate) for label, rate in rates.items() for seed in (0, 1000)}
@@ -160,6 +160,7 @@ class TestAgenda:
     def test_until_a_rate_is_chosen_its_trials_are_planned_and_missing(self, images, tmp_path):
         agenda = Sweep(tuned(images), tmp_path)(die_after=0)
         assert len(agenda.plan) == 6 and not any(planned.done for planned in agenda.plan)
+        assert {entry.state for entry in agenda.entries} == {"running"}
 
     def test_a_chosen_rate_that_another_configuration_was_given_is_trained_once(self, images, tmp_path):
         listed = [

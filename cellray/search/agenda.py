@@ -165,6 +165,9 @@ class Agenda:
             return  # all was given at the start
         while self._choose_rates() or (self._study.adapts and (self._judge() or self._suggest() or self._give_seeds())):
             pass
+        for entry in self.entries:
+            if not self._study.adapts and all(self._seen.now(planned).done for planned in entry.trials):
+                entry.state = "finished"
 
     def _choose_rates(self) -> bool:
         """Have learning rates tried where that is wanted, and give a configuration its trials once its rate is known.

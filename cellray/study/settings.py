@@ -216,8 +216,8 @@ class TrainingConfig(Settings):
     batch_norm_batches: int = Field(default=20, ge=0)
     """Training batches that re-estimate the running statistics before each validation; 0: leave them."""
     checkpoint: Literal["dice", "coarse_dice"] = "dice"
-    """Which weights are kept: those of the highest validation Dice over thresholds in even steps of the logits;
-    `coarse_dice`: over 256 in even steps of probability, as the first ledgers have it."""
+    """Which weights are kept: those of the highest validation Dice over 2048 thresholds that tell logits apart
+    however sure the network is; `coarse_dice`: over 256 in even steps of probability, as the first ledgers have it."""
 
     @model_validator(mode="after")
     def has_one_length(self) -> TrainingConfig:
