@@ -203,7 +203,7 @@ def decide(i: int, scenario: Scenario, margin: float) -> dict[str, float]:
 
 def main() -> int:
     """Print every scenario; exit code 1 if a best one is missed, or a bound wrong, in more than 6 % of the studies."""
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     missed = []
     print(f"{n} studies of {K} configurations a scenario; shares in %, counts and losses as they are")
     with ProcessPoolExecutor() as pool:

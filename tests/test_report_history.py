@@ -367,7 +367,7 @@ def test_the_answer_names_what_was_chosen_on_validation_and_how_it_does_on_test(
     )
     assert "is at rank 2" in first
     assert first.endswith("#10 is first there, but to choose it for that would be a choice made on the test images.")
-    assert second.startswith("#10 ")
+    assert second.startswith("Take #7: ")  # what validation chose is what is judged
     assert any("1 of 12 configurations was ended early by ASHA and ranked as stopped, not compared" in s for s in rest)
     assert any(s.startswith("Best weights of bce, dice, focal for F1 (IoU), from a surface over 11") for s in rest)
 

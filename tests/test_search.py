@@ -506,7 +506,10 @@ LISTED = "configurations: [{label: A, loss: {name: dice}}, {label: B, loss: {nam
         (LISTED + "decide: {first: 4}", "wants 4 seeds, but the study has only 3"),
         (LISTED + "decide: {at_most: 5 trials}", "3 seeds of 2 configurations are 6 trials"),
         (LISTED + "decide: {at_most: 6h}\nstopping: {rule: asha}", "doesn't go together with stopping"),
-        (LISTED + "decide: {at_most: 6 days}", "decide.at_most"),
+        (
+            LISTED + "decide: {at_most: 6 days}",
+            "must be a number of trials or hours, such as",
+        ),
         (LISTED + "decide: {within: 0}", "decide.within"),
         (LISTED + "decide: {at_most: 9 trials}\nevaluation: {rank_by: medae}", "can't compare by 'medae'"),
         (LISTED + "stopping: {rule: asha, at: [0.5, 0.2]}", "must rise"),

@@ -115,10 +115,10 @@ def verdict(ledger: Ledger) -> list[str]:
     return ledger.read("report/verdict.txt").decode().split("\n\n")
 
 
-def print_verdict(ledger: Ledger) -> None:
+def print_verdict(sentences: list[str]) -> None:
     """The answer in words, the same as on the page and in MLflow."""
     out.print()
-    for sentence in verdict(ledger):
+    for sentence in sentences:
         out.print(escape(sentence), highlight=False)
 
 

@@ -129,7 +129,7 @@ def status(
         state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()
     held = ledger.holder()
     state["held_by"] = held.model_dump() if held else None
-    state["verdict"] = verdict(ledger)
+    state["verdict"] = state.get("verdict", []) if held else verdict(ledger)
     if as_json:
         print(json.dumps(state))
         return
@@ -151,7 +151,7 @@ def status(
         log = f"trials/{trouble['key']}/traceback.txt"
         if ledger.exists(log):
             out.print(f"  log: {ledger.uri}/{log}", highlight=False, soft_wrap=True)
-    print_verdict(ledger)
+    print_verdict(state["verdict"])
 
 
 def _status_there(study_name: str, context: str, namespace: str, as_json: bool) -> None:
@@ -252,7 +252,7 @@ def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
         print(json.dumps({"study": plan.study, "verdict": answer, "outcomes": outcomes, "table": rows, "report": page}))
     elif not quiet:
         print_table(table.columns, table.rows, table.notes)
-        print_verdict(results.ledger)
+        print_verdict(verdict(results.ledger))
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -74,6 +74,7 @@ class ReportActor:
         self._results = Results(ledger, plan, metric=plan.rank_by)
         self._progress = Progress(plan, clock)
         self._table: TextTable | None = None
+        self._answer: list[str] = []
         self._table_of = 0  # results
         self._version, self._table_version = 1, 0  # of what tables are made of: results and plan
         self._cost_s, self._made = 0.0, -math.inf  # of the last table, and when
@@ -177,6 +178,7 @@ class ReportActor:
                 "eta_s": progress.eta_s(),
                 "table_of": self._table_of,
                 "table": {"columns": table.columns, "rows": table.rows[:limit], "notes": notes},
+                "verdict": self._answer,
                 "troubles": troubles,
             }
 
@@ -212,10 +214,11 @@ class ReportActor:
         self._results.update(plan.with_dropped(self._ledger.search()), records)
         tables = load_tables(self._results, external_order=self._facts.sets, only_ranking=True)
         table = format_table(tables, metric=plan.rank_by)
+        answer = write_answer(Findings(self._results, tables))
         with self._state:
             self._made = self._clock()
             self._cost_s, self._asked = self._made - begun, False
-            self._table, self._table_of, self._table_version = table, of, version
+            self._table, self._answer, self._table_of, self._table_version = table, answer, of, version
             self._unwritten = tables
             self._state.notify_all()
 
@@ -226,7 +229,7 @@ class ReportActor:
         self._write_status()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
-            for name, data in table_files(tables, plan, write_answer(Findings(self._results, tables))).items():
+            for name, data in table_files(tables, plan, self._answer).items():
                 self._ledger.write(f"report/{name}", data)
             self._unwritten = None
         self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)

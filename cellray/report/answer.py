@@ -189,7 +189,7 @@ def meaning(found: Findings, label: str) -> str:
 
 def kept_sentence(known: pd.DataFrame, metric: str, taken: str | None) -> str:
     """What to expect of the best of three trainings by validation, of the best one by that and of the one to take."""
-    rows = known[known.kept_mean.notna()]
+    rows = known[known.kept_low.notna()]
     if rows.empty:
         return ""
     sign = -1 if METRICS[metric].higher_is_better else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -113,23 +114,26 @@ class StoppingConfig(Settings):
         return self.at or ((1 / 9, 1 / 3) if self.rule == "asha" else (0.25, 0.5, 0.75))
 
 
-Count = Annotated[str, Field(pattern=r"^\d+ trials?$")]
-Hours = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?h$")]
-
-
 class DecideConfig(Settings):
     """Which difference matters, and what may be spent on seeds until the answer is that sure."""
 
     within: Annotated[float, Field(gt=0)] | None = None
     """A difference of `evaluation.rank_by` that doesn't matter, in its own units; None: 0.02 of the range of a share, a
     twentieth of a counting error."""
-    at_most: Count | Hours | None = None
+    at_most: str | None = None
     """`120 trials`, or `6h` of the trials' own time, one after the other: after the first seeds, further ones go to the
     recommended configuration and to those that may be better than it by more than `within`, until none may or this is
     spent. None: every configuration gets every seed and no more."""
     first: Annotated[int, Field(ge=3)] | None = None
     """So many of `seeds` every configuration gets; None: all. Further ones are the rest of `seeds`, and then the whole
     numbers that aren't among them."""
+
+    @field_validator("at_most", mode="before")
+    @classmethod
+    def is_a_budget(cls, value: object) -> object:
+        if value is not None and not re.fullmatch(r"\d+ trials?|\d+(\.\d+)? ?h", str(value)):
+            raise ValueError("must be a number of trials or hours, such as '120 trials' or '6h'")
+        return value
 
     @property
     def most_trials(self) -> int | None:
