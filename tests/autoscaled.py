@@ -59,15 +59,15 @@ MISSING_FILE = {
 }
 
 
-def run_alone(folder: Path, *studies: Study) -> dict[str, Any]:
-    """Sweep the first study of a folder on such a cluster, then the second with the worker groups named.
+def run_alone(folder: Path, plain: Study, too_large: Study) -> dict[str, Any]:
+    """Sweep one study on such a cluster, and then one that no group can hold, with the worker groups named.
 
     Returns:
         What `main` found.
     """
     if os.geteuid() != 0 or subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode:
         skip_or_fail("Ray's autoscaler is tried in namespaces of its own: run this as root, with unshare and ip.")
-    for number, study in enumerate(studies):
+    for number, study in enumerate((plain, too_large)):
         (folder / f"{number}.yaml").write_text(study.dump_yaml())
     (folder / "example.yaml").write_text(json.dumps(MISSING_FILE))
     provider = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node"
@@ -112,12 +112,11 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"code": first.returncode, "said": (folder / "0.txt").read_text(), "course": course}
     found["first_trial_s"] = min(begun, default=0.0) - started
     ended = time.monotonic()
-    refused = sweep(1, CELLRAY_WORKER_GROUPS=json.dumps(NAMED)) if (folder / "1.yaml").exists() else None
+    refused = sweep(1, CELLRAY_WORKER_GROUPS=json.dumps(NAMED))
     while n_nodes() > 1 and time.monotonic() - ended < 60:
         time.sleep(0.5)
     found |= {"nodes": n_nodes(), "idle_s": time.monotonic() - ended}
-    if refused is not None:
-        found |= {"refused_code": refused.wait(120), "refused": (folder / "1.txt").read_text()}
+    found |= {"refused_code": refused.wait(120), "refused": (folder / "1.txt").read_text()}
     (folder / "found.json").write_text(json.dumps(found))
 
 

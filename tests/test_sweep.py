@@ -225,7 +225,7 @@ def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, mo
     ray.get(holder.__ray_ready__.remote())
     records = sweep(tiny_study(images), tmp_path, observers=[Freeing()])
     assert [record.outcome for record in records] == ["finished", "finished"]
-    words = f"each trial needs 1 CPUs and 0 GPUs; the cluster has 1 node with {n_cpus} CPUs and 0 GPU"
+    words = f"each trial needs 1 CPU and 0 GPUs; the cluster has 1 node with {n_cpus} CPUs and 0 GPUs"
     assert notes == [f"waiting for resources: {words}"]
 
 

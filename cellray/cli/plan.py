@@ -220,7 +220,7 @@ def _print_costs(study: Study, cost: Forecast, here: bool) -> None:
         tried = f"{cost.n_tries} shorter trainings first choose learning rates{of}"
         out.print(f"rates:   {tried}; more where the lowest or the highest rate is best", highlight=False)
     for name, words in (
-        ("time", _time_in_words(cost, here)),
+        ("time", _time_in_words(study, cost, here)),
         ("at once", f"{at_once}; each has {share}"),
         ("memory", f"{_gib(cost.peak_mb)} a worker ({memory})"),
         ("disk", f"{_size(cost.disk_mb)} more; checkpoints up to {_size(cost.checkpoints_mb)}{quota}"),
@@ -228,11 +228,14 @@ def _print_costs(study: Study, cost: Forecast, here: bool) -> None:
         out.print(f"{name + ':':<9}{escape(words)}", highlight=False)
 
 
-def _time_in_words(cost: Forecast, here: bool) -> str:
+def _time_in_words(study: Study, cost: Forecast, here: bool) -> str:
     if cost.trial_s is None or cost.cpu_hours is None or cost.gpu_hours is None:
         return f"not measured on this machine: {cost.not_measured}"
     sources = dict.fromkeys(SOURCES.get(kind.source, "its records") for kind in cost.kinds)
-    by = " and ".join(sources) + ("" if here or "the rate given" in sources else ", measured on this machine")
+    by = " and ".join(sources)
+    if "the rate given" not in sources:
+        by += " on CPUs" if study.resources.gpus == "auto" and not cost.gpus else ""
+        by += "" if here else ", measured on this machine"
     hours = f"{cost.cpu_hours:.2g} CPU hours" + (f", {cost.gpu_hours:.2g} GPU hours" if cost.gpu_hours else "")
     total = "" if cost.total_s is None else f"about {duration(cost.total_s)}; "
     return f"{total}{duration(cost.trial_s)} a trial (by {by}); {hours}"

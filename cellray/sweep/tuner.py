@@ -20,6 +20,7 @@ from cellray.device import release_memory
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.observers import Observer, tell
+from cellray.places import counted
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
 from cellray.search import Agenda
@@ -148,8 +149,8 @@ class News(TrialProgressCallback):
             self._idle_since = time.monotonic()
             resources = self._study.resources
             words = (
-                f"waiting for resources: each trial needs {resources.cpus * resources.n_workers:g} CPUs and "
-                f"{resources.n_gpus:g} GPUs; {nodes_in_words()}"
+                f"waiting for resources: each trial needs {counted(resources.cpus * resources.n_workers, 'CPU')} and "
+                f"{counted(resources.n_gpus, 'GPU')}; {nodes_in_words()}"
             )
             if words != self._said:
                 tell(self._observers, "on_note", words)
