@@ -183,11 +183,12 @@ class TestCheck:
             NETWORK_CHECKS
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["c_resunet", *SMALL])
     def test_every_network_of_the_catalogue_is_right(self, name):
         if name in SMALL:
             needs(name)
-        config = ModelConfig(name=name, settings=SMALL.get(name, {}))
+        config = ModelConfig(name=name, settings=SMALL.get(name, {}), base_features=None if name in SMALL else 2)
         assert [f for f in check_network(partial(config.build, 3), 3, (2, 64)) if f.status == "failure"] == []
 
     @pytest.mark.parametrize(
@@ -488,6 +489,7 @@ class TestOwnNetwork:
         assert config.settings == {"width": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_of_a_library_is_trained_and_judged(images, tmp_path, name):
     needs(name)
@@ -498,6 +500,7 @@ def test_a_network_of_a_library_is_trained_and_judged(images, tmp_path, name):
     assert record.n_parameters == sum(p.numel() for p in build_model(name, in_channels=3, **SMALL[name]).parameters())
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_after_a_resume(images, tmp_path):
     needs("monai_unet")
     model = {"name": "monai_unet", "settings": {**SMALL["monai_unet"], "dropout": 0.3}}
