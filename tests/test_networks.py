@@ -484,6 +484,13 @@ class TestOwnNetwork:
         assert before.key("f") != after.key("f")
         sys.modules.pop("lab_nets")
 
+    def test_a_configuration_that_names_it_again_keeps_the_studys_settings(self, tmp_path):
+        own = "{name: 'some_networks:Plain', settings: {width: 3}}"
+        study = load(tmp_path, own, "{name: 'some_networks:Plain', weights: a.pt}", code="allowed")
+        assert [trial.model.settings for trial in study.trials()] == [{"width": 3}, {"width": 3}]
+        with pytest.raises(StudyError, match=r"model\.settings\.wide: unknown some_networks:Plain setting 'wide'"):
+            load(tmp_path, own, "{name: 'some_networks:Plain', settings: {wide: 3}}", code="allowed")
+
     def test_its_settings_are_any_parameters_but_the_channels(self):
         config = model_named("some_networks:Plain")
         assert config.settings == {"width": 4}
