@@ -183,11 +183,12 @@ class TestCheck:
             NETWORK_CHECKS
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["c_resunet", *SMALL])
     def test_every_network_of_the_catalogue_is_right(self, name):
         if name in SMALL:
             needs(name)
-        config = ModelConfig(name=name, settings=SMALL.get(name, {}))
+        config = ModelConfig(name=name, settings=SMALL.get(name, {}), base_features=None if name in SMALL else 2)
         assert [f for f in check_network(partial(config.build, 3), 3, (2, 64)) if f.status == "failure"] == []
 
     @pytest.mark.parametrize(
@@ -483,11 +484,19 @@ class TestOwnNetwork:
         assert before.key("f") != after.key("f")
         sys.modules.pop("lab_nets")
 
+    def test_a_configuration_that_names_it_again_keeps_the_studys_settings(self, tmp_path):
+        own = "{name: 'some_networks:Plain', settings: {width: 3}}"
+        study = load(tmp_path, own, "{name: 'some_networks:Plain', weights: a.pt}", code="allowed")
+        assert [trial.model.settings for trial in study.trials()] == [{"width": 3}, {"width": 3}]
+        with pytest.raises(StudyError, match=r"model\.settings\.wide: unknown some_networks:Plain setting 'wide'"):
+            load(tmp_path, own, "{name: 'some_networks:Plain', settings: {wide: 3}}", code="allowed")
+
     def test_its_settings_are_any_parameters_but_the_channels(self):
         config = model_named("some_networks:Plain")
         assert config.settings == {"width": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_of_a_library_is_trained_and_judged(images, tmp_path, name):
     needs(name)
@@ -498,6 +507,7 @@ def test_a_network_of_a_library_is_trained_and_judged(images, tmp_path, name):
     assert record.n_parameters == sum(p.numel() for p in build_model(name, in_channels=3, **SMALL[name]).parameters())
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_after_a_resume(images, tmp_path):
     needs("monai_unet")
     model = {"name": "monai_unet", "settings": {**SMALL["monai_unet"], "dropout": 0.3}}

@@ -138,8 +138,8 @@ def complete_changes(changes: Mapping[str, object], info: ValidationInfo) -> dic
         if isinstance(name, str) and is_dotted(name):
             _known_network(name, info)
             if runs_code(info):
-                settings = changes.get("settings", {})
-                done["settings"] = _complete(name, settings, info) if isinstance(settings, dict) else settings
+                if isinstance(settings := changes.get("settings"), dict):
+                    _complete(name, settings, info)  # the others may be the study's own
                 done["code"] = code_hash(find_factory(name))
     except SettingsError as error:
         raise SettingsError(Problem(("settings", *p.path), p.message) for p in error.problems) from None
