@@ -268,10 +268,11 @@ def caveats(
     parts = []
     words = trouble(ranked)
     if words:
-        counted = "are left out, as the quirk skip_collapsed has it,"
+        counted = "each counts as the worst value"
+        if skipped:
+            counted = "these are left out, as the quirk skip_collapsed has it"
         parts.append(
-            f"{words} and {counted if skipped else 'count as the worst value'} in the ranking, while bounds and what "
-            "may be best are about the runs that ended"
+            f"{words}: in the ranking {counted}, while bounds and what may be best are about the runs that ended"
         )
     favoured = known[(known.survivors_rank == 1) & (known["rank"] > 1)]
     if len(favoured) and words:
@@ -328,4 +329,4 @@ def rates(ranked: pd.DataFrame) -> str:
 def few_images(pairs: pd.DataFrame, unit: str) -> str:
     """That a handful of images says little of others; empty where there are more."""
     n = 0 if pairs.empty else int(pairs.n_images.max())
-    return f"There are only {plural(n, f'test {unit}')}, which say little of others." if 1 < n < FEW_IMAGES else ""
+    return f"There are only {plural(n, unit)} to test with, which say little of others." if 1 < n < FEW_IMAGES else ""

@@ -158,7 +158,7 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
         lost = [(full.n_collapsed.sum(), "collapsed"), (full.n_failed.sum(), "failed")]
         words = " and ".join(f"{n} {word}" for n, word in lost if n)
         worst = format_value(metric, tables.worst[set_name, metric])
-        counted = f"they count as the worst value, {worst}"
+        counted = f"each counts as the worst value, {worst}"
         if tables.skip_collapsed:
             counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
         notes.append(f"Of the trials, {words}: {counted}.")
