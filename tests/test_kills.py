@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,8 @@ TRIALS = [f"{label}/{seed}" for seed in SEEDS for label in LABELS]
 N_STEPS = 120
 MEASURED = ["training_s", "evaluation_s", "peak_memory_mb"]
 """Columns of ``trials.csv`` that measure the machine."""
+COST = re.compile(rb", about \S+ \w+ one after the other")
+"""What the verdict says that more seeds would take."""
 PAGES = ("report/figures/", "report/index.html", "report/trials.parquet")
 """Files of a report that show these, too."""
 
@@ -399,5 +402,7 @@ def assert_like_undisturbed(study: Path, calm: Path) -> None:
             pd.testing.assert_frame_equal(*(lasting_history(pd.read_parquet(io.BytesIO(data))) for data in (a, b)))
         elif path == "report/trials.csv":
             pd.testing.assert_frame_equal(*(pd.read_csv(io.BytesIO(d)).drop(columns=MEASURED) for d in (a, b)))
+        elif path == "report/verdict.txt":
+            assert COST.sub(b"", a) == COST.sub(b"", b)
         elif not path.endswith(("/last.pt", "/status.json")) and not path.startswith(PAGES):
             assert a == b, path
