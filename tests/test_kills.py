@@ -402,7 +402,5 @@ def assert_like_undisturbed(study: Path, calm: Path) -> None:
             pd.testing.assert_frame_equal(*(lasting_history(pd.read_parquet(io.BytesIO(data))) for data in (a, b)))
         elif path == "report/trials.csv":
             pd.testing.assert_frame_equal(*(pd.read_csv(io.BytesIO(d)).drop(columns=MEASURED) for d in (a, b)))
-        elif path == "report/verdict.txt":
-            assert COST.sub(b"", a) == COST.sub(b"", b)
         elif not path.endswith(("/last.pt", "/status.json")) and not path.startswith(PAGES):
-            assert a == b, path
+            assert COST.sub(b"", a) == COST.sub(b"", b), path
