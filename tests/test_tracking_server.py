@@ -160,7 +160,10 @@ def test_the_registered_model_finds_the_cells_that_predict_finds(team, tmp_path)
     raw = (65535 * (light - light.min()) / np.ptp(light)).astype(np.uint16)
     imwrite(tmp_path / "raw.tif", raw, photometric="rgb")
     settings = {"diameter_px": 9.0, "max_value": 60000.0}
-    ((_, cells, _),) = TrainedModel.load(ledger).predict(tmp_path / "raw.tif", threads=1, **settings)
+    model = TrainedModel.load(ledger)
+    pictures, problems = model.pictures(tmp_path / "raw.tif")
+    assert problems == []
+    ((_, cells, _),) = model.predict(pictures, threads=1, **settings)
     assert cells.count > 3
 
     port = free_port()
