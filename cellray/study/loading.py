@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from cellray.errors import StudyError
+from cellray.outside import allow_code_in
 from cellray.storage import is_remote
 from cellray.study.network import OF_A_STUDY, ReadWeights
 from cellray.study.problems import Path as KeyPath
@@ -45,7 +45,7 @@ def load_study(
         seeds: Instead of the file's seeds.
         only: Labels of the configurations to keep; None: all.
         code: Whether losses and networks of the user's own (``package.module:function``) are imported, refused, or
-            taken as they are written; they are looked for in the folder of the study file first.
+            taken as they are written; they lie in the folder of the study file, or are installed.
         read_weights: Reads what `model.weights` names, so that its hash can be filled in; None: that stays as it is.
 
     Raises:
@@ -57,8 +57,8 @@ def load_study(
     except StudyError as error:
         raise StudyError(f"{file}:{error}") from None
     folder = file.resolve().parent
-    if code == "allowed" and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if code == "allowed":
+        allow_code_in(folder)
     study = read_study(text, str(file), folder=folder, code=code, read_weights=read_weights)
     return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STUDY_KEY = "cellray_study"
 """Names the study among a job's metadata."""
+FOLDER = "study"
+"""Of the parcel in the job's working folder, from which Ray lets everything import first."""
 MISSING = "submitting needs Ray's Jobs API: pip install 'cellray[cluster]'"
 JOB_AWAY_S = 120.0
 """A cluster that doesn't answer for so long isn't followed any more."""
@@ -74,14 +76,16 @@ def submit_job(client: JobSubmissionClient, parcel: Parcel) -> str:
     Raises:
         StudyError: If the cluster doesn't take the job.
     """
-    entrypoint = shlex.join(["python", "-m", "cellray", "sweep", STUDY_FILE, "--address", "auto", *parcel.words])
+    words = ["python", "-P", "-m", "cellray", "sweep", f"{FOLDER}/{STUDY_FILE}", "--address", "auto", *parcel.words]
     with scratch_folder("submit") as folder:
+        inner = Path(folder, FOLDER)
+        inner.mkdir()
         for name, text in parcel.files.items():
-            (Path(folder) / name).write_text(text)
+            (inner / name).write_text(text)
         package = str(Path(cellray.__file__).parent)
         try:
             return client.submit_job(
-                entrypoint=entrypoint,
+                entrypoint=shlex.join(words),
                 runtime_env={"working_dir": folder, "py_modules": [package], "excludes": ["**/__pycache__"]},
                 metadata={STUDY_KEY: parcel.study.name},
             )
