@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cellray.errors import StudyError
 from cellray.outside import allow_code_in
-from cellray.storage import is_remote
+from cellray.storage import is_remote, read_plain
 from cellray.study.network import OF_A_STUDY, ReadWeights
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
@@ -106,9 +106,7 @@ def read_study(
 
 def _read(file: Path) -> str:
     try:
-        if file.stat().st_size > MAX_STUDY_BYTES:
-            raise StudyError(f"1: not a study: larger than {MAX_STUDY_BYTES} bytes")
-        return file.read_text(encoding="utf-8-sig")
+        return read_plain(file, MAX_STUDY_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StudyError("1: not a text file in UTF-8") from None
     except FileNotFoundError:

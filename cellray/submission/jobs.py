@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STUDY_KEY = "cellray_study"
 """Names the study among a job's metadata."""
-FOLDER = "study"
+PARCEL_FOLDER = "study"
 """Of the parcel in the job's working folder, from which Ray lets everything import first."""
 MISSING = "submitting needs Ray's Jobs API: pip install 'cellray[cluster]'"
 JOB_AWAY_S = 120.0
@@ -76,16 +76,17 @@ def submit_job(client: JobSubmissionClient, parcel: Parcel) -> str:
     Raises:
         StudyError: If the cluster doesn't take the job.
     """
-    words = ["python", "-P", "-m", "cellray", "sweep", f"{FOLDER}/{STUDY_FILE}", "--address", "auto", *parcel.words]
+    python, study_file = ["python", "-P", "-m"], f"{PARCEL_FOLDER}/{STUDY_FILE}"
+    entrypoint = shlex.join([*python, "cellray", "sweep", study_file, "--address", "auto", *parcel.words])
     with scratch_folder("submit") as folder:
-        inner = Path(folder, FOLDER)
+        inner = Path(folder, PARCEL_FOLDER)
         inner.mkdir()
         for name, text in parcel.files.items():
             (inner / name).write_text(text)
         package = str(Path(cellray.__file__).parent)
         try:
             return client.submit_job(
-                entrypoint=shlex.join(words),
+                entrypoint=entrypoint,
                 runtime_env={"working_dir": folder, "py_modules": [package], "excludes": ["**/__pycache__"]},
                 metadata={STUDY_KEY: parcel.study.name},
             )
