@@ -425,12 +425,13 @@ def ray_cluster(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, study_file, tmp_path):
+def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, study_file, images, tmp_path):
     storage = tmp_path / "storage"
     # A loss of one's own travels; a file beside it takes no module's name there.
     (tmp_path / "lab_losses.py").write_text(OWN_LOSS)
     (tmp_path / "json.py").write_text("raise ImportError('planted')\n")
-    study_file.write_text(study_file.read_text().replace("name: dice", "name: lab_losses:own", 1))
+    own = [{"label": name, "loss": {"name": name}} for name in ("lab_losses:own", "bce")]
+    study_file.write_text(tiny_study(images, configurations=own).dump_yaml())
     words = ("submit", str(study_file), "--allow-code", "--address", ray_cluster, "--storage", str(storage))
     words = (*words, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     wrong = cellray(*words, cwd=tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="another")
