@@ -90,11 +90,9 @@ def lab(tmp_path_factory) -> Lab:
         ("losses check dice", "1 checked, 0 failed"),
         ("model check c_resunet", "trained"),
         ("data check data", "trainval"),
-        ("plan lab/tiny.yaml", "2 to do"),
         ("plan lab/own.yaml --allow-code", "1 to do"),
         ("train lab/tiny.yaml --config BCE --seed 0", "record:"),
         ("sweep lab/own.yaml --allow-code", "report:"),
-        ("report lab/own.yaml", "report"),
         ("track sync own", "1 records"),
     ],
 )
