@@ -7,13 +7,15 @@ object store, as does ``s3://bucket/path?scheme=http&endpoint_override=host:port
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import re
+import stat
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -72,6 +74,46 @@ def open_storage(address: str) -> tuple[fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         raise ValueError(str(error).replace(whole, public(address)).replace(address, public(address))) from error
     return found, root.rstrip("/")
+
+
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file of this machine, open for reading: a plain one, since a device may have no end and a pipe no beginning.
+
+    Raises:
+        OSError: If it can't be opened, or is no plain file.
+    """
+    name = os.fspath(path)
+    no_file = OSError(errno.EINVAL, "a device, pipe or socket, expected a plain file", name)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise no_file if error.errno == errno.ENXIO else error from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name) if stat.S_ISDIR(mode) else no_file
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a plain file of this machine.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: As `open_plain`, or if it is larger.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= most else b""
+        while size <= most and (more := file.read(2**20)):  # it grows, or its size is unknown
+            data += more
+            size = len(data)
+    if size > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", os.fspath(path))
+    return data
 
 
 def public(address: str) -> str:

@@ -16,9 +16,12 @@ import torch
 from cellray.cli import common
 from cellray.cli.app import main
 from cellray.device import ALLOCATOR_ENV
+from cellray.outside import FOLDERS_VARIABLE
 
 WIDTH = 200
 """Of the terminal, in characters."""
+LEFT_BY_COMMANDS = {"PYTHONSAFEPATH": "1", FOLDERS_VARIABLE: ""}
+"""Variables that commands set for the processes that they start."""
 
 
 def run_apart(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -42,7 +45,7 @@ def run_here(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Compl
     threads, code = torch.get_num_threads(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as err:
         # With the allocator's variables `train` doesn't start anew, in place of this process.
-        for name, value in {**ALLOCATOR_ENV, "COLUMNS": str(WIDTH), **env}.items():
+        for name, value in {**ALLOCATOR_ENV, **LEFT_BY_COMMANDS, "COLUMNS": str(WIDTH), **env}.items():
             patch.setenv(name, value)
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["cellray", *words])

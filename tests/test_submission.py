@@ -36,6 +36,12 @@ from cellray.submission.troubles import TROUBLES, trouble_of
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+OWN_LOSS = """
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+def own(logits, target):
+    return binary_cross_entropy_with_logits(logits.float(), target)
+"""
 TOKEN = "a-token-of-this-test-only-0123456789"
 
 
@@ -419,9 +425,14 @@ def ray_cluster(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, study_file, tmp_path):
+def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, study_file, images, tmp_path):
     storage = tmp_path / "storage"
-    words = ("submit", str(study_file), "--address", ray_cluster, "--storage", str(storage))
+    # A loss of one's own travels; a file beside it takes no module's name there.
+    (tmp_path / "lab_losses.py").write_text(OWN_LOSS)
+    (tmp_path / "json.py").write_text("raise ImportError('planted')\n")
+    own = [{"label": name, "loss": {"name": name}} for name in ("lab_losses:own", "bce")]
+    study_file.write_text(tiny_study(images, configurations=own).dump_yaml())
+    words = ("submit", str(study_file), "--allow-code", "--address", ray_cluster, "--storage", str(storage))
     words = (*words, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     wrong = cellray(*words, cwd=tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="another")
     said = wrong.communicate(timeout=120)[0]

@@ -411,7 +411,8 @@ class TestWhoFailed:
 def ray_here(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with connect(code_folder=Path(__file__).parent):
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import what the tests hand them
+        with connect():
             yield
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -54,6 +55,7 @@ app.add_typer(track_app, name="track")
 
 def main() -> None:
     """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no Python that is started from here imports from the working folder
     try:
         app()
     except CellrayError as error:

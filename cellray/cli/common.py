@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cellray.errors import StudyError, one_of
+from cellray.outside import allow_code_in
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
@@ -64,7 +65,7 @@ def with_allocator() -> None:
 
     missing = {name: value for name, value in ALLOCATOR_ENV.items() if name not in os.environ}
     if missing and sys.platform == "linux":
-        os.execve(sys.executable, [sys.executable, "-m", "cellray", *sys.argv[1:]], {**os.environ, **missing})
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "cellray", *sys.argv[1:]], {**os.environ, **missing})
 
 
 @contextmanager
@@ -206,9 +207,8 @@ def find(study_name: str, storage: str) -> StoredStudy:
 
 def look_beside(study_name: str, allow_code: bool) -> bool:
     """`allow_code`; if so, a network of the user's own is looked for beside the study file, or in this folder."""
-    folder = str(Path(study_name).resolve().parent)
-    if allow_code and folder not in sys.path:
-        sys.path.insert(0, folder)
+    if allow_code:
+        allow_code_in(Path(study_name).resolve().parent)
     return allow_code
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cellray.cli.common import Json, out
+from cellray.outside import allow_code_in
 
 if TYPE_CHECKING:
     from cellray.losses import LossFunction
@@ -92,8 +92,7 @@ def losses_check(
     from cellray.losses.check import check_loss
     from cellray.study import loss_named
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where a user's own module lies; an installed command doesn't look there
+    allow_code_in(Path.cwd())  # to name one's own module here is to ask for it
     losses = {name: loss_named(name) for name in names or LOSSES}
     found = {name: check_loss(loss) for name, loss in losses.items()}
     if as_json:

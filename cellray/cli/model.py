@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from cellray.cli.common import AllowCode, Json, Storage, load, out
 from cellray.cli.losses import MARKS, UNSOUND
+from cellray.outside import allow_code_in
 
 if TYPE_CHECKING:
     from cellray.model.check import NetworkFinding
@@ -63,8 +62,7 @@ def model_check(
     from cellray.model.check import check_network
     from cellray.study import model_named
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where a user's own module lies; an installed command doesn't look there
+    allow_code_in(Path.cwd())  # to name one's own module here is to ask for it
     found: dict[str, list[NetworkFinding]] = {}
     for name in names:
         if Path(name).suffix in (".yaml", ".yml"):

@@ -93,7 +93,7 @@ def sweep(
                 chosen=chosen,
                 max_concurrent=max_concurrent,
                 retry_failed=retry == "failed",
-                cluster=partial(connect, address, study_file.parent if allow_code else None),
+                cluster=partial(connect, address),
             )
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):

@@ -12,8 +12,9 @@ from cellray.data.convert import convert_image
 from cellray.data.decode import PLAIN, Reading, check_depth, decode_image
 from cellray.data.image_file import read_header
 from cellray.data.listing import IMAGE_SUFFIXES
-from cellray.data.source import plain_name
+from cellray.data.source import MAX_FILE_BYTES, plain_name
 from cellray.errors import DataError
+from cellray.storage import open_plain, read_plain
 
 
 def list_images(path: Path) -> list[Path]:
@@ -46,10 +47,10 @@ def planes_of(path: Path, reading: Reading) -> list[int | None]:
         DataError: If the file is no image of 8 or 16 bits, or its header is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             n, dtype = read_header(file, str(path))
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     check_depth(dtype, str(path))
     return list(range(1, n + 1)) if reading.plane == "all" and n > 1 else [None]
 
@@ -65,9 +66,9 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """One image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset."""
     try:
-        data = path.read_bytes()
+        data = read_plain(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     return image_from_bytes(
         data, str(path), channels=channels, normalise=normalise, max_value=max_value, reading=reading, plane=plane
     )

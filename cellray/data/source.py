@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cellray.errors import DataError
+from cellray.storage import open_plain, read_plain
 
 MAX_DEPTH = 6
 """Folders are searched this deep."""
@@ -64,18 +65,22 @@ class Source:
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
         size = self.sizes[name]
-        if size == 0:
-            raise DataError(f"{self.where(name)}: the file is empty (0 bytes), expected an image")
         if size > MAX_FILE_BYTES:
             raise DataError(f"{self.where(name)}: {size} bytes, expected at most {MAX_FILE_BYTES} for one file")
         try:
             if self._archive is not None:
-                return self._archive.read(name)
-            return (self.path / name).read_bytes()
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+                data = self._archive.read(name)
+            else:
+                data = read_plain(self.path / name, MAX_FILE_BYTES)
+        except OSError as error:
+            raise DataError(f"{self.where(name)}: can't be read: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             raise DataError(f"{self.where(name)}: can't be read: {error}") from error
         except Exception as error:  # zlib.error of a damaged member
             raise DataError(f"{self.where(name)}: damaged in the zip: {error}") from error
+        if not data:
+            raise DataError(f"{self.where(name)}: the file is empty (0 bytes), expected an image")
+        return data
 
     def hashes(self, names: Iterable[str], memo_dir: Path) -> dict[str, str]:
         """Content hash of each named file; remembered under `memo_dir` by path, size and time of change."""
@@ -137,8 +142,10 @@ def _open_folder(path: Path) -> Source:
 
 def _open_zip(path: Path) -> Source:
     try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+        archive = zipfile.ZipFile(open_plain(path))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a zip ({error}); expected a folder, a zip pack or a manifest CSV") from error
     members = [
         m for m in archive.infolist() if not m.is_dir() and not any(map(_is_clutter, m.filename.split("/")[:-1]))

@@ -144,7 +144,7 @@ def _measure(task: ProbeTask, n_processes: int, progress: Callable[[int], None])
             if n_gpus:
                 env["CUDA_VISIBLE_DEVICES"] = _gpu(place // sharing % n_gpus)
             process = subprocess.Popen(
-                [sys.executable, "-c", "from cellray.forecast.child import answer_jobs; answer_jobs()"],
+                [sys.executable, "-P", "-c", "from cellray.forecast.child import answer_jobs; answer_jobs()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections import deque
@@ -14,12 +15,14 @@ from typing import NamedTuple, Self, TypeVar
 from pyarrow import fs
 
 from cellray.errors import LedgerError
-from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public
+from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public, read_plain
 
 _T = TypeVar("_T")
 
 PART = ".part"
 """Ends the name of a file that is being written."""
+MOST_JSON_BYTES, MOST_BYTES = 2**28, 2**34
+"""Of a record, and of any other file; larger ones aren't cellray's."""
 MOST_AT_ONCE = 16
 """Files of a bucket that are asked for at once."""
 
@@ -132,13 +135,28 @@ class StudyFiles:
                 part.unlink(missing_ok=True)
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file; FileNotFoundError if there is none."""
+        """The bytes of a file; FileNotFoundError if there is none.
+
+        Raises:
+            LedgerError: If it is no plain file, or larger than any that cellray writes.
+        """
 
         def get() -> bytes:
+            if self._local:
+                return self._read_plain(path)
             with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
                 return bytes(stream.read())
 
         return self._do(get)
+
+    def _read_plain(self, path: str) -> bytes:
+        most = MOST_JSON_BYTES if path.endswith(".json") else MOST_BYTES
+        try:
+            return read_plain(f"{self._root}/{path}", most)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EFBIG):
+                raise LedgerError(f"{self.uri}/{path} can't be read: {error.strerror}") from None
+            raise
 
     def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
         """The bytes of each file in turn, None where there is none; a bucket is asked for several at once."""

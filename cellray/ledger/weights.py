@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pyarrow import fs
 
 from cellray.errors import LedgerError, StudyError, unknown
+from cellray.ledger.files import MOST_BYTES
 from cellray.ledger.records import Ledger
-from cellray.storage import is_remote, open_storage, patiently, plain_reason, public
+from cellray.storage import is_remote, open_storage, patiently, plain_reason, public, read_plain
 from cellray.study import OF_A_STUDY, ModelConfig
 
 
@@ -26,7 +25,7 @@ def read_weights(address: str, *, storage: str) -> bytes:
         return _of_trial(address, storage)
     try:
         if not is_remote(address):
-            return Path(address).read_bytes()
+            return read_plain(address, MOST_BYTES)
         files, path = open_storage(address)
         return patiently(lambda: _content(files, path), public(address))
     except (OSError, ValueError) as error:

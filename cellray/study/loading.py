@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from cellray.errors import StudyError
-from cellray.storage import is_remote
+from cellray.outside import allow_code_in
+from cellray.storage import is_remote, read_plain
 from cellray.study.network import OF_A_STUDY, ReadWeights
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
@@ -45,7 +45,7 @@ def load_study(
         seeds: Instead of the file's seeds.
         only: Labels of the configurations to keep; None: all.
         code: Whether losses and networks of the user's own (``package.module:function``) are imported, refused, or
-            taken as they are written; they are looked for in the folder of the study file first.
+            taken as they are written; they lie in the folder of the study file, or are installed.
         read_weights: Reads what `model.weights` names, so that its hash can be filled in; None: that stays as it is.
 
     Raises:
@@ -57,8 +57,8 @@ def load_study(
     except StudyError as error:
         raise StudyError(f"{file}:{error}") from None
     folder = file.resolve().parent
-    if code == "allowed" and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if code == "allowed":
+        allow_code_in(folder)
     study = read_study(text, str(file), folder=folder, code=code, read_weights=read_weights)
     return study if seeds is None and only is None else study.select(seeds=seeds, only=only)
 
@@ -106,9 +106,7 @@ def read_study(
 
 def _read(file: Path) -> str:
     try:
-        if file.stat().st_size > MAX_STUDY_BYTES:
-            raise StudyError(f"1: not a study: larger than {MAX_STUDY_BYTES} bytes")
-        return file.read_text(encoding="utf-8-sig")
+        return read_plain(file, MAX_STUDY_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StudyError("1: not a text file in UTF-8") from None
     except FileNotFoundError:

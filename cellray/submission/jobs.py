@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STUDY_KEY = "cellray_study"
 """Names the study among a job's metadata."""
+PARCEL_FOLDER = "study"
+"""Of the parcel in the job's working folder, from which Ray lets everything import first."""
 MISSING = "submitting needs Ray's Jobs API: pip install 'cellray[cluster]'"
 JOB_AWAY_S = 120.0
 """A cluster that doesn't answer for so long isn't followed any more."""
@@ -74,10 +76,13 @@ def submit_job(client: JobSubmissionClient, parcel: Parcel) -> str:
     Raises:
         StudyError: If the cluster doesn't take the job.
     """
-    entrypoint = shlex.join(["python", "-m", "cellray", "sweep", STUDY_FILE, "--address", "auto", *parcel.words])
+    python, study_file = ["python", "-P", "-m"], f"{PARCEL_FOLDER}/{STUDY_FILE}"
+    entrypoint = shlex.join([*python, "cellray", "sweep", study_file, "--address", "auto", *parcel.words])
     with scratch_folder("submit") as folder:
+        inner = Path(folder, PARCEL_FOLDER)
+        inner.mkdir()
         for name, text in parcel.files.items():
-            (Path(folder) / name).write_text(text)
+            (inner / name).write_text(text)
         package = str(Path(cellray.__file__).parent)
         try:
             return client.submit_job(

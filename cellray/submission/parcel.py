@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellray.errors import StudyError
-from cellray.storage import is_remote
+from cellray.storage import is_remote, read_plain
 from cellray.study import OF_A_STUDY, Study, load_study, read_study
 
 MAX_PARCEL_BYTES = 900_000
@@ -39,7 +39,7 @@ def pack(study_file: Path, *, words: tuple[str, ...] = (), allow_code: bool = Fa
     """
     study = load_study(study_file, code="allowed" if allow_code else "forbidden")
     # Once more with its relative paths as they are written.
-    written = read_study(study_file.read_text(encoding="utf-8-sig"), str(study_file), code="stored")
+    written = read_study(read_plain(study_file, MAX_PARCEL_BYTES).decode("utf-8-sig"), str(study_file), code="stored")
     for dataset in (written.data.train, *written.data.external):
         if dataset.path is not None and not is_remote(dataset.path) and not os.path.isabs(dataset.path):
             raise StudyError(
@@ -55,9 +55,16 @@ def pack(study_file: Path, *, words: tuple[str, ...] = (), allow_code: bool = Fa
             )
     files = {STUDY_FILE: study.dump_yaml()}
     if allow_code:
-        files |= {path.name: path.read_text() for path in sorted(study_file.resolve().parent.glob("*.py"))}
+        files |= {path.name: _code(path) for path in sorted(study_file.resolve().parent.glob("*.py"))}
         words = (*words, "--allow-code")
     size = sum(len(text.encode()) for text in files.values())
     if size > MAX_PARCEL_BYTES:
         raise StudyError(f"{study_file}: the study and its code are {size} bytes, expected at most {MAX_PARCEL_BYTES}")
     return Parcel(study, files, words)
+
+
+def _code(path: Path) -> str:
+    try:
+        return read_plain(path, MAX_PARCEL_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} can't be sent: {getattr(error, 'strerror', error)}") from None

@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cellray.device import ALLOCATOR_ENV
 from cellray.errors import StudyError
+from cellray.outside import FOLDERS_VARIABLE
 from cellray.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -25,12 +26,11 @@ SHORT_PLACES = ("/tmp", "/dev/shm")
 
 
 @contextmanager
-def connect(address: str | None = None, code_folder: Path | None = None) -> Iterator[None]:
+def connect(address: str | None = None) -> Iterator[None]:
     """Ray for one sweep: the cluster at `address`, or a fresh one on this machine that ends with the sweep.
 
     Args:
         address: Of a running cluster.
-        code_folder: Where workers, too, look for losses of the user's own.
 
     Raises:
         StudyError: If there is no cluster at the address, it can't be used from here, or none can be started.
@@ -56,8 +56,10 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 otherwise, where one of a trial's workers is stuck
     }
-    if code_folder is not None:
-        env["PYTHONPATH"] = os.pathsep.join([str(code_folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if FOLDERS_VARIABLE in os.environ:
+        env[FOLDERS_VARIABLE] = os.environ[FOLDERS_VARIABLE]
+    job = ray.job_config.JobConfig()
+    job._py_driver_sys_path = _NoFolders()  # private, so it may go away
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -67,6 +69,7 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     runtime_env={"env_vars": env},
+                    job_config=job,
                 )
         except Exception as error:  # Ray raises plain ones, too
             ray.shutdown()  # what had started already
@@ -83,6 +86,13 @@ def connect(address: str | None = None, code_folder: Path | None = None) -> Iter
         ray.shutdown()
         if short is not None:
             short.cleanup()
+
+
+class _NoFolders(list[str]):
+    """What Ray would have workers import from before anything else: the working folder and that of the command."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        pass
 
 
 def _short_folder() -> TemporaryDirectory[str] | None:

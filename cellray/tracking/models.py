@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cellray
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
-from cellray.outside import is_dotted
+from cellray.outside import find_module, is_dotted
 from cellray.record import TrialRecord
 from cellray.scratch import scratch_folder
 from cellray.study.network import DEFAULT
@@ -80,7 +79,7 @@ def _own_code(network: str) -> list[str]:
     """The file or package of a user's own network; nothing of it is run."""
     if not is_dotted(network):
         return []
-    found = find_spec(network.partition(":")[0].partition(".")[0])
+    found = find_module(network.partition(":")[0])
     if found is None or found.origin is None:
         raise StudyError(f"the network {network!r}: its module isn't here; name the study by its file")
     file = Path(found.origin)
