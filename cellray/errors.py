@@ -22,6 +22,10 @@ class LedgerError(CellrayError):
     """The storage can't be read or written, or another sweep holds it."""
 
 
+class StorageError(LedgerError, OSError):
+    """The storage gives or takes no files for now: full, without rights, away. Never a trial's own outcome."""
+
+
 class ShapeError(CellrayError):
     """Arrays whose shapes must agree don't."""
 

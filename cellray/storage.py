@@ -7,6 +7,7 @@ object store, as does ``s3://bucket/path?scheme=http&endpoint_override=host:port
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -80,13 +81,18 @@ def public(address: str) -> str:
     return f"{scheme}{mark}{rest.rsplit('@', 1)[-1] if mark else rest}"
 
 
-def plain_reason(error: Exception) -> str:
+def plain_reason(error: BaseException) -> str:
     """What an error of a storage means, in words."""
     text = str(error)
     for name, words in _HINTS.items():
         if name in text:
             return words
     return text
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_passing(error: Exception) -> bool:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cellray.errors import StudyError, one_of
+from cellray.errors import StorageError, StudyError, one_of
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cellray.study.loading import Code
     from cellray.trial import Sets
 
-FAILED, INTERRUPTED = 3, 130
+FAILED, NO_STORAGE, INTERRUPTED = 3, 4, 130
 
 # A file has no width: wide enough there for a whole table.
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
@@ -69,13 +69,17 @@ def with_allocator() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C in here ends the command with the words that continue it."""
+    """Ctrl-C in here, or a storage that fails, ends the command with the words that continue it."""
+    goes_on = f"[bold]{escape(shlex.join(['cellray', *sys.argv[1:]]))}[/bold]"
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["cellray", *sys.argv[1:]])
-        err.print(f"Interrupted; nothing is lost. To go on: [bold]{escape(command)}[/bold]", highlight=False)
+        err.print(f"Interrupted; nothing is lost. To go on: {goes_on}", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+    except StorageError as error:
+        err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"No trial counts as failed for that. When the storage is well, go on: {goes_on}", highlight=False)
+        raise typer.Exit(NO_STORAGE) from None
 
 
 def choose(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:

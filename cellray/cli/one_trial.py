@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cellray.prediction import TrainedModel
 
 
+@interruptible()
 def train(
     study_file: StudyFile,
     config: Config,
@@ -80,7 +81,7 @@ def train(
         raise StudyError(f"{config}: its learning rate isn't chosen yet; a sweep does that first, or give training.lr")
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources.settled(has_gpu())
-    with interruptible(), ledger.lease(observer.on_note if observer else lambda words: None):
+    with ledger.lease(observer.on_note if observer else lambda words: None):
         if observer:
             observer.on_start(study, planned)
         try:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cellray.results import Results
 
 
+@interruptible()
 def sweep(
     study_file: StudyFile,
     storage: Storage = "studies",
@@ -84,17 +85,16 @@ def sweep(
     if not (quiet or as_json):
         observers.append(ProgressObserver(out))
     try:
-        with interruptible():
-            records = run_sweep(
-                study,
-                sets,
-                ledger,
-                observers=observers,
-                chosen=chosen,
-                max_concurrent=max_concurrent,
-                retry_failed=retry == "failed",
-                cluster=partial(connect, address, study_file.parent if allow_code else None),
-            )
+        records = run_sweep(
+            study,
+            sets,
+            ledger,
+            observers=observers,
+            chosen=chosen,
+            max_concurrent=max_concurrent,
+            retry_failed=retry == "failed",
+            cluster=partial(connect, address, study_file.parent if allow_code else None),
+        )
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
             tracker.close()

@@ -28,7 +28,6 @@ from cellray.record import (
     record_text,
     search_text,
 )
-from cellray.storage import plain_reason
 
 TABLES = ("history", "images", "objects")
 
@@ -45,10 +44,8 @@ class Ledger(StudyFiles):
         path = f"trials/{key}/trial.json"
         try:
             return parse_record(self.read(path), f"{self.uri}/{path}")
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
-        except OSError as error:
-            raise LedgerError(f"{self.uri}/{path} can't be read: {plain_reason(error)}") from error
 
     def records(self, keys: Iterable[str] | None = None) -> list[TrialRecord]:
         """The complete records of these keys; None: all, ordered by key.
@@ -58,14 +55,11 @@ class Ledger(StudyFiles):
         """
         keys = self.names("trials") if keys is None else list(keys)
         files = self.read_all(f"trials/{key}/trial.json" for key in keys)
-        try:
-            return [
-                parse_record(data, f"{self.uri}/trials/{key}/trial.json")
-                for key, data in zip(keys, files, strict=True)
-                if data is not None
-            ]
-        except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+        return [
+            parse_record(data, f"{self.uri}/trials/{key}/trial.json")
+            for key, data in zip(keys, files, strict=True)
+            if data is not None
+        ]
 
     def table(self, key: str, name: str) -> pd.DataFrame:
         """One of a trial's tables: `history`, `images` or `objects`."""

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 from cellray.device import pick_device, reason_of
+from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
@@ -33,11 +34,12 @@ class WorkerError(Exception):
         reason: In words, for the record.
         trace: Its traceback.
         is_echo: Whether it only lost touch with another worker.
+        is_storage: Whether the storage gave or took no files.
     """
 
-    def __init__(self, reason: str, trace: str, is_echo: bool) -> None:
-        super().__init__(reason, trace, is_echo)
-        self.reason, self.trace, self.is_echo = reason, trace, is_echo
+    def __init__(self, reason: str, trace: str, is_echo: bool, is_storage: bool = False) -> None:
+        super().__init__(reason, trace, is_echo, is_storage)
+        self.reason, self.trace, self.is_echo, self.is_storage = reason, trace, is_echo, is_storage
 
 
 def run_with_workers(
@@ -68,6 +70,7 @@ def run_with_workers(
         report: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
 
     Raises:
+        StorageError: If the storage gives or takes no files.
         TrainingFailedError: Ray's, if a worker's process died: run again, the trial goes on from its last checkpoint.
     """
     from ray.exceptions import RayActorError
@@ -112,6 +115,8 @@ def run_with_workers(
         own = own_error(error.worker_failures)
         if own is None:
             raise
+        if own.is_storage:
+            raise StorageError(own.reason) from None
         record_failure(trial, Sets.open(trial.data), ledger, own.reason, own.trace)
     finally:
         rows.shutdown(force=True)
@@ -142,6 +147,8 @@ def _work(
     sets.expect(trial, keys)
     try:
         run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=on_epoch, until=until, team=Team.joined())
+    except StorageError as error:
+        raise WorkerError(str(error), traceback.format_exc(), is_echo=False, is_storage=True) from None
     except Exception as error:
         # Gloo's errors have no type of their own.
         is_echo = isinstance(error, distributed.DistError) or "gloo" in str(error)

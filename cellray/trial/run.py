@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,10 +13,11 @@ import torch
 
 from cellray.data import Split
 from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
-from cellray.errors import LedgerError
+from cellray.errors import LedgerError, StorageError
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger, weights_of
 from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
+from cellray.storage import is_full
 from cellray.study import Trial
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
 from cellray.trial.recording import make_provenance, make_record, new_network
@@ -36,7 +38,7 @@ def run_trial(
     """Train and judge one trial, store its record and return it; what the ledger has is not done again.
 
     A trial that was interrupted goes on from its last checkpoint, and one whose training is complete is only judged.
-    An error of the trial's own becomes its outcome `failed`, with the reason.
+    An error of the trial's own becomes its outcome `failed`, with the reason; one of storage or a full disk does not.
 
     Args:
         trial: What to run.
@@ -51,6 +53,9 @@ def run_trial(
 
     Returns:
         Its record, or None if the trial paused or another member writes.
+
+    Raises:
+        StorageError: If the storage gives or takes no files. Run again, the trial goes on from its last checkpoint.
     """
     ledger = home(trial, ledger)
     planned = sets.planned(trial, ledger)
@@ -85,7 +90,11 @@ def run_trial(
         trained_s = monotonic() - clock
         if fitted.run.diverged is None and not trial.tries_rate:
             judged = _judge(trial, sets, split, fitted, device)
+    except StorageError:
+        raise
     except Exception as error:
+        if is_full(error):
+            raise StorageError(f"a disk of {socket.gethostname()} is full: {error}") from error
         if fitted is None and team.size > 1:
             raise
         outcome, reason = "failed", reason_of(error, device)
