@@ -205,6 +205,13 @@ class StudyFiles:
             with suppress(FileNotFoundError):  # an attempt whose answer was lost
                 self._do(lambda: self._fs.delete_file(f"{self._root}/{path}"), path)
 
+    def put_aside(self, path: str) -> str:
+        """Rename a file out of the way; returns its new path."""
+        aside = f"{path}.damaged"
+        self.write(aside, self.read(path))
+        self.delete(path)
+        return aside
+
     def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted; empty if there is no such folder.
 

@@ -171,6 +171,8 @@ class News(TrialProgressCallback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
         running = self._feed.tasks[trial.trial_id]
+        if "note" in result:
+            tell(self._observers, "on_note", result["note"])
         if "trouble" in result:
             self._end_with(str(result["trouble"]))
         if "row" in result and not running.tries_rate:
@@ -262,15 +264,21 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     def report(row: EpochRow) -> None:
         tune.report({"row": row})
 
+    def note(words: str) -> None:
+        tune.report({"note": words})
+
     cpus, gpus = float(resources.cpus), float(resources.n_gpus)
     try:
         if resources.n_workers > 1:
             n = resources.n_workers
-            run_with_workers(trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
+            run_with_workers(
+                trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report, note=note
+            )
         else:
             sets = _open_once(trial.data.model_dump_json())
             sets.expect(trial, keys)
-            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
+            threads = max(int(cpus), 1)
+            run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=report, on_note=note, until=until)
     except StorageError as error:
         tune.report({"trouble": str(error)})
     finally:

@@ -52,6 +52,7 @@ def run_with_workers(
     gpus: float,
     until: int | None = None,
     report: Callable[[EpochRow], None] = lambda row: None,
+    note: Callable[[str], None] = lambda words: None,
 ) -> None:
     """Train one trial with several workers, and return when its record is there or it has paused.
 
@@ -68,6 +69,7 @@ def run_with_workers(
         gpus: For all workers together.
         until: Pause after this epoch; None: to the end.
         report: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
+        note: Told what else came to pass, in a sentence, in this thread.
 
     Raises:
         StorageError: If the storage gives or takes no files.
@@ -83,7 +85,7 @@ def run_with_workers(
     rows: Any = Queue(actor_options={"num_cpus": 0})
 
     def work() -> None:
-        _work(trial, keys, ledger, share, threads, until, lambda row: rows.put(row))
+        _work(trial, keys, ledger, share, threads, until, lambda news: rows.put(news))
 
     scratch = scratch_folder("train")
     trainer = TorchTrainer(
@@ -108,8 +110,11 @@ def run_with_workers(
 
     try:
         Thread(target=train, daemon=True).start()
-        for row in iter(rows.get, None):
-            report(row)
+        for news in iter(rows.get, None):
+            if isinstance(news, str):
+                note(news)
+            else:
+                report(news)
         ended.result()
     except WorkerGroupError as error:
         own = own_error(error.worker_failures)
@@ -138,7 +143,7 @@ def _work(
     gpus: float,
     threads: int,
     until: int | None,
-    on_epoch: Callable[[EpochRow], None],
+    tell: Callable[[EpochRow | str], None],
 ) -> None:
     """One worker's part."""
     from torch import distributed
@@ -146,7 +151,17 @@ def _work(
     sets = Sets.open(trial.data)
     sets.expect(trial, keys)
     try:
-        run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=on_epoch, until=until, team=Team.joined())
+        run_trial(
+            trial,
+            sets,
+            ledger,
+            gpus=gpus,
+            threads=threads,
+            on_epoch=tell,
+            on_note=tell,
+            until=until,
+            team=Team.joined(),
+        )
     except StorageError as error:
         raise WorkerError(str(error), traceback.format_exc(), is_echo=False, is_storage=True) from None
     except Exception as error:
