@@ -6,6 +6,7 @@ interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -57,6 +58,9 @@ def main() -> None:
     """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
     try:
         app()
+    except BrokenPipeError:  # the reader has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter says so when it ends
+        sys.exit(141)
     except CellrayError as error:
         err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
