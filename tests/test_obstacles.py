@@ -19,10 +19,12 @@ import yaml
 from commands import run_here
 from tiny_study import draw_images, lasting, same, tiny_study
 
+from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.report.exports import csv_bytes
 from cellray.trial import Sets, run_trial
 
+weights_module = importlib.import_module("cellray.ledger.weights")
 fit_module = importlib.import_module("cellray.training.fit")
 
 
@@ -109,6 +111,15 @@ def test_a_disk_that_is_full_elsewhere_is_no_outcome_either(place, monkeypatch):
     monkeypatch.setattr(fit_module, "add_maps", full)
     done = train(place)
     assert done.returncode == 4 and "is full" in done.stderr and len(place.ledger.records()) == 1
+
+
+def test_weights_in_a_bucket_that_is_away_are_no_outcome_either(monkeypatch):
+    def away(address):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(weights_module, "open_storage", away)
+    with pytest.raises(StorageError, match=r"s3://b/w\.pt"):
+        weights_module.read_weights("s3://b/w.pt", storage="studies")
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -248,6 +259,13 @@ def test_a_file_in_the_place_of_the_report_is_named(place):
     assert "studies/tiny/report/" in told and "move it away" in told
 
 
+@pytest.mark.parametrize("obstacle", ["out", "out/scores.json/x"])
+def test_what_lies_in_the_place_of_an_output_is_named(place, obstacle):
+    (place.folder / obstacle).parent.mkdir(parents=True, exist_ok=True)
+    (place.folder / obstacle).write_text("")
+    assert "out" in refused(place, "evaluate", "tiny", "disks", "--out", "out")
+
+
 def test_a_damaged_status_is_made_again(place):
     (place.folder / "studies/tiny/report").mkdir()
     (place.folder / "studies/tiny/report/status.json").write_text("{")
@@ -293,7 +311,7 @@ LABELS = ["[/]", "[red]x[/red]", "=1+2", "@x", "<b>&"]
 def test_a_label_is_the_same_everywhere(place, label):
     write_study(place, configurations=[{"label": label, "loss": {"name": "dice"}}])
     place.file("TRIAL/trial.json").unlink()
-    place.file("plan.json").unlink()
+    (place.folder / "studies/tiny/plan.json").unlink()
     done = place("train", "tiny.yaml", "--config", label, "--seed", "0")
     assert done.returncode == 0 and f"{label}, seed 0: finished" in done.stdout
     assert label in place("report", "tiny").stdout

@@ -64,6 +64,12 @@ def main() -> None:
     except CellrayError as error:
         err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        words = f"{error.filename}: {error.strerror}"
+        err.print(f"[bold red]Error:[/bold red] {escape(words)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
 
 
 def show_version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cellray.errors import CheckpointError
+from cellray.errors import CheckpointError, LedgerError
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
@@ -71,13 +71,20 @@ class Evidence:
     def ended_runs(
         self, labels: Sequence[str], given: Sequence[Sequence[PlannedTrial]], seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The given trials on the test images, as `results.ended_runs` has them."""
+        """The given trials on the test images, as `results.ended_runs` has them.
+
+        Raises:
+            LedgerError: If an image table is damaged.
+        """
         metric = self._study.evaluation.rank_by
         trials = [planned for mine in given for planned in mine]
         plan, records = plan_of(self._study, trials), [t.record for t in trials if t.record is not None]
         if self._results is None:
             self._results = Results(self._ledger, plan, records, metric=metric)
         self._results.update(plan, records)
+        self._results.drop_damaged()
+        for sentence in self._results.damaged.values():  # nothing is decided from a part of what was trained
+            raise LedgerError(sentence)
         worst = worst_values(records, ["test"], self._results.nothing, [metric])
         scores = score_table(trials, self._results.records, ["test"], [metric], worst, points=POINTS[:1])
         return ended_runs(scores, self._results.samples, labels, seeds)

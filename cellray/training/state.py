@@ -50,7 +50,7 @@ def read_as(name: str) -> Iterator[None]:
     """What goes wrong while the content of a checkpoint is read and used in here is a `CheckpointError`."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's fault
         raise
     except Exception as error:  # torch and zip files have many names for it
         first = str(error).partition("\n")[0][:200]
