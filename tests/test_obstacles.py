@@ -22,6 +22,8 @@ from tiny_study import draw_images, lasting, same, tiny_study
 from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.report.exports import csv_bytes
+from cellray.results import known_study
+from cellray.study import read_study
 from cellray.trial import Sets, run_trial
 
 weights_module = importlib.import_module("cellray.ledger.weights")
@@ -288,6 +290,12 @@ def test_a_label_that_is_no_plain_text_is_refused(place, label, words):
     write_study(place, configurations=[{"label": label, "loss": {"name": "dice"}}])
     told = refused(place, "plan", "tiny.yaml")
     assert "configurations[0].label: must not" in told and words in told
+
+
+def test_a_study_that_ran_with_such_a_label_is_still_read(place):
+    write_study(place, configurations=[{"label": "a\x1bb ", "loss": {"name": "dice"}}])
+    stored = read_study((place.folder / "tiny.yaml").read_text(), "study.yaml")
+    assert [trial.label for trial in known_study(stored, None).trials()] == ["a\x1bb "]
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlartifacts", "MLFLOW.DB", "mlflow.db-wal"])
