@@ -22,6 +22,26 @@ class LedgerError(CellrayError):
     """The storage can't be read or written, or another sweep holds it."""
 
 
+class StorageError(LedgerError, OSError):
+    """The storage gives or takes no files for now: full, without rights, away. Never a trial's own outcome."""
+
+
+class CheckpointError(LedgerError):
+    """A checkpoint that can't be read.
+
+    Args:
+        name: `last` or `best`.
+        problem: What is wrong with it, in words.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"its checkpoint `{self.name}` is damaged ({self.problem})"
+
+
 class ShapeError(CellrayError):
     """Arrays whose shapes must agree don't."""
 

@@ -73,7 +73,7 @@ def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = No
         seed: Only with this seed; None: with any.
 
     Raises:
-        LedgerError: If there is no such trial, or it has no checkpoint.
+        LedgerError: If there is no such trial, or its checkpoint is missing or damaged.
     """
     known = ledger.records()
     records = [r for r in known if label in (None, r.label) and seed in (None, r.seed)]
@@ -87,8 +87,35 @@ def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = No
         raise LedgerError(f"no finished trial{asked}: {state}")
     checkpoint = ledger.load_checkpoint(record.key, "best")
     if checkpoint is None:
-        raise LedgerError(f"{ledger.uri}/trials/{record.key} has no checkpoint `best`")
+        raise LedgerError(
+            f"{ledger.uri}/trials/{record.key} has no checkpoint `best`; remove its trial.json, and the sweep "
+            "trains it again"
+        )
+    weights_in(checkpoint, record)
     return record, checkpoint
+
+
+def weights_in(checkpoint: bytes, record: TrialRecord) -> dict[str, torch.Tensor]:
+    """The weights in the checkpoint `best` of a trial.
+
+    Raises:
+        LedgerError: If it is damaged, with what to do.
+    """
+    try:
+        weights: dict[str, torch.Tensor] = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)[
+            "model"
+        ]
+    except Exception as error:  # torch and zip files have many names for it
+        raise _damaged(record, error) from error
+    return weights
+
+
+def _damaged(record: TrialRecord, error: Exception) -> LedgerError:
+    folder, problem = f"trials/{record.key}", str(error).partition("\n")[0][:200] or type(error).__name__
+    return LedgerError(
+        f"{record.label}, seed {record.seed}: {folder}/checkpoints/best.pt is damaged ({problem}); "
+        f"remove {folder}/trial.json, and the sweep trains it again"
+    )
 
 
 class ToCount(NamedTuple):
@@ -145,6 +172,7 @@ class TrainedModel:
             allow_code: As for `load`.
 
         Raises:
+            LedgerError: If the checkpoint is damaged.
             StudyError: As `load`.
         """
         assert record.operating_point is not None
@@ -152,7 +180,11 @@ class TrainedModel:
         if is_dotted(settings.model.name) and not allow_code:
             raise StudyError(f"the network {settings.model.name!r} is code outside cellray; --allow-code runs it")
         network = settings.model.config.build(settings.data.channels)
-        network.load_state_dict(torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)["model"])
+        weights = weights_in(checkpoint, record)
+        try:
+            network.load_state_dict(weights)
+        except Exception as error:
+            raise _damaged(record, error) from error
         network.eval()
         return cls(
             network,

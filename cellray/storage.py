@@ -122,13 +122,18 @@ def public(address: str) -> str:
     return f"{scheme}{mark}{rest.rsplit('@', 1)[-1] if mark else rest}"
 
 
-def plain_reason(error: Exception) -> str:
+def plain_reason(error: BaseException) -> str:
     """What an error of a storage means, in words."""
     text = str(error)
     for name, words in _HINTS.items():
         if name in text:
             return words
     return text
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_passing(error: Exception) -> bool:

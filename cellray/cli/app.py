@@ -1,6 +1,7 @@
 """The ``cellray`` command.
 
-Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 130 interrupted.
+Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 4 the storage failed, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 an unsound loss or network (losses check, model check), 2 bad input, "
-    "3 some trials failed, 130 interrupted (the same command goes on).",
+    "3 some trials failed, 4 the storage failed (full, away), 130 interrupted (after both, the same command goes on).",
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
@@ -58,8 +59,17 @@ def main() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no Python that is started from here imports from the working folder
     try:
         app()
+    except BrokenPipeError:  # the reader has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter says so when it ends
+        sys.exit(141)
     except CellrayError as error:
         err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        words = f"{error.filename}: {error.strerror}"
+        err.print(f"[bold red]Error:[/bold red] {escape(words)}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cellray.errors import StudyError, one_of
+from cellray.errors import StorageError, StudyError, one_of
 from cellray.outside import allow_code_in
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from cellray.study.loading import Code
     from cellray.trial import Sets
 
-FAILED, INTERRUPTED = 3, 130
+BAD_INPUT, FAILED, NO_STORAGE, INTERRUPTED = 2, 3, 4, 130
 
 # A file has no width: wide enough there for a whole table.
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+out = Console(width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 140)
 err = Console(stderr=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
@@ -70,13 +70,17 @@ def with_allocator() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C in here ends the command with the words that continue it."""
+    """Ctrl-C in here, or a storage that fails, ends the command with the words that continue it."""
+    goes_on = f"[bold]{escape(shlex.join(['cellray', *sys.argv[1:]]))}[/bold]"
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["cellray", *sys.argv[1:]])
-        err.print(f"Interrupted; nothing is lost. To go on: [bold]{escape(command)}[/bold]", highlight=False)
+        err.print(f"Interrupted; nothing is lost. To go on: {goes_on}", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+    except StorageError as error:
+        err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"No trial counts as failed for that. When the storage is well, go on: {goes_on}", highlight=False)
+        raise typer.Exit(NO_STORAGE) from None
 
 
 def choose(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:
@@ -185,7 +189,9 @@ class StoredStudy(NamedTuple):
         """What the ledger has of it; `metric` as for `Results`."""
         from cellray.results import Results
 
-        return Results(self.ledger, self.plan(), self.ledger.records(), metric=metric, log=self.log)
+        damaged: dict[str, str] = {}
+        records = self.ledger.records(damaged=damaged)
+        return Results(self.ledger, self.plan(), records, metric=metric, log=self.log, damaged=damaged)
 
 
 def find(study_name: str, storage: str) -> StoredStudy:
@@ -203,6 +209,15 @@ def find(study_name: str, storage: str) -> StoredStudy:
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
         study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
     return StoredStudy.of(study, ledger)
+
+
+def tell_damaged(*studies: Results) -> None:
+    """Name the trials that count as missing since a file of theirs is damaged, and end with 2 if there are any."""
+    sentences = [sentence for results in studies for sentence in results.damaged.values()]
+    for sentence in sentences:
+        err.print(f"[bold red]Error:[/bold red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    if sentences:
+        raise typer.Exit(BAD_INPUT)
 
 
 def look_beside(study_name: str, allow_code: bool) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cellray.cli.common import Json, Storage, find
+from cellray.cli.common import Json, Storage, find, tell_damaged
 from cellray.cli.show import print_table
 from cellray.errors import one_of
 
@@ -33,10 +33,14 @@ def compare(
         found = find(study, storage)
         for label in (a, b):
             one_of("configuration", label, [c.label for c in found.study.configurations])
-        table = compare_configurations(found.results(), a, b)
+        studies = [found.results()]
     else:
-        table = compare_studies([find(name, storage).results() for name in (a, b)])
+        studies = [find(name, storage).results() for name in (a, b)]
+    for results in studies:
+        results.drop_damaged()
+    table = compare_studies(studies) if study is None else compare_configurations(studies[0], a, b)
     if as_json:
         print(json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows]))
-        return
-    print_table(*table)
+    else:
+        print_table(*table)
+    tell_damaged(*studies)

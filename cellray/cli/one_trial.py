@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cellray.prediction import TrainedModel
 
 
+@interruptible()
 def train(
     study_file: StudyFile,
     config: Config,
@@ -80,7 +81,7 @@ def train(
         raise StudyError(f"{config}: its learning rate isn't chosen yet; a sweep does that first, or give training.lr")
     observer = None if as_json else ProgressObserver(out)
     resources = study.resources.settled(has_gpu())
-    with interruptible(), ledger.lease(observer.on_note if observer else lambda words: None):
+    with ledger.lease(observer.on_note if observer else lambda words: None):
         if observer:
             observer.on_start(study, planned)
         try:
@@ -91,6 +92,7 @@ def train(
                 gpus=resources.n_gpus,
                 threads=max(int(resources.cpus), 1),
                 on_epoch=lambda row: observer.on_epoch(planned[0].trial, row) if observer else None,
+                on_note=lambda words: observer.on_note(words) if observer else None,
             )
             assert record is not None  # only a trial with `until` pauses
             if observer and not planned[0].done:
@@ -128,6 +130,7 @@ def evaluate_dataset(
     from cellray.data import open_dataset
     from cellray.metrics import iou_curve, stratify
     from cellray.prediction import TrainedModel
+    from cellray.report.exports import csv_bytes
     from cellray.study import DatasetConfig
 
     if rescale and diameter_px is None:
@@ -161,7 +164,7 @@ def evaluate_dataset(
         output.mkdir(parents=True, exist_ok=True)
         (output / "scores.json").write_text(json.dumps(scores, indent=1))
         for name, table in tables.items():
-            table.to_csv(output / f"{name}.csv", index=False)
+            (output / f"{name}.csv").write_bytes(csv_bytes(table))
     if as_json:
         print(
             json.dumps({"study": model.record.study, "label": model.record.label, "seed": model.record.seed, **scores})
@@ -196,6 +199,7 @@ def predict(
     """
     from cellray.overlay import encode_png
     from cellray.prediction import CELL_COLUMNS, TrainedModel
+    from cellray.report.exports import csv_cell
 
     ledger = find(study_name, storage).ledger
     model = TrainedModel.load(ledger, config, seed, allow_code=look_beside(study_name, allow_code))
@@ -219,8 +223,8 @@ def predict(
             (output / "overlays" / f"{picture.name}.png").write_bytes(encode_png(overlay))
             table = cells.table()
             shown = picture.file.name if picture.plane is None else f"{picture.file.name}, plane {picture.plane}"
-            counts.writerow([shown, cells.count, table.area_px.median() if cells.count else ""])
-            listed.writerows([shown, *row] for row in table.itertuples(index=False))
+            counts.writerow([csv_cell(shown), cells.count, table.area_px.median() if cells.count else ""])
+            listed.writerows([csv_cell(shown), *row] for row in table.itertuples(index=False))
             if not quiet:
                 out.print(f"{escape(shown)}: {cells.count} cells", highlight=False)
     if not quiet:

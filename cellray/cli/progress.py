@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cellray.metrics import METRICS
@@ -19,7 +20,7 @@ class ProgressObserver(Observer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}", table_column=None),
+            TextColumn("{task.description}", table_column=None, markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
@@ -76,7 +77,7 @@ class ProgressObserver(Observer):
         self._console.print(self._line(record), highlight=False)
 
     def on_note(self, sentence: str) -> None:
-        self._console.print(f"[yellow]Note:[/yellow] {sentence}", highlight=False)
+        self._console.print(f"[yellow]Note:[/yellow] {escape(sentence)}", highlight=False)
 
     def on_finish(self) -> None:
         self._bars.stop()
@@ -92,11 +93,11 @@ class ProgressObserver(Observer):
         metric = self._study.evaluation.rank_by
         value = record.score(metric)
         score = f", {METRICS[metric].title} {value:.3f}" if value is not None else ""
-        reason = f": {record.reason}" if record.reason else ""
+        reason = f": {escape(record.reason)}" if record.reason else ""
         style = STYLES[record.outcome]
         head = f"[{self._n_done:>{len(str(self._n_planned))}}/{self._n_planned}]".replace("[", r"\[")
         return (
-            f"{head} {record.label}, seed {record.seed}: "
+            f"{head} {escape(record.label)}, seed {record.seed}: "
             f"[{style}]{record.outcome}[/{style}]{reason}{score} ({record.seconds.total:.0f} s)"
         )
 

@@ -35,7 +35,7 @@ def print_table(columns: list[str], rows: list[list[str]], notes: list[str]) -> 
             left_out.append(name)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for k in shown:
-        table.add_column(columns[k], no_wrap=True)
+        table.add_column(escape(columns[k]), no_wrap=True)
     for row in rows:
         table.add_row(*(escape(row[k]) for k in shown))
     out.print(table)

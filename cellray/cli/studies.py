@@ -33,6 +33,7 @@ from cellray.cli.common import (
     load,
     open_sets,
     out,
+    tell_damaged,
 )
 from cellray.cli.exposed import warn_of_exposed
 from cellray.cli.show import print_table, print_verdict, verdict
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cellray.results import Results
 
 
+@interruptible()
 def sweep(
     study_file: StudyFile,
     storage: Storage = "studies",
@@ -79,22 +81,21 @@ def sweep(
     warn_of_exposed(address=address, tracking_uri=uri)
     check_store(uri)
     sets = open_sets(study, quiet or as_json)
-    tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, highlight=False))
+    tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, markup=False, highlight=False))
     observers: list[Observer] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
         observers.append(ProgressObserver(out))
     try:
-        with interruptible():
-            records = run_sweep(
-                study,
-                sets,
-                ledger,
-                observers=observers,
-                chosen=chosen,
-                max_concurrent=max_concurrent,
-                retry_failed=retry == "failed",
-                cluster=partial(connect, address),
-            )
+        records = run_sweep(
+            study,
+            sets,
+            ledger,
+            observers=observers,
+            chosen=chosen,
+            max_concurrent=max_concurrent,
+            retry_failed=retry == "failed",
+            cluster=partial(connect, address),
+        )
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
             tracker.close()
@@ -121,9 +122,10 @@ def status(
         _status_there(study_name, context, namespace, as_json)
         return
     ledger, study, _ = found = find(study_name, storage)
-    if ledger.exists("report/status.json"):
+    try:
         state = json.loads(ledger.read("report/status.json"))
-    else:
+        state["planned"], state["table"]["columns"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
         from cellray.report import ReportActor, facts_of
 
         state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()
@@ -238,7 +240,7 @@ def schema() -> None:
 
 
 def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
-    """Print the ranked table, the verdict and the report's path; exit 3 if trials failed."""
+    """Print the ranked table, the verdict and the report's path; exit 2 if trials are damaged, 3 if some failed."""
     from cellray.report import format_table, load_tables
 
     plan = results.plan
@@ -254,5 +256,6 @@ def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
         print_table(table.columns, table.rows, table.notes)
         print_verdict(verdict(results.ledger))
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    tell_damaged(results)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)

@@ -14,8 +14,8 @@ from typing import NamedTuple, Self, TypeVar
 
 from pyarrow import fs
 
-from cellray.errors import LedgerError
-from cellray.storage import PATIENCE_S, open_storage, patiently, plain_reason, public, read_plain
+from cellray.errors import LedgerError, StorageError
+from cellray.storage import PATIENCE_S, is_full, open_storage, patiently, plain_reason, public, read_plain
 
 _T = TypeVar("_T")
 
@@ -66,17 +66,30 @@ class StudyFiles:
         """The same for a folder of the study that has records of its own."""
         return type(self)(self.storage, f"{self.study}/{folder}", self._patience_s, self._has_answered)
 
-    def _do(self, act: Callable[[], _T]) -> _T:
-        """Read or write something; a bucket that goes away is waited for, but not one that never answered."""
+    def _do(self, act: Callable[[], _T], path: str) -> _T:
+        """Read something; a bucket that goes away is waited for, but not one that never answered.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            StorageError: If it can't be read.
+        """
         try:
-            if self._has_answered and not self._local:
-                return patiently(act, self.uri, self._patience_s)
-            done = act()
+            return self._patiently(act)
         except FileNotFoundError:
             self._has_answered = True
             raise
+        except OSError as error:
+            raise StorageError(f"{self._named(path)} can't be read: {plain_reason(error)}") from error
+
+    def _patiently(self, act: Callable[[], _T]) -> _T:
+        if self._has_answered and not self._local:
+            return patiently(act, self.uri, self._patience_s)
+        done = act()
         self._has_answered = True
         return done
+
+    def _named(self, path: str) -> str:
+        return f"{self.uri}/{path}" if path else self.uri
 
     @property
     def uri(self) -> str:
@@ -93,20 +106,34 @@ class StudyFiles:
         """
         try:
             bucket = self._root.partition("/")[0]
-            if not self._local and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
+            if not self._local and self._do(lambda: self._fs.get_file_info(bucket), "").type == fs.FileType.NotFound:
                 raise LedgerError(f"storage {public(self.storage)!r}: there is no bucket {bucket!r}; make it first")
             self.write(".probe", b"cellray")
             self.delete(".probe")
-        except OSError as error:
-            raise LedgerError(f"storage {public(self.storage)!r} is not writable: {plain_reason(error)}") from error
+        except StorageError as error:
+            cause = error.__cause__ or error
+            words = f"storage {public(self.storage)!r} is not writable: {plain_reason(cause)}"
+            raise (StorageError if is_full(cause) else LedgerError)(words) from error
 
     # Files, named by their path in the study's folder.
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole or not at all: aside and renamed locally, in one request on S3."""
+        """Write a file whole or not at all: aside and renamed locally, in one request on S3.
+
+        Raises:
+            StorageError: If the storage doesn't take it.
+        """
         target = f"{self._root}/{path}"
-        if not self._local:
-            return self._do(lambda: self._put(target, data))
+        try:
+            self._patiently(lambda: self._replace(target, data) if self._local else self._put(target, data))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            words = "something of another kind lies in its place; move it away"
+            raise StorageError(f"{self._named(path)} can't be written: {words}") from error
+        except OSError as error:
+            raise StorageError(f"{self._named(path)} can't be written: {plain_reason(error)}") from error
+
+    @staticmethod
+    def _replace(target: str, data: bytes) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         aside = f"{target}.{uuid.uuid4().hex[:8]}{PART}"
         try:
@@ -142,12 +169,15 @@ class StudyFiles:
         """
 
         def get() -> bytes:
-            if self._local:
-                return self._read_plain(path)
-            with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
-                return bytes(stream.read())
+            try:
+                if self._local:
+                    return self._read_plain(path)
+                with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
+                    return bytes(stream.read())
+            except NotADirectoryError as error:
+                raise FileNotFoundError(path) from error
 
-        return self._do(get)
+        return self._do(get, path)
 
     def _read_plain(self, path: str) -> bytes:
         most = MOST_JSON_BYTES if path.endswith(".json") else MOST_BYTES
@@ -164,7 +194,7 @@ class StudyFiles:
         def get(path: str) -> bytes | None:
             try:
                 return self.read(path)
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 return None
 
         if self._local:
@@ -183,42 +213,40 @@ class StudyFiles:
         """Whether there is such a file.
 
         Raises:
-            LedgerError: If the storage can't be read.
+            StorageError: If the storage can't be read.
         """
-        try:
-            return self._do(lambda: self._fs.get_file_info(f"{self._root}/{path}")).type == fs.FileType.File
-        except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+        return self._do(lambda: self._fs.get_file_info(f"{self._root}/{path}"), path).type == fs.FileType.File
 
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
         if self.exists(path):
             with suppress(FileNotFoundError):  # an attempt whose answer was lost
-                self._do(lambda: self._fs.delete_file(f"{self._root}/{path}"))
+                self._do(lambda: self._fs.delete_file(f"{self._root}/{path}"), path)
+
+    def put_aside(self, path: str) -> str:
+        """Rename a file out of the way; returns its new path."""
+        aside = f"{path}.damaged"
+        self.write(aside, self.read(path))
+        self.delete(path)
+        return aside
 
     def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted; empty if there is no such folder.
 
         Raises:
-            LedgerError: If the storage can't be read.
+            StorageError: If the storage can't be read.
         """
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
-        try:
-            return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector)))
-        except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+        return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector), ""))
 
     def files(self, folder: str) -> list[StoredFile]:
         """Every file below a folder.
 
         Raises:
-            LedgerError: If the storage can't be read.
+            StorageError: If the storage can't be read.
         """
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
-        try:
-            found = self._do(lambda: self._fs.get_file_info(selector))
-        except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+        found = self._do(lambda: self._fs.get_file_info(selector), "")
         return [
             StoredFile(info.path.removeprefix(f"{self._root}/"), info.size, info.mtime.timestamp() if info.mtime else 0)
             for info in found

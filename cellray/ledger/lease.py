@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cellray.errors import LedgerError
+from cellray.errors import LedgerError, StorageError
 from cellray.ledger.files import StudyFiles
 from cellray.processes import is_running
 from cellray.record import Lease, parse
@@ -111,6 +111,8 @@ def _stored(files: StudyFiles) -> Lease | None:
     """The lease as it lies there; one that can't be read holds nobody off."""
     try:
         return parse(Lease, files.read(LEASE_FILE), LEASE_FILE, "a lease")
+    except StorageError:
+        raise
     except (FileNotFoundError, LedgerError):
         return None
 

@@ -7,10 +7,11 @@ to a trial that is still running or was killed.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import pandas as pd
+import pyarrow as pa
 
 from cellray.errors import LedgerError
 from cellray.ledger.files import StudyFiles
@@ -28,9 +29,10 @@ from cellray.record import (
     record_text,
     search_text,
 )
-from cellray.storage import plain_reason
 
 TABLES = ("history", "images", "objects")
+DAMAGED = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
+"""What a table that is cut, empty or of another shape raises while it is read."""
 
 
 class Ledger(StudyFiles):
@@ -45,31 +47,59 @@ class Ledger(StudyFiles):
         path = f"trials/{key}/trial.json"
         try:
             return parse_record(self.read(path), f"{self.uri}/{path}")
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
-        except OSError as error:
-            raise LedgerError(f"{self.uri}/{path} can't be read: {plain_reason(error)}") from error
 
-    def records(self, keys: Iterable[str] | None = None) -> list[TrialRecord]:
+    def records(self, keys: Iterable[str] | None = None, damaged: dict[str, str] | None = None) -> list[TrialRecord]:
         """The complete records of these keys; None: all, ordered by key.
+
+        Args:
+            keys: Of the trials.
+            damaged: Is given, by key, what is wrong with each record that can't be parsed, in a sentence; None: that
+                is an error.
 
         Raises:
             LedgerError: If one can't be read.
         """
         keys = self.names("trials") if keys is None else list(keys)
         files = self.read_all(f"trials/{key}/trial.json" for key in keys)
+        found = []
+        for key, data in zip(keys, files, strict=True):
+            if data is None:
+                continue
+            try:
+                found.append(parse_record(data, f"{self.uri}/trials/{key}/trial.json"))
+            except LedgerError as error:
+                if damaged is None:
+                    raise
+                damaged[key] = str(error)
+        return found
+
+    @contextmanager
+    def reading(self, key: str, name: str) -> Iterator[None]:
+        """What goes wrong in here is the fault of one of a trial's tables.
+
+        Raises:
+            LedgerError: That names it and says what to do.
+        """
         try:
-            return [
-                parse_record(data, f"{self.uri}/trials/{key}/trial.json")
-                for key, data in zip(keys, files, strict=True)
-                if data is not None
-            ]
-        except OSError as error:
-            raise LedgerError(f"{self.uri} can't be read: {plain_reason(error)}") from error
+            yield
+        except DAMAGED as error:
+            problem = str(error).partition("\n")[0].strip()[:200] or type(error).__name__
+            if isinstance(error, KeyError):
+                problem = f"it lacks {problem}"
+            words = f"is damaged ({problem}); restore it, or remove the trial.json beside it and the trial runs again"
+            raise LedgerError(f"{self.uri}/trials/{key}/{name}.parquet {words}") from error
 
     def table(self, key: str, name: str) -> pd.DataFrame:
-        """One of a trial's tables: `history`, `images` or `objects`."""
-        return pd.read_parquet(io.BytesIO(self.read(f"trials/{key}/{name}.parquet")))
+        """One of a trial's tables: `history`, `images` or `objects`.
+
+        Raises:
+            LedgerError: If it is damaged.
+        """
+        data = self.read(f"trials/{key}/{name}.parquet")
+        with self.reading(key, name):
+            return pd.read_parquet(io.BytesIO(data))
 
     def history(self, key: str) -> list[EpochRow]:
         """A trial's epochs; empty if it has no record, or trained none."""

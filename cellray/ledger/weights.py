@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyarrow import fs
 
-from cellray.errors import LedgerError, StudyError, unknown
+from cellray.errors import LedgerError, StorageError, StudyError, unknown
 from cellray.ledger.files import MOST_BYTES
 from cellray.ledger.records import Ledger
 from cellray.storage import is_remote, open_storage, patiently, plain_reason, public, read_plain
@@ -19,6 +19,7 @@ def read_weights(address: str, *, storage: str) -> bytes:
         storage: Where the ledgers of studies lie.
 
     Raises:
+        StorageError: If it is in a bucket, which is away or refuses it, or in the storage, which can't be read.
         StudyError: If there is none.
     """
     if address.startswith(OF_A_STUDY):
@@ -29,8 +30,11 @@ def read_weights(address: str, *, storage: str) -> bytes:
         files, path = open_storage(address)
         return patiently(lambda: _content(files, path), public(address))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or plain_reason(error)
-        raise StudyError(f"no weights can be read at {public(address)}: {reason}") from None
+        words = (
+            f"no weights can be read at {public(address)}: {getattr(error, 'strerror', None) or plain_reason(error)}"
+        )
+        is_away = is_remote(address) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (StorageError if is_away else StudyError)(words) from None
 
 
 def weights_of(model: ModelConfig, storage: str) -> bytes | None:
@@ -54,6 +58,8 @@ def _of_trial(address: str, storage: str) -> bytes:
         ledger = Ledger(storage, name)
         keys = {f"{planned.label}/{planned.seed}": planned.key for planned in ledger.plan()}
         content = ledger.load_checkpoint(keys[rest], "best") if rest in keys else None
+    except StorageError:
+        raise
     except (LedgerError, OSError) as error:
         raise StudyError(f"{address}: {error}") from None
     if rest not in keys:

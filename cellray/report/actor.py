@@ -169,6 +169,7 @@ class ReportActor:
                 notes.append(f"The first {limit} of {len(table.rows)} configurations; report/ranking.csv has all.")
             if more := done.get("failed", 0) + done.get("collapsed", 0) - len(troubles):
                 notes.append(f"{more} more failed and collapsed trials are named in report/trials.csv.")
+            notes += self._results.damaged.values()
             return {
                 "study": progress.plan.study,
                 "planned": len(progress.plan.trials),
@@ -196,11 +197,13 @@ class ReportActor:
 
     def _read_records(self) -> None:
         """Learn every record of the ledger that no news were of: those may be newer than what was read just now."""
-        records = [slim(record, self._metrics) for record in self._ledger.records()]
+        damaged: dict[str, str] = {}
+        records = [slim(record, self._metrics) for record in self._ledger.records(damaged=damaged)]
         with self._state:
             for record in records:
                 if record.key not in self._told:
                     self._progress.learn(record)
+            self._results.damaged |= damaged
             self._version += 1
 
     def _make(self) -> None:

@@ -24,6 +24,12 @@ from cellray.times import duration
 
 
 def write_answer(found: Findings) -> list[str]:
+    """What the results say (`say`), and which trials count as missing since one of their files is damaged."""
+    damaged = found.results.damaged.values()
+    return [*say(found), *(f"Damaged, and counted as missing: {words}." for words in damaged)]
+
+
+def say(found: Findings) -> list[str]:
     """The sentences, about the ranking on the test set at each trial's own operating point.
 
     Of a search, what it chose on validation images comes first: the ranking may name another one, but that is seen on

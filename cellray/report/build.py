@@ -87,6 +87,7 @@ def load_tables(results: Results, *, external_order: Sequence[str] = (), only_ra
         external_order: The order in which to show external sets.
         only_ranking: Compare no more than the ranking needs, and few other metrics; see `infer`.
     """
+    results.drop_damaged()
     only = live_metrics(results.plan) if only_ranking else None
     return infer(make_tables(results, external_order=external_order, only=only), results, only_ranking=only_ranking)
 

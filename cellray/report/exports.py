@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from cellray.report.ranking import Tables
 from cellray.report.text import format_table, metric_title
@@ -20,13 +21,20 @@ EXTRA = ("precision_iou", "recall_iou", "dice", "mae")
 """Metrics that stand beside the ranking one in Markdown and LaTeX, where there is room for a few."""
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 COLUMNS_OF_WORDS = ("may be best", "configuration", "else")
 """Columns of the ranked table that hold words."""
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """CSV with full precision; a missing value is an empty cell."""
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    """CSV with full precision; a missing value is an empty cell, and no text a formula."""
+    words = {name: column.map(csv_cell) for name, column in table.items() if not is_numeric_dtype(column)}
+    return table.assign(**words).to_csv(index=False, lineterminator="\n").encode()
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a CSV; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

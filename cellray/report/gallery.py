@@ -52,7 +52,7 @@ class Gallery:
     left_out: str = ""
     """Says how many configurations aren't shown; empty if all are."""
     missing: list[str] = field(default_factory=list)
-    """Sentences about overlays that a record names and the ledger lacks."""
+    """Sentences about overlays that a record names and the ledger lacks, or has damaged."""
 
     @property
     def is_empty(self) -> bool:
@@ -88,7 +88,12 @@ def make_gallery(found: Findings) -> Gallery:
             missing.append(f"{label}: {overlay.file} is not in the ledger")
             continue
         seed = next(seed for (name, seed), mine in found.trials.items() if name == label and mine is record)
-        picture = make_picture(label, seed, overlay, ledger.read(path), limit)
+        png = ledger.read(path)
+        try:
+            picture = make_picture(label, seed, overlay, png, limit)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's for what is no picture
+            missing.append(f"{label}: {overlay.file} is damaged and left out")
+            continue
         if picture.role == "crowded":
             crowded[picture.set].append(picture)
         elif picture.role in ROLES and picture.set == "test":

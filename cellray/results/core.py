@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial, SearchLog, TrialRecord
 from cellray.results.plan import Plan
@@ -22,6 +23,7 @@ class Results:
         metric: Read no more of image tables than this metric on the test set at the own operating point needs; None:
             everything.
         log: How configurations were chosen, of a study that adapts.
+        damaged: Key -> what is wrong with its record, in a sentence.
     """
 
     def __init__(
@@ -32,8 +34,11 @@ class Results:
         *,
         metric: str | None = None,
         log: SearchLog | None = None,
+        damaged: Mapping[str, str] | None = None,
     ) -> None:
         self.ledger, self.log = ledger, log
+        self.damaged = dict(damaged or {})
+        """Key -> sentence: trials with a file that can't be read, which are counted as missing."""
         self._metric = metric
         self._images: dict[tuple[str, str], ImageRows] = {}
         self._units: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -42,8 +47,8 @@ class Results:
     @classmethod
     def now(cls, ledger: Ledger, plan: Plan) -> Results:
         """The results of a plan that is known already, as they lie in the ledger."""
-        log = ledger.search()
-        return cls(ledger, plan.with_dropped(log), ledger.records(), log=log)
+        log, damaged = ledger.search(), dict[str, str]()
+        return cls(ledger, plan.with_dropped(log), ledger.records(damaged=damaged), log=log, damaged=damaged)
 
     @classmethod
     def together(cls, studies: Sequence[Results], labels: Collection[str]) -> Results:
@@ -55,7 +60,7 @@ class Results:
         records: list[TrialRecord] = []
         images: dict[tuple[str, str], ImageRows] = {}
         for i, results in enumerate(studies):
-            results._load(results.records.values())
+            results.drop_damaged()
             images |= {(f"{i}/{key}", evaluation): rows for (key, evaluation), rows in results._images.items()}
             trials += [
                 replace(trial, label=f"{i}/{trial.label}", key=f"{i}/{trial.key}")
@@ -67,6 +72,7 @@ class Results:
                 records.append(record.model_copy(update={"key": f"{i}/{key}", "data": data}))
         found = cls(studies[0].ledger, replace(studies[0].plan, trials=tuple(trials)), records)
         found._images = images
+        found.damaged = {f"{i}/{key}": words for i, of in enumerate(studies) for key, words in of.damaged.items()}
         return found
 
     def recounted(self, plan: Plan, records: Iterable[TrialRecord]) -> Results:
@@ -87,10 +93,19 @@ class Results:
         for name in self._images.keys() - names:
             del self._images[name]
 
+    def drop(self, key: str, sentence: str) -> None:
+        """Count a trial as missing, since one of its files is damaged."""
+        self.records.pop(key, None)
+        self.damaged[key] = sentence
+
+    def drop_damaged(self) -> None:
+        """Look at the image tables before anything is counted, so that trials with a damaged one are missing."""
+        self._load(list(self.records.values()))
+
     @property
     def samples(self) -> Samples:
         """What each image adds to each trial's metrics, by the trial's key; of every trial that has image rows."""
-        self._load(self.records.values())
+        self._load(list(self.records.values()))
         return {key: rows.samples for (key, _), rows in self._images.items()}
 
     @property
@@ -111,6 +126,8 @@ class Results:
             if record.data.split_hash in seen or not record.metrics:
                 continue
             self._load([record])
+            if record.key not in self.records:
+                continue
             n_true = self._images[record.key, record.evaluation_key].n_true
             if n_true:
                 seen.add(record.data.split_hash)
@@ -125,12 +142,13 @@ class Results:
 
         What image tables say is remembered on the way, so that none is opened twice: ask for this first.
         """
-        files = self.ledger.read_all(f"trials/{key}/{name}.parquet" for key in self.records for name in names)
-        for record in self.records.values():
+        files = self.ledger.read_all(f"trials/{key}/{name}.parquet" for key in list(self.records) for name in names)
+        for record in list(self.records.values()):
             found = [next(files) for _ in names]
             if "images" in names and record.metrics:
                 self._remember(record, found[names.index("images")])
-            yield record, found
+            if record.key in self.records:
+                yield record, found
 
     def _load(self, records: Iterable[TrialRecord]) -> None:
         """Read the image tables of these records that weren't read yet."""
@@ -140,7 +158,12 @@ class Results:
             self._remember(record, data)
 
     def _remember(self, record: TrialRecord, data: bytes | None) -> None:
-        rows = read_images(data, self._metric) if data is not None else ImageRows({}, {})
+        try:
+            with self.ledger.reading(record.key, "images"):
+                rows = read_images(data, self._metric) if data is not None else ImageRows({}, {})
+        except LedgerError as error:
+            self.drop(record.key, str(error))
+            return
         # the same images in every trial, so one copy of their names
         samples = {
             where: replace(sample, units=self._units.setdefault(sample.units, sample.units))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow.parquet as pq
 
+from cellray.errors import LedgerError
 from cellray.ledger import TABLES
 from cellray.metrics import iou_curve, stratify
 from cellray.metrics.strata import STRATUM_COLUMNS
@@ -63,8 +64,9 @@ def read_details(results: Results) -> Details:
 
     A trial is lost if it failed or collapsed. As in the ranking, a lost trial counts as the worst value in every set;
     under the quirk skip_collapsed it is left out. A trial without a record, or without images of a set, counts as
-    nothing there. Of a configuration that was stopped early only the histories are read. Validation images are left
-    out, and so is what a record of an older version lacks.
+    nothing there, and so does one with a damaged table, which `results` drops. Of a configuration that was stopped
+    early only the histories are read. Validation images are left out, and so is what a record of an older version
+    lacks.
 
     Args:
         results: The planned trials.
@@ -79,16 +81,22 @@ def read_details(results: Results) -> Details:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
     stopped = {t.label for t in plan.trials if t.key in records and records[t.key].outcome == "stopped"}
     for record, (history, rows, objects) in results.tables(*TABLES):
-        names = by_key[record.key]
-        if len(course := read_columns(history)):
-            histories |= dict.fromkeys(names, course)
-        names = [name for name in names if name[0] not in stopped]
-        if not names:
+        is_lost, key = record.is_lost, record.key
+        names = [name for name in by_key[key] if name[0] not in stopped]
+        try:
+            with results.ledger.reading(key, "history"):
+                course = read_columns(history)
+            with results.ledger.reading(key, "images"):
+                images = read_columns(rows, IMAGES)
+                images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
+            with results.ledger.reading(key, "objects"):
+                summed = not is_lost and names
+                curve, level = sum_up(images, objects) if summed else (pd.DataFrame(), pd.DataFrame())
+        except LedgerError as error:
+            results.drop(key, str(error))
             continue
-        images = read_columns(rows, IMAGES)
-        images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
-        is_lost = record.is_lost
-        curve, level = (pd.DataFrame(), pd.DataFrame()) if is_lost else sum_up(images, objects)
+        if len(course):
+            histories |= dict.fromkeys(by_key[key], course)
         for label, seed in names:
             who: dict[str, object] = {"label": label, "seed": seed}
             if len(images) and record.outcome != "failed":

@@ -50,6 +50,9 @@ def read_images(data: bytes, metric: str | None = None) -> ImageRows:
     Args:
         data: The file's content.
         metric: Keep no more than this metric on the test set at the own operating point needs; None: everything.
+
+    Raises:
+        ValueError, KeyError: If it is no such table. What pyarrow raises, too.
     """
     file = pq.ParquetFile(io.BytesIO(data))
     fields = {field.name: field.type for field in file.schema_arrow}
@@ -61,6 +64,8 @@ def read_images(data: bytes, metric: str | None = None) -> ImageRows:
     read = {name: np.array(table[name].to_pylist(), dtype=object) for name in words}
     columns = {name: table[name].to_numpy().astype(np.float64) for name in numbers}
     image = read["image"].astype(str)
+    if not len(image):
+        raise ValueError("it has no rows")
     # an old table has no groups, and one without any has them empty
     group = np.array([word or "" for word in read.get("group", [""] * len(image))], dtype=str)
     unit = np.where(group != "", np.char.add(GROUP, group), np.char.add("image ", image))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cellray.errors import CheckpointError, LedgerError
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
@@ -52,7 +53,7 @@ class Evidence:
                 self._courses[key] = self._ledger.history(key)
             else:
                 data = self._ledger.load_checkpoint(key, "last") if key not in self.running else None
-                self._courses[key] = training_run(data).history if data else []
+                self._courses[key] = _course(data) if data else []
         rows = self._courses[key]
         return rows if planned.done or len(rows) >= epoch else []
 
@@ -70,16 +71,31 @@ class Evidence:
     def ended_runs(
         self, labels: Sequence[str], given: Sequence[Sequence[PlannedTrial]], seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The given trials on the test images, as `results.ended_runs` has them."""
+        """The given trials on the test images, as `results.ended_runs` has them.
+
+        Raises:
+            LedgerError: If an image table is damaged.
+        """
         metric = self._study.evaluation.rank_by
         trials = [planned for mine in given for planned in mine]
         plan, records = plan_of(self._study, trials), [t.record for t in trials if t.record is not None]
         if self._results is None:
             self._results = Results(self._ledger, plan, records, metric=metric)
         self._results.update(plan, records)
+        self._results.drop_damaged()
+        for sentence in self._results.damaged.values():  # nothing is decided from a part of what was trained
+            raise LedgerError(sentence)
         worst = worst_values(records, ["test"], self._results.nothing, [metric])
         scores = score_table(trials, self._results.records, ["test"], [metric], worst, points=POINTS[:1])
         return ended_runs(scores, self._results.samples, labels, seeds)
+
+
+def _course(last: bytes) -> list[EpochRow]:
+    """The epochs in a checkpoint `last`; none if it is damaged, since its trial then starts again."""
+    try:
+        return training_run(last).history
+    except CheckpointError:
+        return []
 
 
 def dice_at(course: list[EpochRow], epoch: int) -> float:

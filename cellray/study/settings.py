@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from cellray.data import Reading
-from cellray.errors import one_of
+from cellray.errors import StudyError, one_of
 from cellray.losses import Positive
 from cellray.metrics import METRICS
 from cellray.postprocess import PUBLISHED_POINT, OperatingPoint
@@ -22,7 +23,44 @@ from cellray.study.quirks import QUIRKS, known_quirks
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-Label = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+def visible(text: str, info: ValidationInfo) -> str:
+    """Text with no characters that a terminal obeys or nobody sees, but lines' ends and tabs. Stored ones pass."""
+    hidden = [c for c in text if unicodedata.category(c) in HIDDEN and c not in "\n\t"]
+    if hidden and not is_stored(info):
+        raise StudyError(f"must not have control characters or other invisible ones, got U+{ord(hidden[0]):04X}")
+    return text
+
+
+def one_line(text: str, info: ValidationInfo) -> str:
+    """Text in one line that neither begins nor ends with a blank."""
+    if not is_stored(info):
+        if set("\n\t") & set(text):
+            raise StudyError("must not have control characters, got a line's end or a tab")
+        if text != text.strip():
+            raise StudyError(f"must not begin or end with a blank, got {text!r}")
+    return text
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether a study is read that ran before."""
+    return (info.context or {}).get("code") == "stored"
+
+
+def no_store(name: str) -> str:
+    """A study's name that isn't that of the MLflow store, which lies beside the ledgers."""
+    if name.lower().startswith(STORE_FILES):
+        raise StudyError(f"is a name that MLflow's files have beside the studies' folders, got {name!r}; take another")
+    return name
+
+
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, marks of direction and other format, halves of pairs, line ends."""
+STORE_FILES = ("mlflow.db", "mlartifacts")
+Text = Annotated[str, AfterValidator(visible)]
+Label = Annotated[Text, Field(min_length=1, max_length=60), AfterValidator(one_line)]
+StudyTitle = Annotated[Name, AfterValidator(no_store)]
 SeedNumber = Annotated[int, Field(ge=0, lt=2**31)]
 
 

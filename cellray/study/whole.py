@@ -25,9 +25,10 @@ from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
     EvaluationConfig,
-    Name,
     ResourcesConfig,
     SeedNumber,
+    StudyTitle,
+    Text,
     TrainingConfig,
 )
 from cellray.study.yaml_tree import write_tree
@@ -36,9 +37,9 @@ from cellray.study.yaml_tree import write_tree
 class Study(Settings):
     """A study file: one question, the configurations that contend, and the terms they contend on."""
 
-    name: Name
+    name: StudyTitle
     """Names the study's folder in the storage and its MLflow experiment."""
-    question: str
+    question: Text
     """What the study is to answer, in one sentence; heads the report."""
     protocol: Literal["strict", "fluocells-2023"] = "strict"
     """`strict`: logits, one activation, one-to-one matching, correct counts, own operating points;

@@ -94,7 +94,9 @@ def _check_keys(root: yaml.Node) -> None:
             raise StudyError(f"{node.start_mark.line + 1}: not a study: more than {MAX_NODES} values")
         if node.tag not in _TAGS:
             raise StudyError(f"{node.start_mark.line + 1}: the tag {node.tag!r} is not allowed; write the plain value")
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.ScalarNode):
+            _check_text(node)
+        elif isinstance(node, yaml.SequenceNode):
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):
             first: dict[str, int] = {}
@@ -106,8 +108,16 @@ def _check_keys(root: yaml.Node) -> None:
                     )
                 if key.value in first:
                     raise StudyError(f"{line}: {key.value}: this key is given twice, first in line {first[key.value]}")
+                _check_text(key)
                 first[key.value] = line
                 waiting.append(value)
+
+
+def _check_text(node: yaml.ScalarNode) -> None:
+    half = next((c for c in node.value if "\ud800" <= c <= "\udfff"), None)
+    if half is not None:
+        words = f"\\u{ord(half):04x} is half of a character (a surrogate); write the character itself"
+        raise StudyError(f"{node.start_mark.line + 1}: not valid text: {words}")
 
 
 def line_of(root: yaml.Node | None, path: Path) -> int:

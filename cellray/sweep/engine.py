@@ -47,6 +47,7 @@ def run_sweep(
         DataError: If the data can't be split or cropped as a trial wants it.
         KeyboardInterrupt: If the sweep was interrupted, after the observers' `on_finish`.
         LedgerError: If another sweep holds the ledger, or it can't be written.
+        StorageError: If it couldn't be written or read any more: no trial counts as failed for that.
         StudyError: If no node can hold a trial, or one doesn't see the data or the ledger.
     """
     ledger.prepare()

@@ -62,7 +62,7 @@ def _look(data: str, ledger: Ledger, version: str) -> tuple[str, Mapping[str, st
     except FileNotFoundError:
         return f"it doesn't see the ledger {ledger.uri}: --storage must be s3://… or a folder that all nodes share", {}
     except OSError as error:
-        return f"it can't read the ledger {ledger.uri}: {error}", {}
+        return str(error), {}
     try:
         return "", fingerprints(Sets.open(DataConfig.model_validate_json(data)))
     except CellrayError as error:

@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from cellray.device import release_memory
-from cellray.errors import LedgerError
+from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.observers import Observer, tell
 from cellray.places import counted
@@ -57,6 +57,7 @@ def run_agenda(
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
+        StorageError: If the storage took or gave no files: no trial was started after that, and none counts as failed.
     """
     resources, interrupted = study.resources, threading.Event()
     max_concurrent = max_concurrent or resources.max_concurrent
@@ -67,6 +68,7 @@ def run_agenda(
     if resources.n_workers > 1:
         need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
         max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
+    news = News(feed, study, ledger, observers, scheduler)
     work = tune.with_parameters(_work, ledger=ledger, resources=resources)
     # Tune's own state: nothing is read back from there, here or on other nodes, since the ledger has all.
     with scratch_folder("tune") as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
@@ -83,10 +85,12 @@ def run_agenda(
                 name=study.name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[News(feed, study, ledger, observers, scheduler)],
+                callbacks=[news],
                 failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
             ),
         ).fit()
+    if news.trouble is not None:
+        raise StorageError(news.trouble)
     if interrupted.is_set():
         raise KeyboardInterrupt
 
@@ -134,6 +138,8 @@ class News(TrialProgressCallback):
         super().__init__()
         self._feed, self._study, self._ledger, self._observers = feed, study, ledger, observers
         self._scheduler = scheduler
+        self.trouble: str | None = None
+        """What the storage refused, in words; the sweep ends with it as if it was interrupted."""
         self._idle_since = time.monotonic()
         self._said = ""
 
@@ -165,6 +171,10 @@ class News(TrialProgressCallback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
         running = self._feed.tasks[trial.trial_id]
+        if "note" in result:
+            tell(self._observers, "on_note", result["note"])
+        if "trouble" in result:
+            self._end_with(str(result["trouble"]))
         if "row" in result and not running.tries_rate:
             tell(self._observers, "on_epoch", running, result["row"])
 
@@ -177,13 +187,25 @@ class News(TrialProgressCallback):
             reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
             try:
                 record_failure(failed, sets, self._ledger, reason)
-            except (OSError, LedgerError) as error:
-                words = f"{failed.label}, seed {failed.seed}: no record, since the storage takes none ({error})"
-                tell(self._observers, "on_note", words)
+            except StorageError as error:
+                self._end_with(str(error))
         self._go_on(failed)
+
+    def _end_with(self, trouble: str) -> None:
+        """End the sweep after the epochs that run, as the storage can't be used."""
+        if self.trouble is None:
+            self.trouble = trouble
+            tell(self._observers, "on_note", f"{trouble}; no further trial is started")
+        self._scheduler.interrupted.set()
 
     def _go_on(self, ended: Trial) -> None:
         """Let the agenda draw its conclusions, and tell of them."""
+        try:
+            self._conclude(ended)
+        except StorageError as error:
+            self._end_with(str(error))
+
+    def _conclude(self, ended: Trial) -> None:
         agenda, observers = self._feed.agenda, self._observers
         before = agenda.keys
         record = agenda.ended(ended)
@@ -208,7 +230,7 @@ class Stoppable(FIFOScheduler):
 
     def __init__(self, interrupted: threading.Event) -> None:
         super().__init__()
-        self._interrupted = interrupted
+        self.interrupted = interrupted
         self.is_any_starting = False
         """Whether a process of a trial was starting when one was last looked for."""
 
@@ -216,7 +238,7 @@ class Stoppable(FIFOScheduler):
         return FIFOScheduler, ()
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, object]) -> str:
-        return self.STOP if self._interrupted.is_set() else self.CONTINUE
+        return self.STOP if self.interrupted.is_set() else self.CONTINUE
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
         """The first trial that waits; one whose new process is starting gets that, not another's that is free.
@@ -224,7 +246,7 @@ class Stoppable(FIFOScheduler):
         Else each process that ends a trial would take the next one away from a machine that has just come, and no
         such machine would get any, as long as trials end faster than processes start.
         """
-        if not self._interrupted.is_set():
+        if not self.interrupted.is_set():
             pending = [trial for trial in tune_controller.get_trials() if trial.status == "PENDING"]
             waiting = [trial for trial in pending if not is_starting(trial, tune_controller)]
             self.is_any_starting = len(waiting) < len(pending)
@@ -242,15 +264,23 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     def report(row: EpochRow) -> None:
         tune.report({"row": row})
 
+    def note(words: str) -> None:
+        tune.report({"note": words})
+
     cpus, gpus = float(resources.cpus), float(resources.n_gpus)
     try:
         if resources.n_workers > 1:
             n = resources.n_workers
-            run_with_workers(trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report)
+            run_with_workers(
+                trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report, note=note
+            )
         else:
             sets = _open_once(trial.data.model_dump_json())
             sets.expect(trial, keys)
-            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), on_epoch=report, until=until)
+            threads = max(int(cpus), 1)
+            run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=report, on_note=note, until=until)
+    except StorageError as error:
+        tune.report({"trouble": str(error)})
     finally:
         release_memory()
 

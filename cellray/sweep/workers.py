@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 from cellray.device import pick_device, reason_of
+from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
@@ -33,11 +34,12 @@ class WorkerError(Exception):
         reason: In words, for the record.
         trace: Its traceback.
         is_echo: Whether it only lost touch with another worker.
+        is_storage: Whether the storage gave or took no files.
     """
 
-    def __init__(self, reason: str, trace: str, is_echo: bool) -> None:
-        super().__init__(reason, trace, is_echo)
-        self.reason, self.trace, self.is_echo = reason, trace, is_echo
+    def __init__(self, reason: str, trace: str, is_echo: bool, is_storage: bool = False) -> None:
+        super().__init__(reason, trace, is_echo, is_storage)
+        self.reason, self.trace, self.is_echo, self.is_storage = reason, trace, is_echo, is_storage
 
 
 def run_with_workers(
@@ -50,6 +52,7 @@ def run_with_workers(
     gpus: float,
     until: int | None = None,
     report: Callable[[EpochRow], None] = lambda row: None,
+    note: Callable[[str], None] = lambda words: None,
 ) -> None:
     """Train one trial with several workers, and return when its record is there or it has paused.
 
@@ -66,8 +69,10 @@ def run_with_workers(
         gpus: For all workers together.
         until: Pause after this epoch; None: to the end.
         report: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
+        note: Told what else came to pass, in a sentence, in this thread.
 
     Raises:
+        StorageError: If the storage gives or takes no files.
         TrainingFailedError: Ray's, if a worker's process died: run again, the trial goes on from its last checkpoint.
     """
     from ray.exceptions import RayActorError
@@ -80,7 +85,7 @@ def run_with_workers(
     rows: Any = Queue(actor_options={"num_cpus": 0})
 
     def work() -> None:
-        _work(trial, keys, ledger, share, threads, until, lambda row: rows.put(row))
+        _work(trial, keys, ledger, share, threads, until, lambda news: rows.put(news))
 
     scratch = scratch_folder("train")
     trainer = TorchTrainer(
@@ -105,13 +110,18 @@ def run_with_workers(
 
     try:
         Thread(target=train, daemon=True).start()
-        for row in iter(rows.get, None):
-            report(row)
+        for news in iter(rows.get, None):
+            if isinstance(news, str):
+                note(news)
+            else:
+                report(news)
         ended.result()
     except WorkerGroupError as error:
         own = own_error(error.worker_failures)
         if own is None:
             raise
+        if own.is_storage:
+            raise StorageError(own.reason) from None
         record_failure(trial, Sets.open(trial.data), ledger, own.reason, own.trace)
     finally:
         rows.shutdown(force=True)
@@ -133,7 +143,7 @@ def _work(
     gpus: float,
     threads: int,
     until: int | None,
-    on_epoch: Callable[[EpochRow], None],
+    tell: Callable[[EpochRow | str], None],
 ) -> None:
     """One worker's part."""
     from torch import distributed
@@ -141,7 +151,19 @@ def _work(
     sets = Sets.open(trial.data)
     sets.expect(trial, keys)
     try:
-        run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=on_epoch, until=until, team=Team.joined())
+        run_trial(
+            trial,
+            sets,
+            ledger,
+            gpus=gpus,
+            threads=threads,
+            on_epoch=tell,
+            on_note=tell,
+            until=until,
+            team=Team.joined(),
+        )
+    except StorageError as error:
+        raise WorkerError(str(error), traceback.format_exc(), is_echo=False, is_storage=True) from None
     except Exception as error:
         # Gloo's errors have no type of their own.
         is_echo = isinstance(error, distributed.DistError) or "gloo" in str(error)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
+from cellray.errors import CheckpointError
 from cellray.model import load_weights
 from cellray.record import EpochRow, Validated
 from cellray.study import Trial
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import choose_rate, rate_at, smoothing_width
-from cellray.training.state import TrainingRun, from_bytes, to_bytes
+from cellray.training.state import TrainingRun, from_bytes, read_as, to_bytes
 from cellray.training.team import ALONE, Team
 from cellray.training.validation import validate
 
@@ -77,6 +78,7 @@ def fit(
         start: Content of the file of weights to start from; None: fresh weights.
 
     Raises:
+        CheckpointError: If a checkpoint is damaged, or `best` is missing where training is complete.
         StudyError: If a batch has fewer crops than the team has members, or the weights don't fit the network.
     """
     return _Fitter(trial, dataset, split, device, load, save, on_epoch, team, start).fit(until)
@@ -150,7 +152,15 @@ class _Fitter:
             if self.team.leads:
                 self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
-        return Fit(self.run, from_bytes(best)["model"] if best else None, self.is_complete)
+        if best is None:
+            if self.is_complete and self.run.diverged is None:
+                raise CheckpointError("best", "it isn't there")
+            return Fit(self.run, None, self.is_complete)
+        with read_as("best"):
+            state = from_bytes(best)["model"]
+            if self.is_complete and self.run.diverged is None:
+                self.model.load_state_dict(state)
+        return Fit(self.run, state, self.is_complete)
 
     def _balance_terms(self) -> None:
         """Scale the terms to gradients of one length over the fresh network's weights, if the study asks for it.
@@ -303,10 +313,11 @@ class _Fitter:
         data = self.team.first(self.load("last") if self.team.leads else None)
         if data is None:
             return False
-        state = from_bytes(data, self.device)
-        self.run = TrainingRun(**state["run"])
-        if not self.is_complete:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._scale_terms()
+        with read_as("last"):
+            state = from_bytes(data, self.device)
+            self.run = TrainingRun(**state["run"])
+            if not self.is_complete:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self._scale_terms()
         return True

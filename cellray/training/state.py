@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from cellray.errors import CheckpointError
 from cellray.record import EpochRow
 
 State = dict[str, Any]
@@ -34,8 +36,25 @@ class TrainingRun:
 
 
 def training_run(last: bytes) -> TrainingRun:
-    """Where a training stands, from the bytes of its checkpoint `last`."""
-    return TrainingRun(**from_bytes(last)["run"])
+    """Where a training stands, from the bytes of its checkpoint `last`.
+
+    Raises:
+        CheckpointError: If it can't be read.
+    """
+    with read_as("last"):
+        return TrainingRun(**from_bytes(last)["run"])
+
+
+@contextmanager
+def read_as(name: str) -> Iterator[None]:
+    """What goes wrong while the content of a checkpoint is read and used in here is a `CheckpointError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's fault
+        raise
+    except Exception as error:  # torch and zip files have many names for it
+        first = str(error).partition("\n")[0][:200]
+        raise CheckpointError(name, first or type(error).__name__) from error
 
 
 def to_bytes(state: Mapping[str, object]) -> bytes:

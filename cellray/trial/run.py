@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 
 import pandas as pd
@@ -12,10 +14,11 @@ import torch
 
 from cellray.data import Split
 from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
-from cellray.errors import LedgerError
+from cellray.errors import CheckpointError, LedgerError, StorageError
 from cellray.evaluation import Evaluation, evaluate
 from cellray.ledger import TABLES, Ledger, weights_of
 from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
+from cellray.storage import is_full
 from cellray.study import Trial
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
 from cellray.trial.recording import make_provenance, make_record, new_network
@@ -30,13 +33,15 @@ def run_trial(
     gpus: float = 0,
     threads: int = 1,
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_note: Callable[[str], None] = lambda words: None,
     until: int | None = None,
     team: Team = ALONE,
 ) -> TrialRecord | None:
     """Train and judge one trial, store its record and return it; what the ledger has is not done again.
 
     A trial that was interrupted goes on from its last checkpoint, and one whose training is complete is only judged.
-    An error of the trial's own becomes its outcome `failed`, with the reason.
+    One with a damaged checkpoint is trained from the start, which ends in the same weights.
+    An error of the trial's own becomes its outcome `failed`, with the reason; one of storage or a full disk does not.
 
     Args:
         trial: What to run.
@@ -45,12 +50,16 @@ def run_trial(
         gpus: Above 0: train on a GPU.
         threads: CPU threads to compute with.
         on_epoch: Told each epoch's row.
+        on_note: Told, in a sentence, that a damaged checkpoint was put aside.
         until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
         team: The processes that train it together, each of which calls this. The first one judges and writes; what
             one member raises while they train is raised, not recorded, since only from outside can be seen who failed.
 
     Returns:
         Its record, or None if the trial paused or another member writes.
+
+    Raises:
+        StorageError: If the storage gives or takes no files. Run again, the trial goes on from its last checkpoint.
     """
     ledger = home(trial, ledger)
     planned = sets.planned(trial, ledger)
@@ -68,7 +77,8 @@ def run_trial(
     outcome: Outcome
     reason: str | None
     try:
-        fitted = fit(
+        train = partial(
+            fit,
             trial,
             sets.train,
             split,
@@ -80,12 +90,22 @@ def run_trial(
             team=team,
             start=weights_of(trial.model, ledger.storage),
         )
+        try:
+            fitted = train()
+        except CheckpointError as error:
+            if team.leads:
+                on_note(_put_aside(trial, ledger, key, error))
+            fitted = train()
         if not fitted.is_complete or not team.leads:
             return None
         trained_s = monotonic() - clock
         if fitted.run.diverged is None and not trial.tries_rate:
             judged = _judge(trial, sets, split, fitted, device)
+    except StorageError:
+        raise
     except Exception as error:
+        if is_full(error):
+            raise StorageError(f"a disk of {socket.gethostname()} is full: {error}") from error
         if fitted is None and team.size > 1:
             raise
         outcome, reason = "failed", reason_of(error, device)
@@ -120,6 +140,14 @@ def run_trial(
     if trial.tries_rate:  # its weights are of no use
         ledger.delete(f"trials/{key}/checkpoints/best.pt")
     return record
+
+
+def _put_aside(trial: Trial, ledger: Ledger, key: str, error: CheckpointError) -> str:
+    """Put a trial's checkpoints out of the way; the sentence that says so."""
+    paths = [f"trials/{key}/checkpoints/{name}.pt" for name in ("last", "best")]
+    moved = [ledger.put_aside(path) for path in paths if ledger.exists(path)]
+    kept = ", ".join(f"{ledger.uri}/{path}" for path in moved)
+    return f"{trial.label}, seed {trial.seed}: {error}; it is trained from the start, and the old files are {kept}"
 
 
 def home(trial: Trial, ledger: Ledger) -> Ledger:
