@@ -99,7 +99,7 @@ def test_code_travels_only_when_it_is_allowed(study_file):
     assert allowed.files["mine.py"] == "x = 1\n"
     assert allowed.words == ("--allow-code",)
     (study_file.parent / "huge.py").write_text("#" * 1_000_000)
-    with pytest.raises(StudyError, match="expected at most 900000"):
+    with pytest.raises(StudyError, match="larger than 900000 bytes"):
         pack(study_file, allow_code=True)
 
 
