@@ -92,7 +92,7 @@ def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name) if stat.S_ISDIR(mode) else no_file
-    return os.fdopen(descriptor, "rb")
+    return open(name, "rb", opener=lambda *_: descriptor)  # readers of TIFF ask for its name
 
 
 def read_plain(path: str | os.PathLike[str], most: int) -> bytes:

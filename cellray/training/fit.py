@@ -153,7 +153,7 @@ class _Fitter:
                 self.on_epoch(self.run.history[-1])
         best = self.best or self.load("best")
         if best is None:
-            if self.is_complete and self.run.diverged is None:
+            if self.team.leads and self.is_complete and self.run.diverged is None:
                 raise CheckpointError("best", "it isn't there")
             return Fit(self.run, None, self.is_complete)
         with read_as("best"):
