@@ -185,3 +185,13 @@ def test_a_lost_training_is_kept_only_where_all_are_lost():
     # of four choices of three, the last but one is in three
     assert best_of_k(test, validation)[0] == pytest.approx((3 * 0.8 + 0.6) / 4)
     assert np.isnan(best_of_k(test, np.array([0.1, np.nan, 0.2, 0.3]))).all()
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_of_equals_each_may_be_best_and_loses_nothing(n_images):
+    one = np.array([1.0, 0.88, 1.0, 0.94, 0.89, 1.0])[:, None] * np.linspace(0.8, 1.0, n_images)
+    found = find_best(np.stack([one, one]))
+    assert found.may_be_best.tolist() == [True, True]
+    assert found.losses == pytest.approx(0.0, abs=1e-4)
+    third = find_best(np.stack([one, one, one - 0.5]))
+    assert third.may_be_best.tolist() == [True, True, False]

@@ -33,6 +33,8 @@ SEED_LOOKS = (5, 7, 10, 14, 20, 28, 40)
 BOOTSTRAP_DRAWS = 2000
 MOST_IMAGES = 200
 """Degrees of freedom that are drawn at most for images."""
+ROUNDING = 1e-9
+"""Share of a mean below which a difference is none."""
 AT_ONCE = 4_000_000
 """Numbers drawn at once."""
 
@@ -188,8 +190,10 @@ class Bootstrap:
 
         def part(new: bool, alpha: float) -> Floats:
             largest = np.where(self._draws[2][:, None], self._draws[new], -np.inf).max(2)
-            critical = np.maximum(np.quantile(largest, 1 - alpha, axis=0), 0.0)
-            return (critical[:, None] * self._errors(new)) ** 2
+            # without a rival there is none, and of two without scatter one is infinitely far ahead
+            critical = np.quantile(np.clip(largest, 0.0, 1e4), 1 - alpha, axis=0)
+            errors = self._errors(new)
+            return np.multiply(critical[:, None], errors, out=np.zeros_like(errors), where=errors > 0) ** 2
 
         square = part(False, self.alpha)
         if new_images:
@@ -282,6 +286,8 @@ def _rivals(mean: Floats, sd: Floats) -> np.ndarray:
 def _leads(mean: Floats, error: Floats) -> Floats:
     """By how many standard errors the column is better than the row; shape (…, k, k), -inf on the diagonal."""
     ahead = mean[..., None, :] - mean[..., :, None]
+    rounding = ROUNDING * np.abs(mean).max(-1, initial=0.0)[..., None, None]
+    ahead = np.where(np.abs(ahead) <= rounding, 0.0, ahead)  # of equals, whose error is as small
     with np.errstate(divide="ignore", invalid="ignore"):
         lead = np.where(ahead == 0, 0.0, ahead / error)
     lead[..., np.arange(mean.shape[-1]), np.arange(mean.shape[-1])] = -np.inf
