@@ -15,7 +15,7 @@ from skimage.measure import regionprops_table
 from tifffile import imwrite
 from torch import nn
 
-from cellray.data import Dataset, Reading, list_images, outputs_of, planes_of, read_image
+from cellray.data import Dataset, Reading, file_content, image_from_bytes, list_images, outputs_of, planes_of
 from cellray.device import prepare
 from cellray.errors import DataError, LedgerError, StudyError
 from cellray.evaluation import SetScores, evaluate_set, predict_image
@@ -207,11 +207,25 @@ class TrainedModel:
         prepare(device, threads)
         return evaluate_set(self.network, dataset, self.point, self.evaluation, device=device, precision=self.precision)
 
+    def converted(
+        self, data: bytes, where: str, *, max_value: float | None = None, plane: int | None = None
+    ) -> np.ndarray:
+        """An image file's content as the network takes it, uint8 (H, W, C); arguments as of `image_from_bytes`."""
+        return image_from_bytes(
+            data,
+            where,
+            channels=self.channels,
+            normalise=self.normalise,
+            max_value=max_value,
+            reading=self.reading,
+            plane=plane,
+        )
+
     def find_cells(self, image: np.ndarray, diameter_px: float | None = None) -> Cells:
         """The cells of one converted image, uint8 (H, W, C), on the CPU.
 
         Args:
-            image: As `read_image` or `image_from_bytes` give it.
+            image: As `converted` gives it.
             diameter_px: Mean cell diameter there; None: as in training.
         """
         device = torch.device("cpu")
@@ -254,14 +268,8 @@ class TrainedModel:
         prepare(torch.device("cpu"), threads)
         for picture in pictures:
             try:
-                image = read_image(
-                    picture.file,
-                    channels=self.channels,
-                    normalise=self.normalise,
-                    max_value=max_value,
-                    reading=self.reading,
-                    plane=picture.plane,
-                )
+                data = file_content(picture.file)
+                image = self.converted(data, str(picture.file), max_value=max_value, plane=picture.plane)
             except DataError as error:
                 yield error
                 continue

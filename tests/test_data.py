@@ -20,10 +20,10 @@ from PIL import Image
 
 from cellray.data import (
     check_dataset,
+    image_from_bytes,
     list_images,
     opening,
     preview_dataset,
-    read_image,
     split_dataset,
 )
 from cellray.data import open_dataset as open_any
@@ -285,7 +285,7 @@ class TestConversion:
         tifffile.imwrite(tmp_path / "white.tif", 255 - GRAY, photometric="miniswhite")
         Image.fromarray(np.dstack([GRAY] * 3)).quantize(256).save(tmp_path / "palette.tif")
         for name in ("white", "palette"):
-            image = read_image(tmp_path / f"{name}.tif", channels=1, normalise="none")
+            image = image_from_bytes((tmp_path / f"{name}.tif").read_bytes(), name, channels=1, normalise="none")
             assert np.abs(image[..., 0].astype(int) - GRAY).max() <= 1
 
     def test_percentiles_of_each_image(self, tmp_path, open_dataset):
@@ -342,7 +342,7 @@ class TestConversion:
         root = self.pair(tmp_path, GRAY.astype(np.uint16) * 20)
         (path,) = list_images(root)
         for normalise in ("none", "percentile"):
-            image = read_image(path, channels=3, normalise=normalise, max_value=4095.0)
+            image = image_from_bytes(path.read_bytes(), path.name, channels=3, normalise=normalise, max_value=4095.0)
             assert (image == open_dataset(root, normalise=normalise, max_value=4095.0).image(0)).all()
 
 

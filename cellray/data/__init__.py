@@ -5,7 +5,7 @@ from cellray.data.check import DatasetReport, check_dataset, preview_dataset
 from cellray.data.dataset import Dataset
 from cellray.data.decode import Reading
 from cellray.data.duplicates import Likeness, twin_notes
-from cellray.data.folder import image_from_bytes, list_images, outputs_of, planes_of, read_image
+from cellray.data.folder import file_content, image_from_bytes, list_images, outputs_of, planes_of
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
@@ -22,13 +22,13 @@ __all__ = [
     "add_maps",
     "check_dataset",
     "default_cache_dir",
+    "file_content",
     "image_from_bytes",
     "list_images",
     "open_dataset",
     "outputs_of",
     "planes_of",
     "preview_dataset",
-    "read_image",
     "split_dataset",
     "twin_notes",
 ]

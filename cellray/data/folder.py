@@ -55,23 +55,16 @@ def planes_of(path: Path, reading: Reading) -> list[int | None]:
     return list(range(1, n + 1)) if reading.plane == "all" and n > 1 else [None]
 
 
-def read_image(
-    path: Path,
-    *,
-    channels: int,
-    normalise: str,
-    max_value: float | None = None,
-    reading: Reading = PLAIN,
-    plane: int | None = None,
-) -> NDArray[np.uint8]:
-    """One image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset."""
+def file_content(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        DataError: If it can't be read, is no plain file or too large.
+    """
     try:
-        data = read_plain(path, MAX_FILE_BYTES)
+        return read_plain(path, MAX_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    return image_from_bytes(
-        data, str(path), channels=channels, normalise=normalise, max_value=max_value, reading=reading, plane=plane
-    )
 
 
 def image_from_bytes(
@@ -84,7 +77,15 @@ def image_from_bytes(
     reading: Reading = PLAIN,
     plane: int | None = None,
 ) -> NDArray[np.uint8]:
-    """As `read_image`, of a file's contents; `where` names it in errors."""
+    """An image as the model is fed it, uint8, shape (H, W, channels); converted like those of a dataset.
+
+    Args:
+        data: Content of the file.
+        where: Names it in errors.
+        channels, normalise, reading: As in the study.
+        max_value: Full-scale intensity; None: that of the file's type.
+        plane: Of a stack: which one, from 1 on.
+    """
     pixels = decode_image(data, where, reading.at(plane)).pixels
     full_scale = max_value or np.iinfo(pixels.dtype).max
     converted = convert_image(pixels, channels=channels, normalise=normalise, max_value=full_scale)

@@ -43,19 +43,10 @@ class CellFinder:
         """
         import pandas as pd
 
-        from cellray.data import image_from_bytes
-
         asked = params or {}
         rows = []
         for number, data in enumerate(model_input["image"]):
-            image = image_from_bytes(
-                data,
-                f"image {number}",
-                channels=self._model.channels,
-                normalise=self._model.normalise,
-                max_value=asked.get("max_value") or None,
-                reading=self._model.reading,
-            )
+            image = self._model.converted(data, f"image {number}", max_value=asked.get("max_value") or None)
             cells = self._model.find_cells(image, asked.get("diameter_px") or None)
             table = cells.table().to_dict(orient="records")
             rows.append({"count": cells.count, "labels": base64.b64encode(cells.tiff()).decode(), "cells": table})
