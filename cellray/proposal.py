@@ -30,6 +30,13 @@ PLANS = (
 )
 """Seeds and steps, the best first: with fewer than three seeds nothing can be decided, and five are worth more than
 steps beyond a few hundred."""
+OTHERWISE = (
+    [Reading(channel=k) for k in range(1, 6)],
+    [Reading(plane="max")],
+    [Reading(channel=k, plane="max") for k in range(1, 6)],
+)
+"""How images are read that hold several channels or planes: the first that makes them usable, the channel with the most
+contrast among these."""
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 FEW_IMAGES, FEW_VALIDATION, FEW_CELLS = 10, 4, 50
 
@@ -106,10 +113,6 @@ class Proposal:
         return 0.25 if self.found.n_images < 20 else 0.2
 
     @property
-    def groups(self) -> str:
-        return self.found.guessed_groups
-
-    @property
     def validate_every(self) -> int:
         """Epochs between validations; an epoch is one crop of each training image."""
         n_train = self.found.study_split[0] if self.found.study_split else 1
@@ -150,7 +153,7 @@ class Proposal:
             yield ChosenSetting("the official test images", "there is a folder or column for them")
         else:
             yield ChosenSetting(f"{self.fraction:.0%} of the images for testing", "there is no official test set")
-        if self.groups:
+        if self.found.guessed_groups:
             n = self.found.n_images
             yield ChosenSetting(
                 "images whose names begin alike stay together",
@@ -188,8 +191,10 @@ class Proposal:
             data.append(f"  test_fraction: {self.fraction}")
         data += ["  train:", f"    name: {self.name}", f"    path: {_scalar(self.path)}"]
         data.append(f"    diameter_px: {self.diameter_px:.1f} # mean cell diameter, measured")
-        if self.groups:
-            data.append(f"    groups: {_scalar(self.groups)} # guessed from names: what shares it stays together")
+        if self.found.guessed_groups:
+            data.append(
+                f"    groups: {_scalar(self.found.guessed_groups)} # guessed from names: what shares it stays together"
+            )
         configurations = [f"  - {{label: {_scalar(label)}, loss: {loss}}}" for label, loss in self.losses.items()]
         seeds = ", ".join(map(str, SEEDS[: self.n_seeds]))
         cells = self.crop_px / self.diameter_px
@@ -260,19 +265,11 @@ def _check(config: DatasetConfig, reading: Reading) -> DatasetReport:
 
 def _otherwise(config: DatasetConfig, found: DatasetReport) -> tuple[DatasetReport, Reading]:
     """The dataset read by one channel or by the maximum of its planes, if that makes it usable."""
-    tried = []
-    for plane in (None, "max"):
-        for channel in (None, 1, 2, 3, 4, 5):
-            if (plane, channel) == (None, None):
-                continue
-            reading = Reading(channel=channel, plane=plane)
-            other = _check(config, reading)
-            if other.is_usable:
-                tried.append((other.contrast or 0.0, other, reading))
-            if channel is None and other.is_usable:
-                break
-        if tried:
-            _, best, reading = max(tried, key=lambda trial: trial[0])
+    for readings in OTHERWISE:
+        tried = [(reading, _check(config, reading)) for reading in readings]
+        usable = [(reading, other) for reading, other in tried if other.is_usable]
+        if usable:
+            reading, best = max(usable, key=lambda pair: pair[1].contrast or 0.0)
             return best, reading
     head = [f"{config.path} can't be used as it is:"] if len(found.problems) > 1 else []
     raise DataError("\n  ".join([*head, *found.problems]))

@@ -188,3 +188,13 @@ def test_budgets_are_times(text, seconds):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(StudyError, match="expected a time"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize(("several", "said"), [(True, False), (False, True)])
+def test_only_masks_without_numbers_are_said_to_merge_cells(several, said, tmp_path):
+    for k in range(N):
+        image, labels = draw(k)
+        save(tmp_path / f"{k}.png", image)
+        save(tmp_path / f"{k}_mask.png", labels if several else 255 * (labels > 0).astype(np.uint8))
+    notes = list(examine("mine", str(tmp_path)).warnings())
+    assert any("don't tell touching cells apart" in note for note in notes) is said

@@ -58,7 +58,7 @@ class DatasetReport:
     intensity: tuple[float, float] | None = None
     """Median over the images of the darkest and of the brightest value."""
     has_labels: bool = False
-    """Whether the ground truth tells cells apart: from a folder for labels, or with several values."""
+    """Whether some file of the ground truth tells cells apart that touch."""
     n_pieces: int = 0
     """Connected parts of what is marked: fewer than cells where some touch."""
     contrast: float | None = None
@@ -86,6 +86,7 @@ class _Examined:
     brightest: int
     foreground_percent: float
     diameters: Floats
+    tells_apart: bool
     signs: Signs
     look: Likeness
     contrasts: list[float]
@@ -165,7 +166,7 @@ def check_dataset(
         n_images=len(items),
         splits=dict(Counter(i.split for i in items)),
         n_groups=len(groups),
-        has_labels=facts.has_labels,
+        has_labels=any(found.tells_apart for found in found_facts),
         guessed_groups="" if any(i.group for i in items) else guess_groups([i.name for i in items]),
         study_split=study_split,
     )
@@ -175,7 +176,7 @@ def check_dataset(
 def _examine(source: Source, item: Item, reading: Reading) -> _Examined | str:
     """The facts of one item, or the sentence that says why it can't be used."""
     try:
-        pixels, labels, _, _, odd_label = load_item(source, item, reading)
+        pixels, labels, _, _, odd_label, tells_apart = load_item(source, item, reading)
     except ChannelsError as error:
         return f"{error}{_hint(source, item, reading, error.n_channels)}"
     except DataError as error:
@@ -190,6 +191,7 @@ def _examine(source: Source, item: Item, reading: Reading) -> _Examined | str:
         brightest=int(pixels.max()),
         foreground_percent=100 * float(np.count_nonzero(labels)) / labels.size,
         diameters=object_diameters(labels),
+        tells_apart=tells_apart,
         signs=signs_of(pixels, labels, odd_label),
         look=look_of(pixels),
         contrasts=[contrast(channel, labels) or 0.0 for channel in channels],

@@ -72,6 +72,8 @@ class Truth(NamedTuple):
     """As `ImageFile.reread`."""
     odd_label: int | None
     """255 or 65535 if it is a label far above all others: perhaps no cell, but pixels to leave out."""
+    tells_apart: bool = False
+    """Whether cells have numbers of their own, so that those that touch are known."""
 
 
 def decode_image(data: bytes, where: str, reading: Reading = PLAIN) -> Decoded:
@@ -123,10 +125,10 @@ def decode_mask(data: bytes, where: str, *, is_labels: bool, reading: Reading = 
     else:
         void = None
     odd_label = _odd_label(pixels)
-    labels = _labels(pixels, where, is_labels=is_labels, is_jpeg=picture.kind == "JPEG")
+    labels, tells_apart = _labels(pixels, where, is_labels=is_labels, is_jpeg=picture.kind == "JPEG")
     if void is None and labels.size and labels.all():
         raise DataError(f"{where}: every pixel is marked as cell (value {pixels.max()}), expected background (0) too")
-    return Truth(labels.astype(np.int32, copy=False), void, picture.reread + reread, odd_label)
+    return Truth(labels.astype(np.int32, copy=False), void, picture.reread + reread, odd_label, tells_apart)
 
 
 def decode_void(data: bytes, where: str, reading: Reading) -> Mask:
@@ -136,7 +138,8 @@ def decode_void(data: bytes, where: str, reading: Reading) -> Mask:
     return np.asarray(pixels == reading.ignore)
 
 
-def _labels(pixels: Array, where: str, *, is_labels: bool, is_jpeg: bool) -> Array:
+def _labels(pixels: Array, where: str, *, is_labels: bool, is_jpeg: bool) -> tuple[Array, bool]:
+    """Cells numbered from 1, and whether the file tells them apart."""
     values = _present(pixels)
     values = values[values > 0]
     single = len(values) == 1
@@ -148,11 +151,10 @@ def _labels(pixels: Array, where: str, *, is_labels: bool, is_jpeg: bool) -> Arr
             f"{where}: a JPEG mask is blurred by its compression ({len(values)} gray levels), expected PNG or TIFF"
         )
     if binary:
-        labels: Array = ndimage.label(pixels, structure=EIGHT_CONNECTED)[0]
-        return labels
+        return ndimage.label(pixels, structure=EIGHT_CONNECTED)[0], False
     if len(values) > 1 and not is_labels:
         _check_instances(pixels, values, where)
-    return consecutive(pixels)
+    return consecutive(pixels), len(values) > 0
 
 
 def consecutive(labels: Array) -> NDArray[np.int32]:

@@ -61,6 +61,8 @@ class Loaded(NamedTuple):
     """As `ImageFile.reread`, of both files."""
     odd_label: int | None
     """As `Truth.odd_label`."""
+    tells_apart: bool
+    """As `Truth.tells_apart`."""
 
 
 def load_item(source: Source, item: Item, reading: Reading = PLAIN) -> Loaded:
@@ -84,7 +86,8 @@ def load_item(source: Source, item: Item, reading: Reading = PLAIN) -> Loaded:
         void = decode_void(source.read(item.void_file), void_where, reading)
         _check_sizes(image.pixels, image_where, void, void_where, ())
         truth = _without(truth, void)
-    return Loaded(image.pixels, truth.labels, truth.void, image.reread + truth.reread, truth.odd_label)
+    reread = image.reread + truth.reread
+    return Loaded(image.pixels, truth.labels, truth.void, reread, truth.odd_label, truth.tells_apart)
 
 
 def _check_sizes(pixels: UInt, image_where: str, mask: NDArray[Any], mask_where: str, reread: tuple[str, ...]) -> None:

@@ -279,7 +279,7 @@ def _converted(listing: Listing, conversion: Conversion) -> Iterator[_Made]:
 
 
 def _convert_item(source: Source, item: Item, conversion: Conversion) -> _Made:
-    decoded, labels, void, reread, odd_label = load_item(source, item, conversion.reading)
+    decoded, labels, void, reread, odd_label, _ = load_item(source, item, conversion.reading)
     signs, look = signs_of(decoded, labels, odd_label), look_of(decoded)
     dtype, peak, vanished = decoded.dtype, int(decoded.max(initial=0)), 0
     diameters = object_diameters(labels)
