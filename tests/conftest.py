@@ -104,6 +104,22 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of decoded images of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn images with their masks."""
+    from tiny_study import draw_images
+
+    return draw_images(tmp_path_factory.mktemp("images") / "disks")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared real data: $CELLRAY_SHARED, else `shared` beside the project folder."""

@@ -176,11 +176,6 @@ class TestFeasibility:
             check()
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images") / "disks")
-
-
 @pytest.fixture
 def planned(images, tmp_path, monkeypatch):
     """A function that opens a study on the images: study, sets, plan and ledger."""

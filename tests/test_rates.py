@@ -7,7 +7,7 @@ import random
 
 import pandas as pd
 import pytest
-from tiny_study import draw_images, tiny_study
+from tiny_study import tiny_study
 
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
@@ -20,21 +20,11 @@ from cellray.study import TuneConfig, read_study
 from cellray.sweep import connect, run_sweep
 from cellray.trial import Sets, home, run_trial
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 LADDER = TuneConfig(rates=(1e-3, 3e-3, 1e-2))
 BEST = {"Dice": 3e-3, "BCE": 1e-5, "Fast": 0.5}
 """By configuration: the rate at which the made-up score is highest."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images") / "disks")
 
 
 def tuned(images, **changes):

@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from tiny_study import draw_images, lasting, same, tiny_study
+from tiny_study import lasting, same, tiny_study
 
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
@@ -24,6 +24,8 @@ from cellray.study import StoppingConfig, read_study
 from cellray.training import TrainingRun
 from cellray.trial import Sets, run_trial
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SPACE = {
     "loss": {
         "choice": {
@@ -34,18 +36,6 @@ SPACE = {
 }
 DICE, HALF = {"label": "Dice", "loss": {"name": "dice"}}, {"label": "Half", "loss": {"terms": [
     {"name": "bce", "weight": 0.5}, {"name": "dice", "weight": 0.5}]}}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images") / "disks")
 
 
 class Sweep:

@@ -114,11 +114,6 @@ def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images") / "disks")
-
-
-@pytest.fixture(scope="module")
 def alone(images, tmp_path_factory):
     """Records of the long trials, run one by one without Ray, by key."""
     study = tiny_study(images, training=LONG)

@@ -15,6 +15,8 @@ from cellray.ledger import Ledger
 from cellray.trial import Sets, record_failure, record_stopped, run_trial
 from cellray.trial import run as trial_module
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 fit_module = importlib.import_module("cellray.training.fit")
 
 
@@ -31,18 +33,6 @@ class Run:
 
     def history(self):
         return lasting_history(self.ledger.table(self.sets.keys(self.trial)[0], "history"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CELLRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images") / "disks")
 
 
 @pytest.fixture(scope="module")
