@@ -120,16 +120,31 @@ class TestLosses:
         other = torch.where(void, 9 * torch.randn_like(logits), logits)
         assert loss(other, target, maps, void).item() == value.item()
 
-    @pytest.mark.parametrize("name", ["bce", "focal", "dice", "tversky"])
-    def test_the_loss_is_that_of_the_other_pixels_alone(self, name):
-        """Two halves of an image, of which the right one is void: as the left half by itself."""
-        loss = LossConfig(name=name).build()
+    @pytest.mark.parametrize("reduction", ["image", "batch"])
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_the_loss_is_that_of_the_other_pixels_alone(self, name, reduction):
+        """Images of which the right half is void: as the left half by itself, value and gradient."""
+        settings = LossConfig(name=name).settings
+        changed = {"reduction": reduction} if "reduction" in settings else {}
+        loss = LossConfig(name=name, settings=changed).build()
         torch.manual_seed(1)
-        logits, target = torch.randn((2, 1, 8, 12)), (torch.rand((2, 1, 8, 12)) > 0.6).float()
-        void = torch.zeros_like(target, dtype=torch.bool)
-        void[..., 6:] = True
-        alone = loss(logits[..., :6].contiguous(), target[..., :6].contiguous())
-        assert loss(logits, target, None, void).item() == pytest.approx(alone.item(), rel=1e-5)
+        truth = np.zeros((2, 16, 24), np.int32)
+        truth[0, 2:6, 2:6], truth[0, 8:14, 5:10], truth[1, 3:9, 1:7] = 1, 2, 1
+        target, void = (
+            torch.from_numpy((truth > 0).astype(np.float32))[:, None],
+            torch.zeros((2, 1, 16, 24), dtype=bool),
+        )
+        void[..., 12:] = True
+        logits = torch.randn(void.shape)
+        both = []
+        for part, hidden in ((np.s_[..., :12], None), (np.s_[...], void)):
+            z = logits[part].clone().requires_grad_()
+            y, maps = target[part].contiguous(), maps_of(loss.maps, np.ascontiguousarray(truth[part]))
+            value = loss(z, y, maps, hidden)
+            value.backward()
+            both.append((value.item(), z.grad[..., :12]))
+        assert both[1][0] == pytest.approx(both[0][0], rel=1e-5)
+        torch.testing.assert_close(both[1][1], both[0][1], rtol=1e-4, atol=1e-7)
 
     def test_an_image_that_is_all_void_costs_nothing(self):
         loss = LossConfig(name="bce").build()

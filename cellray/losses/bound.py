@@ -10,23 +10,14 @@ import torch
 from torch import Tensor
 
 from cellray.errors import StudyError, unknown
-from cellray.losses import (
-    LOSSES,
-    RELEASED,
-    LossFunction,
-    activated_twice,
-    bce_loss,
-    border_ce_loss,
-    boundary_loss,
-    focal_loss,
-)
+from cellray.losses import LOSSES, RELEASED, LossFunction, activated_twice
 from cellray.losses.maps import MAPS
 from cellray.outside import find_outside, is_dotted
 
 SURE_BACKGROUND = -50.0
 """The logit of a pixel that counts for nothing: it adds 0 to every sum and gets no gradient."""
-PIXEL_MEANS = frozenset({bce_loss, focal_loss, border_ce_loss, boundary_loss})
-"""Losses that are averages over all pixels of a batch and nothing else."""
+VOID = "void"
+"""Parameter of losses that count pixels or background: where those pixels are."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,8 @@ class Loss:
     ) -> Tensor:
         """Scalar loss of logits (N, 1, H, W), target of 0 and 1 and the maps called `self.maps`, all of one shape.
 
-        Pixels of `void` count for nothing: the terms see them as background that the network is sure of, and a term
-        that is an average over pixels is one over the others.
+        Pixels of `void` count for nothing: the terms see them as background that the network is sure of, and those that
+        count pixels or background get them as `void`.
         """
         total = logits.new_zeros((), dtype=torch.float32)
         for term, value in zip(self.terms, self.parts(logits, target, maps, void), strict=True):
@@ -81,42 +72,43 @@ class Loss:
         """Each term's own value, before its weight; None where the weight is 0."""
         if self.double_activation:
             logits = activated_twice(logits)
-        n_counting = logits.numel()
         if void is not None:
             logits, target = logits.masked_fill(void, SURE_BACKGROUND), target.masked_fill(void, 0)
-            n_counting -= int(void.sum())
 
         def value_of(term: Term) -> Tensor:
             extra = ((maps or {})[name] for name in map_names(term.function))
-            value = term.function(logits, target, *extra, **term.settings)
-            if term.function in PIXEL_MEANS and 0 < n_counting < logits.numel():
-                value = value * (logits.numel() / n_counting)
-            return value
+            left_out = {} if void is None or VOID not in _positional(term.function) else {VOID: void}
+            return term.function(logits, target, *extra, **left_out, **term.settings)
 
         return [value_of(term) if term.weight else None for term in self.terms]
 
 
 def map_names(function: LossFunction) -> tuple[str, ...]:
-    """The maps a loss asks for: its parameters after `logits` and `target`.
+    """The maps a loss asks for: its parameters after `logits` and `target`, but for `void`.
 
     Raises:
         StudyError: If the function does not look like a loss, or there is no map of that name.
     """
+    names = tuple(name for name in _positional(function)[2:] if name != VOID)
+    for extra in names:
+        if extra not in MAPS:
+            words = f"{unknown('map', extra, MAPS)}; settings come after a `*` in the signature"
+            raise StudyError(f"loss {getattr(function, '__name__', 'this object')}: {words}")
+    return names
+
+
+def _positional(function: LossFunction) -> list[str]:
+    """The parameters of a loss that aren't settings."""
     name = getattr(function, "__name__", "this object")
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
         raise StudyError(f"{name} is no loss: expected a function (logits, target, *, settings...)") from None
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) < 2:
-        raise StudyError(
-            f"{name} is no loss: expected (logits, target, *, settings...), got {inspect.signature(function)}"
-        )
-    for extra in positional[2:]:
-        if extra not in MAPS:
-            words = unknown("map", extra, MAPS)
-            raise StudyError(f"loss {name}: {words}; settings come after a `*` in the signature")
-    return tuple(positional[2:])
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in signature.parameters.values() if parameter.kind in kinds]
+    if len(names) < 2:
+        raise StudyError(f"{name} is no loss: expected (logits, target, *, settings...), got {signature}")
+    return names
 
 
 def find_function(name: str) -> LossFunction:

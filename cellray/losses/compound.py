@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cellray.losses.contract import Positive, Reduction, Share, check_shapes
+from cellray.losses.contract import Positive, Reduction, Share, check_shapes, n_counting
 from cellray.losses.order import hardest_pixels
 from cellray.losses.overlap import background_pixels, dice, power, tversky
 from cellray.losses.sums import pixel_sums, soft_counts, wrong_logit
@@ -18,6 +18,7 @@ from cellray.losses.sums import pixel_sums, soft_counts, wrong_logit
 def dice_ce_loss(
     logits: Tensor,
     target: Tensor,
+    void: Tensor | None = None,
     *,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
@@ -31,6 +32,8 @@ def dice_ce_loss(
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         dice_weight: Weight of the Dice loss, >= 0.
         ce_weight: Weight of the cross-entropy, which is averaged over all pixels, >= 0.
         cell_weight: Cost of a cell pixel in the cross-entropy, >= 0.
@@ -48,13 +51,14 @@ def dice_ce_loss(
         Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z
     """
     tp, fp, fn, cells, background = pixel_sums(logits, target, reduction)
-    cross_entropy = (cell_weight * cells.sum() + background_weight * background.sum()) / logits.numel()
+    cross_entropy = (cell_weight * cells.sum() + background_weight * background.sum()) / n_counting(logits, void)
     return dice_weight * dice(tp, fp, fn, smooth).mean() + ce_weight * cross_entropy
 
 
 def dice_topk_loss(
     logits: Tensor,
     target: Tensor,
+    void: Tensor | None = None,
     *,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
@@ -67,6 +71,8 @@ def dice_topk_loss(
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         dice_weight: Weight of the Dice loss, >= 0.
         ce_weight: Weight of the cross-entropy, the mean over the hardest pixels of each image, >= 0.
         fraction: Of an image's pixels, those with the largest cross-entropy, in (0, 1]; rounded to whole pixels, at
@@ -85,12 +91,13 @@ def dice_topk_loss(
         Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z (Dice and TopK loss of nnU-Net, k = 10 %).
     """
     tp, fp, fn = soft_counts(logits, target, reduction)
-    return dice_weight * dice(tp, fp, fn, smooth).mean() + ce_weight * hardest_ce(logits, target, fraction)
+    return dice_weight * dice(tp, fp, fn, smooth).mean() + ce_weight * hardest_ce(logits, target, fraction, void)
 
 
 def unified_focal_loss(
     logits: Tensor,
     target: Tensor,
+    void: Tensor | None = None,
     *,
     pixel_share: Share = 0.5,
     cell_share: Share = 0.6,
@@ -108,6 +115,8 @@ def unified_focal_loss(
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         pixel_share: Weight of F against T, in [0, 1]; lambda in the paper.
         cell_share: Weight of cells against background in F, and of missed against spurious in T, in [0, 1]; delta in
             the paper.
@@ -127,20 +136,21 @@ def unified_focal_loss(
         authors' code, where the formula has their sum.
     """
     tp, fp, fn, cells, background = pixel_sums(logits, target, reduction, exponent=exponent, focal_cells=False)
-    tn = background_pixels(target, reduction) - fp
-    focal = (cell_share * cells.sum() + (1 - cell_share) * background.sum()) / logits.numel()
+    tn = background_pixels(target, reduction, void) - fp
+    focal = (cell_share * cells.sum() + (1 - cell_share) * background.sum()) / n_counting(logits, void)
     # What the background class misses is what the cell class claims wrongly.
     of_background = tversky(tn, fn, fp, 1 - cell_share, cell_share, smooth)
     of_cells = power(tversky(tp, fp, fn, 1 - cell_share, cell_share, smooth), 1 - exponent)
     return pixel_share * focal + (1 - pixel_share) * (of_background.mean() + of_cells.mean()) / 2
 
 
-def hardest_ce(logits: Tensor, target: Tensor, fraction: float) -> Tensor:
+def hardest_ce(logits: Tensor, target: Tensor, fraction: float, void: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of the hardest `fraction` of each image's pixels, averaged over the images."""
     check_shapes(logits, target)
     costs = []
-    for z, y in zip(logits.float().flatten(1), target.float().flatten(1), strict=True):
-        k = max(1, round(fraction * len(z)))
+    left_out = [None] * len(logits) if void is None else void.flatten(1)
+    for z, y, out in zip(logits.float().flatten(1), target.float().flatten(1), left_out, strict=True):
+        k = max(1, round(fraction * n_counting(z, out)))
         # Cross-entropy is softplus of the logit of the wrong class, so the order of these is theirs.
         level, pixels = hardest_pixels(wrong_logit(z.detach(), y), k)
         wrong = wrong_logit(z.index_select(0, pixels), y[pixels])

@@ -29,6 +29,21 @@ def check_shapes(logits: Tensor, target: Tensor, **maps: Tensor) -> None:
             raise ShapeError(f"logits have shape {tuple(logits.shape)}, {name} {tuple(tensor.shape)}; they must agree")
 
 
+def n_counting(pixels: Tensor, void: Tensor | None) -> int:
+    """Number of pixels that aren't void, at least 1.
+
+    Args:
+        pixels: Any tensor with one value a pixel.
+        void: True at pixels that count as neither cell nor background, same shape; None: there are none.
+    """
+    return pixels.numel() if void is None else max(pixels.numel() - int(void.sum()), 1)
+
+
+def pixel_mean(cost: Tensor, void: Tensor | None) -> Tensor:
+    """Mean over the pixels that aren't void, where cost is 0; arguments as for `n_counting`."""
+    return cost.mean() if void is None else cost.sum() / n_counting(cost, void)
+
+
 def on_cpu(tensor: Tensor) -> bool:
     """Whether NumPy can look at it, and work image by image is faster than all at once."""
     return tensor.device.type == "cpu"

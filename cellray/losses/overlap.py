@@ -106,7 +106,14 @@ def focal_tversky_loss(
     return power(tversky(tp, fp, fn, fp_weight, fn_weight, smooth), exponent).mean()
 
 
-def mcc_loss(logits: Tensor, target: Tensor, *, smooth: Positive = 1.0, reduction: Reduction = "image") -> Tensor:
+def mcc_loss(
+    logits: Tensor,
+    target: Tensor,
+    void: Tensor | None = None,
+    *,
+    smooth: Positive = 1.0,
+    reduction: Reduction = "image",
+) -> Tensor:
     """One minus the soft Matthews correlation of prediction and mask.
 
     ``1 - (TP * TN - FP * FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))`` with soft pixel counts; unlike Dice it
@@ -115,6 +122,8 @@ def mcc_loss(logits: Tensor, target: Tensor, *, smooth: Positive = 1.0, reductio
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         smooth: In pixels, > 0: added to TP and to TN, as if so many pixels of each class had been recognised. Makes
             an image without cells cost 0 if nothing is predicted there, and more with every spurious pixel.
         reduction: ``image`` averages the loss of each image; ``batch`` counts over the whole batch first.
@@ -129,7 +138,7 @@ def mcc_loss(logits: Tensor, target: Tensor, *, smooth: Positive = 1.0, reductio
         Abhishek & Hamarneh 2021, https://arxiv.org/abs/2010.13454 (without smoothing).
     """
     tp, fp, fn = soft_counts(logits, target, reduction)
-    tn = background_pixels(target, reduction) - fp
+    tn = background_pixels(target, reduction, void) - fp
     tp, tn = tp + smooth, tn + smooth
     # Two roots, since the product of four counts can exceed float32.
     scale = ((tp + fp) * (tp + fn)).sqrt() * ((tn + fp) * (tn + fn)).sqrt()
@@ -155,7 +164,8 @@ def power(missing: Tensor, exponent: float) -> Tensor:
     return fixed.pow(exponent) + exponent * fixed.clamp_min(1e-6).pow(exponent - 1) * (missing - fixed)
 
 
-def background_pixels(target: Tensor, reduction: Reduction) -> Tensor:
-    """Number of background pixels, shape (N,), or (1,) over the batch."""
-    rows = target.flatten(1) if reduction == "image" else target.reshape(1, -1)
+def background_pixels(target: Tensor, reduction: Reduction, void: Tensor | None = None) -> Tensor:
+    """Number of background pixels that aren't void, shape (N,), or (1,) over the batch."""
+    others = target if void is None else target + void  # void pixels are 0 in the target
+    rows = others.flatten(1) if reduction == "image" else others.reshape(1, -1)
     return rows.shape[1] - rows.sum(1, dtype=torch.float32)

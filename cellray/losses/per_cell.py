@@ -28,6 +28,7 @@ def blob_loss(
     logits: Tensor,
     target: Tensor,
     components: Tensor,
+    void: Tensor | None = None,
     *,
     global_weight: float = 2.0,
     blob_weight: float = 1.0,
@@ -42,6 +43,8 @@ def blob_loss(
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
         components: Id of the cell at each pixel, 0 on background, int64, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         global_weight: Weight of the whole image, >= 0; alpha in the paper.
         blob_weight: Weight of the mean over the cells, >= 0; beta in the paper.
         smooth: Of the Dice losses, in pixels, > 0.
@@ -59,7 +62,7 @@ def blob_loss(
     check_shapes(logits, target, components=components)
     wrong, cost = _wrong_and_cost(logits, target)
     n_ids = int(components.max()) + 1
-    area, missed, cell_cost = (_sum_by_id(components, n_ids, x) for x in (torch.ones_like(cost), wrong, cost))
+    area, missed, cell_cost = (_sum_by_id(components, n_ids, x) for x in (_counting(cost, void), wrong, cost))
     # Id 0 is the background, which belongs to the image of every blob.
     spurious, rest_cost = missed[:, :1], cell_cost[:, :1]
     pixels = (area[:, :1] + area).clamp_min(1)
@@ -67,7 +70,7 @@ def blob_loss(
     none = torch.zeros_like(spurious)
     empty = dice(none, spurious, none, smooth) + rest_cost / area[:, :1].clamp_min(1)
     each = _mean_over_cells(blobs, area > 0, without_cells=empty[:, 0])
-    return global_weight * dice_ce_loss(logits, target, smooth=smooth) + blob_weight * each.mean().float()
+    return global_weight * dice_ce_loss(logits, target, void, smooth=smooth) + blob_weight * each.mean().float()
 
 
 def cc_dice_ce_loss(
@@ -75,6 +78,7 @@ def cc_dice_ce_loss(
     target: Tensor,
     components: Tensor,
     voronoi: Tensor,
+    void: Tensor | None = None,
     *,
     global_weight: float = 1.0,
     region_weight: float = 1.0,
@@ -91,6 +95,8 @@ def cc_dice_ce_loss(
         components: Id of the cell at each pixel, 0 on background, int64, same shape.
         voronoi: Id of the nearest cell at each pixel, int64, same shape. The region of a cell that has no pixel in
             `components` (it lies outside the crop) counts in L alone.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         global_weight: Weight of the whole image, >= 0.
         region_weight: Weight of the mean over the regions, >= 0.
         smooth: Of the Dice losses, in pixels, > 0.
@@ -111,13 +117,12 @@ def cc_dice_ce_loss(
     n_ids = int(torch.maximum(components, voronoi).max()) + 1
     hit, missed, spurious, costs, pixels = (
         _sum_by_id(voronoi, n_ids, x)
-        for x in (y - y * wrong, y * wrong, wrong - y * wrong, cost, torch.ones_like(cost))
+        for x in (y - y * wrong, y * wrong, wrong - y * wrong, cost, _counting(cost, void))
     )
     regions = dice(hit, spurious, missed, smooth) + costs / pixels.clamp_min(1)
-    n_pixels = cost[0].numel()
-    empty = dice(hit.sum(1), spurious.sum(1), missed.sum(1), smooth) + costs.sum(1) / n_pixels
+    empty = dice(hit.sum(1), spurious.sum(1), missed.sum(1), smooth) + costs.sum(1) / pixels.sum(1).clamp_min(1)
     each = _mean_over_cells(regions, _present(components, n_ids), without_cells=empty)
-    return global_weight * dice_ce_loss(logits, target, smooth=smooth) + region_weight * each.mean().float()
+    return global_weight * dice_ce_loss(logits, target, void, smooth=smooth) + region_weight * each.mean().float()
 
 
 def soft_panoptic_loss(
@@ -189,6 +194,12 @@ def _sum_by_id(ids: Tensor, n_ids: int, values: Tensor) -> Tensor:
     places = (ids.flatten(1) + first[:, None]).flatten()
     sums = torch.zeros(len(ids) * n_ids, dtype=torch.float64, device=ids.device)
     return sums.index_add(0, places, values.double().flatten()).view(len(ids), n_ids)
+
+
+def _counting(pixels: Tensor, void: Tensor | None) -> Tensor:
+    """1 at each pixel, 0 where it is void."""
+    ones = torch.ones_like(pixels)
+    return ones if void is None else ones.masked_fill(void, 0)
 
 
 def _present(ids: Tensor, n_ids: int) -> Tensor:

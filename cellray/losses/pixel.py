@@ -5,11 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from cellray.losses.contract import Positive, check_shapes
+from cellray.losses.contract import Positive, check_shapes, n_counting, pixel_mean
 from cellray.losses.sums import pixel_costs, wrong_logit
 
 
-def bce_loss(logits: Tensor, target: Tensor, *, cell_weight: float = 1.0, background_weight: float = 1.0) -> Tensor:
+def bce_loss(
+    logits: Tensor,
+    target: Tensor,
+    void: Tensor | None = None,
+    *,
+    cell_weight: float = 1.0,
+    background_weight: float = 1.0,
+) -> Tensor:
     """Weighted binary cross-entropy, averaged over all pixels of all images.
 
     A pixel costs ``-(cell_weight * y * log p + background_weight * (1 - y) * log(1 - p))``. The weights are not
@@ -18,6 +25,8 @@ def bce_loss(logits: Tensor, target: Tensor, *, cell_weight: float = 1.0, backgr
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         cell_weight: Cost of a cell pixel, >= 0; beta or w_cell in the reference study.
         background_weight: Cost of a background pixel, >= 0; w_bkgd there.
 
@@ -28,11 +37,17 @@ def bce_loss(logits: Tensor, target: Tensor, *, cell_weight: float = 1.0, backgr
         ShapeError: If the shapes differ.
     """
     cells, background = pixel_costs(logits, target)
-    return (cell_weight * cells.sum() + background_weight * background.sum()) / logits.numel()
+    return (cell_weight * cells.sum() + background_weight * background.sum()) / n_counting(logits, void)
 
 
 def focal_loss(
-    logits: Tensor, target: Tensor, *, exponent: float = 2.0, cell_weight: float = 1.0, background_weight: float = 1.0
+    logits: Tensor,
+    target: Tensor,
+    void: Tensor | None = None,
+    *,
+    exponent: float = 2.0,
+    cell_weight: float = 1.0,
+    background_weight: float = 1.0,
 ) -> Tensor:
     """Focal loss: cross-entropy in which pixels that are already right count little, averaged over all pixels.
 
@@ -41,6 +56,8 @@ def focal_loss(
     Args:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         exponent: gamma in the paper, >= 0; at 0 this is `bce_loss`.
         cell_weight: alpha of cell pixels in the paper, >= 0; the reference study leaves both weights at 1.
         background_weight: 1 - alpha in the paper, >= 0.
@@ -55,13 +72,14 @@ def focal_loss(
         Lin et al. 2017, https://arxiv.org/abs/1708.02002
     """
     cells, background = pixel_costs(logits, target, exponent)
-    return (cell_weight * cells.sum() + background_weight * background.sum()) / logits.numel()
+    return (cell_weight * cells.sum() + background_weight * background.sum()) / n_counting(logits, void)
 
 
 def border_ce_loss(
     logits: Tensor,
     target: Tensor,
     two_nearest: Tensor,
+    void: Tensor | None = None,
     *,
     cell_weight: float = 1.0,
     background_weight: float = 1.0,
@@ -77,6 +95,8 @@ def border_ce_loss(
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
         two_nearest: d1 + d2 of each pixel in px, >= 0, same shape; far from cells it may be clipped.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
         cell_weight: w_class of cell pixels, >= 0; w_c in the paper.
         background_weight: w_class of background pixels, >= 0.
         border_weight: What a pixel on a seam weighs in addition, >= 0; w_0 in the paper.
@@ -95,10 +115,10 @@ def border_ce_loss(
     seam = two_nearest.float().square().mul_(-0.5 / sigma_px**2).exp_().mul_(border_weight)
     weights = seam.add_(target.float(), alpha=cell_weight - background_weight).add_(background_weight)
     wrong = wrong_logit(logits.float(), target.float())
-    return (weights * functional.softplus(wrong)).mean()
+    return pixel_mean(weights * functional.softplus(wrong), void)
 
 
-def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor) -> Tensor:
+def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor, void: Tensor | None = None) -> Tensor:
     """Distance to the border of the mask that each wrongly claimed or missed pixel has, averaged over all pixels.
 
     A pixel costs ``|distance| * (p * (1 - y) + (1 - p) * y)``: the paper's ``distance * p`` plus the constant that
@@ -109,6 +129,8 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor) -> Tensor:
         logits: Raw scores, shape (N, 1, H, W).
         target: Cell mask of 0 and 1, same shape.
         distance: Distance of each pixel to the border of the mask in px, of either sign, same shape.
+        void: Pixels that count as neither, bool, same shape, where the logits say background for certain and the target
+            is 0; None: there are none.
 
     Returns:
         Scalar >= 0 in px; 0 at a perfect prediction. Without cells the map decides, which `cellray.losses.maps` sets
@@ -122,4 +144,4 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor) -> Tensor:
     """
     check_shapes(logits, target, distance=distance)
     wrong = wrong_logit(logits.float(), target.float()).sigmoid()
-    return (distance.float().abs() * wrong).mean()
+    return pixel_mean(distance.float().abs() * wrong, void)
