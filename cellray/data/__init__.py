@@ -9,7 +9,7 @@ from cellray.data.folder import file_content, image_from_bytes, list_images, out
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
-from cellray.data.splits import Split, split_dataset
+from cellray.data.splits import Split, fold_dataset, split_dataset
 
 __all__ = [
     "Dataset",
@@ -23,6 +23,7 @@ __all__ = [
     "check_dataset",
     "default_cache_dir",
     "file_content",
+    "fold_dataset",
     "image_from_bytes",
     "list_images",
     "open_dataset",
