@@ -2,10 +2,11 @@
 
     CELLRAY_SHARED=… python benchmarks/rates.py [--storage DIR] [--steps 150] [--seeds 5] [--workers 2]
 
-`search_spaces/real_rare.yaml` with Dice, BCE: medium, Focal Tversky and CombinedFT: balanced, judged on wue1 alone. The
-rules: `lr: tune`, the range test, the range test as it was before (`premature`), 3e-3 for all, and 3e-3 with gradients
-clipped to twice the median norm of the steps so far. Prints F1 on the test images, mean ± SD over seeds, where a lost
-trial counts 0, the rates that were used, and the steps that each rule cost. docs/results/rates.md tells what came out.
+`search_spaces/real_rare_first.yaml` with Dice, BCE: medium, Focal Tversky and CombinedFT: balanced, judged on wue1
+alone. The rules: `lr: tune`, the range test, the range test as it was before (`premature`), 3e-3 for all, and 3e-3 with
+gradients clipped to twice the median norm of the steps so far. Prints F1 on the test images, mean ± SD over seeds,
+where a lost trial counts 0, the rates that were used, and the steps that each rule cost. docs/results/rates.md tells
+what came out.
 
 Run again with the same `--storage`, nothing is trained twice.
 """
@@ -30,7 +31,7 @@ from cellray.search import Agenda
 from cellray.study import Study, Trial, load_study
 from cellray.trial import Sets, run_trial
 
-FILE = Path(__file__).parents[1] / "search_spaces" / "real_rare.yaml"
+FILE = Path(__file__).parents[1] / "search_spaces" / "real_rare_first.yaml"
 LABELS = ("Dice", "BCE: medium", "Focal Tversky", "CombinedFT: balanced")
 CLIPPED = "3e-3, clipped"
 RULES: dict[str, dict[str, Any]] = {

@@ -86,8 +86,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestShippedStudies:
     def test_loads_and_has_its_configurations(self, file: Path) -> None:
         study = load_study(file)
-        # five losses with and without quirks; every mixture of quarters; the combined ones; the reference study's
-        n = {"quirks": 22, "lambda_grid": 15, "lambda_tuning": 6}.get(file.stem, 12)
+        # five losses with and without quirks; every mixture of quarters; the combined ones; the reference study's, and
+        # one of them by batch
+        n = {"quirks": 22, "lambda_grid": 15, "lambda_tuning": 6, "real_rare": 13}.get(file.stem, 12)
         assert study.name == file.stem
         assert len(study.configurations) == n
         assert len(study.trials()) == n * len(study.seeds)
