@@ -548,7 +548,7 @@ def test_key_changes_with_seed_data_and_the_range_test_in_use() -> None:
 
 def test_key_is_the_one_that_ledgers_hold() -> None:
     # Ledgers are found again by this value. If it changes on purpose, say so in the changelog: all is trained anew.
-    first = {"training__checkpoint": "coarse_dice"}
+    first = {"training__checkpoint": "coarse_dice", "training__clip": None}
     assert first_trial(**first).key("0123456789abcdef") == "b3a58e6f1264352c"
     first |= {"training__lr": "range_test", "training__range_test": {"rule": "premature"}}
     assert first_trial(**first).key("0123456789abcdef") == "c206e353232d85c5"

@@ -243,11 +243,13 @@ class TrainingConfig(Settings):
     crop_px: int = Field(default=512, ge=16, multiple_of=8)
     foreground: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch's crops that are drawn around a cell; the others are uniform over their image."""
-    lr: Positive | Literal["range_test", "tune"] = "range_test"
+    lr: Positive | Literal["range_test", "tune"] = "tune"
     """Peak learning rate. `tune`: chosen for each configuration on validation images, the same for all its seeds;
     `range_test`: found anew for each trial."""
     range_test: RangeTestConfig = RangeTestConfig()
     tune: TuneConfig = TuneConfig()
+    clip: Positive | None = 2.0
+    """A step's gradient is shortened to so many times the median norm of the steps before it; None: never."""
     schedule: Literal["one_cycle", "triangular", "constant"] = "one_cycle"
     weight_decay: float = Field(default=0.0, ge=0)
     augment: AugmentConfig = AugmentConfig()
