@@ -1,7 +1,7 @@
 """The ``cellray`` command.
 
-Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 4 the storage failed, 130
-interrupted.
+Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 4 the storage failed, 5 Ray failed,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 an unsound loss or network (losses check, model check), 2 bad input, "
-    "3 some trials failed, 4 the storage failed (full, away), 130 interrupted (after both, the same command goes on).",
+    "3 some trials failed, 4 the storage failed (full, away), 5 Ray failed (busy machine, killed), 130 interrupted "
+    "(after these three, the same command goes on).",
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (

@@ -7,19 +7,25 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
 
 from cellray.device import ALLOCATOR_ENV
-from cellray.errors import StudyError
+from cellray.errors import NO_RAY, ClusterError, StudyError
 from cellray.outside import FOLDERS_VARIABLE
 from cellray.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
+LONGER_S = 180.0
+"""So long is a Ray of our own waited for when it hasn't come in Ray's own 30 s: some hundred processes may want the
+processors."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -33,6 +39,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         address: Of a running cluster.
 
     Raises:
+        ClusterError: If none could be started in time.
         StudyError: If there is no cluster at the address, it can't be used from here, or none can be started.
     """
     if address is not None and address.startswith("ray://"):
@@ -60,32 +67,80 @@ def connect(address: str | None = None) -> Iterator[None]:
         env[FOLDERS_VARIABLE] = os.environ[FOLDERS_VARIABLE]
     job = ray.job_config.JobConfig()
     job._py_driver_sys_path = _NoFolders()  # private, so it may go away
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with _on_loopback() if address is None else nullcontext():
-                ray.init(
-                    **(local if address is None else {"address": address}),
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"env_vars": env},
-                    job_config=job,
-                )
-        except Exception as error:  # Ray raises plain ones, too
-            ray.shutdown()  # what had started already
-            what = "Ray can't be started here" if address is None else f"no Ray cluster can be used at {address!r}"
-            raise StudyError(f"{what}: {_first_line(error)}") from error
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": env}}
     stop = threading.Event()
-    if address is None:
-        threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
     try:
-        with _without_messages():
+        if address is None:
+            _start({**local, **options, "job_config": job})
+            threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
+        else:
+            _join({"address": address, **options, "job_config": job})
+        with _replaced(ray._private.worker, print_to_stdstream=lambda *_, **__: None):  # a line for each dead worker
             yield
     finally:
         stop.set()
         ray.shutdown()
         if short is not None:
             short.cleanup()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start Ray on this machine; a second time with more patience, if it only took too long.
+
+    Raises:
+        ClusterError: If it takes longer than that.
+        StudyError: If it can't be started as things are set.
+    """
+    import ray
+    from ray._private import ray_constants, services
+
+    others, get_node = _children(), services.get_node
+
+    def wait_for_node(gcs_address: str, node_id: str) -> Any:
+        end = time.monotonic() + LONGER_S
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:  # it hasn't come yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    for patient in ({}, {"get_node": wait_for_node}):
+        try:
+            # On 127.0.0.1 only, as on systems where Ray supports no clusters: else it finds the address by which
+            # others reach this machine, and listens there.
+            with _replaced(ray_constants, ENABLE_RAY_CLUSTER=False), _replaced(services, **patient):
+                return _init(options)
+        except BaseException as error:  # Ray raises plain ones, too
+            ray.shutdown()  # what had started already
+            _kill(_children() - others)
+            if not isinstance(error, Exception):
+                raise
+            problem = f"Ray can't be started here: {_first_line(error)}"
+            lasting = isinstance(error, OSError | ValueError) and not isinstance(error, TimeoutError | ConnectionError)
+            if lasting:
+                raise StudyError(problem) from error
+            if patient:
+                raise ClusterError(f"{problem} (this machine may be too busy, or short of memory)") from error
+            print(f"{problem}; trying once more, for up to {LONGER_S:.0f} s", file=sys.stderr, flush=True)
+
+
+def _join(options: dict[str, Any]) -> None:
+    """Connect to a Ray that runs."""
+    try:
+        _init(options)
+    except Exception as error:
+        raise StudyError(f"no Ray cluster can be used at {options['address']!r}: {_first_line(error)}") from error
+
+
+def _init(options: dict[str, Any]) -> None:
+    """`ray.init`, without its warnings and without its answers to signals."""
+    import ray
+
+    with warnings.catch_warnings(), _replaced(ray._private.utils, set_sigterm_handler=lambda handler: None):
+        warnings.simplefilter("ignore")
+        ray.init(**options)
 
 
 class _NoFolders(list[str]):
@@ -114,20 +169,16 @@ def _short_folder() -> TemporaryDirectory[str] | None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray that starts in here listens on 127.0.0.1 only, as it does on systems where it supports no clusters.
-
-    Else it finds the address by which others reach this machine, and listens there.
-    """
-    from ray._private import ray_constants
-
-    name = "ENABLE_RAY_CLUSTER"  # private, so it may go away
-    plain = getattr(ray_constants, name, True)
-    setattr(ray_constants, name, False)
+def _replaced(module: ModuleType, **values: object) -> Iterator[None]:
+    """Some private names of Ray, which may go away, stand for something else in here."""
+    before = {name: getattr(module, name) for name in values if hasattr(module, name)}
+    for name in before:
+        setattr(module, name, values[name])
     try:
         yield
     finally:
-        setattr(ray_constants, name, plain)
+        for name, plain in before.items():
+            setattr(module, name, plain)
 
 
 def _watch(stop: threading.Event) -> None:
@@ -137,13 +188,25 @@ def _watch(stop: threading.Event) -> None:
     while ours and not stop.wait(1.0):
         running = _processes()
         if not ours <= running.keys():
-            for pid in served & running.keys():  # they would look for it for a minute
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill(served & running.keys())  # they would look for it for a minute
             text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
             print(text, file=sys.stderr, flush=True)
-            os._exit(1)  # other threads may wait for Ray, and would do so for ever
+            os._exit(NO_RAY)  # other threads may wait for Ray, and would do so for ever
         served = {pid for pid, (_, parent) in running.items() if parent in ours}
+
+
+def _children() -> set[int]:
+    """Processes that this one started, and those that these did."""
+    processes, found = _processes(), {os.getpid()}
+    while more := {pid for pid, (_, parent) in processes.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _processes() -> dict[int, tuple[str, int]]:
@@ -156,20 +219,6 @@ def _processes() -> dict[int, tuple[str, int]]:
             if state != "Z":
                 found[int(stat.parent.name)] = (name, int(parent))
     return found
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """Without the lines that Ray prints for each dead worker: the sweep says itself what became of a trial."""
-    from ray._private import worker
-
-    name = "print_to_stdstream"  # private, so it may go away
-    plain = getattr(worker, name, None)
-    setattr(worker, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        setattr(worker, name, plain)
 
 
 def _first_line(error: Exception) -> str:
