@@ -23,8 +23,8 @@ def test_nodes_come_and_go_with_the_trials_and_a_study_that_no_group_can_hold_is
     plain = tiny_study(images, configurations=contenders, resources={"gpus": "auto"})
     found = run_alone(tmp_path, plain, tiny_study(images, name="gpu", resources={"gpus": 1}))
     print(
-        f"{found['first_trial_s']:.1f} s from the command to the first trial, {found['taken_back_s']:.1f} s until a node "
-        f"without trials is taken back, {found['idle_s']:.1f} s to scale down"
+        f"{found['first_trial_s']:.1f} s from the command to the first trial, {found['taken_back_s']:.1f} s until an idle node "
+        f"is taken back, {found['idle_s']:.1f} s to scale down"
     )
 
     assert found["code"] == 0, found["said"]

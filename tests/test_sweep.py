@@ -8,11 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from disturb import descendants, title
+from services import LOOPBACK, listening
 from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
@@ -84,24 +83,6 @@ def ray_here(cache):
     """One cluster for all tests of this file that don't need their own."""
     with connect():
         yield
-
-
-def listening(pid: int) -> list[str]:
-    """Addresses, in the kernel's hexadecimal, at which a process takes TCP connections; none of one that has ended."""
-    found = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for table in ("tcp", "tcp6"):
-            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
-            sockets = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):  # closed meanwhile
-                    inode = os.readlink(entry).removeprefix("socket:[").removesuffix("]")
-                    found += [sockets[inode]] if inode in sockets else []
-    return found
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-"""127.0.0.1, the same as an IPv6 address, and ::1."""
 
 
 def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
