@@ -220,7 +220,12 @@ def find(study_name: str, storage: str) -> StoredStudy:
         ledger = Ledger(storage, study_name)
         if not ledger.exists("study.yaml"):
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
-        study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
+        where = f"{ledger.uri}/study.yaml"
+        try:
+            text = ledger.read("study.yaml").decode()
+        except UnicodeDecodeError:
+            raise StudyError(f"{where} is no text; restore it, or give the study's own YAML file") from None
+        study = read_study(text, where)
     return StoredStudy.of(study, ledger)
 
 

@@ -46,7 +46,7 @@ class Ledger(StudyFiles):
         """
         path = f"trials/{key}/trial.json"
         try:
-            return parse_record(self.read(path), f"{self.uri}/{path}")
+            return parse_record(self.read(path), f"{self.uri}/{path}", key)
         except FileNotFoundError:
             return None
 
@@ -68,7 +68,7 @@ class Ledger(StudyFiles):
             if data is None:
                 continue
             try:
-                found.append(parse_record(data, f"{self.uri}/trials/{key}/trial.json"))
+                found.append(parse_record(data, f"{self.uri}/trials/{key}/trial.json", key))
             except LedgerError as error:
                 if damaged is None:
                     raise
