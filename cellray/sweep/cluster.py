@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -26,6 +29,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 LONGER_S = 180.0
 """So long is a Ray of our own waited for when it hasn't come in Ray's own 30 s: some hundred processes may want the
 processors."""
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+"""What the agents of a Ray listen at."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -47,7 +52,9 @@ def connect(address: str | None = None) -> Iterator[None]:
             f"--address {address}: a sweep needs a process on the cluster, which Ray Client doesn't give it; "
             f"cellray submit --address http://HOST:8265 starts one there"
         )
-    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are.
+    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are,
+    # patience with its agents where others want the processors.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", str(int(LONGER_S * 1000)))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -67,7 +74,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         env[FOLDERS_VARIABLE] = os.environ[FOLDERS_VARIABLE]
     job = ray.job_config.JobConfig()
     job._py_driver_sys_path = _NoFolders()  # private, so it may go away
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": env}}
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "runtime_env": {"env_vars": env}}
     stop = threading.Event()
     try:
         if address is None:
@@ -85,16 +92,17 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 
 def _start(options: dict[str, Any]) -> None:
-    """Start Ray on this machine; a second time with more patience, if it only took too long.
+    """Start Ray on this machine; a second time with more patience, if it didn't come.
 
     Raises:
-        ClusterError: If it takes longer than that.
+        ClusterError: If it doesn't come the second time.
         StudyError: If it can't be started as things are set.
     """
     import ray
-    from ray._private import ray_constants, services
+    from ray._private import parameter, ray_constants, services
 
     others, get_node = _children(), services.get_node
+    plain_params: Any = parameter.RayParams
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -107,10 +115,15 @@ def _start(options: dict[str, Any]) -> None:
                 time.sleep(0.5)
 
     for patient in ({}, {"get_node": wait_for_node}):
+        ports = dict(zip(AGENT_PORTS, _free_ports(len(AGENT_PORTS)), strict=True))
         try:
             # On 127.0.0.1 only, as on systems where Ray supports no clusters: else it finds the address by which
             # others reach this machine, and listens there.
-            with _replaced(ray_constants, ENABLE_RAY_CLUSTER=False), _replaced(services, **patient):
+            with (
+                _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
+                _replaced(parameter, RayParams=partial(plain_params, **ports)),
+                _replaced(services, start_raylet=_without_agents(ports), **patient),
+            ):
                 return _init(options)
         except BaseException as error:  # Ray raises plain ones, too
             ray.shutdown()  # what had started already
@@ -123,7 +136,35 @@ def _start(options: dict[str, Any]) -> None:
                 raise StudyError(problem) from error
             if patient:
                 raise ClusterError(f"{problem} (this machine may be too busy, or short of memory)") from error
-            print(f"{problem}; trying once more, for up to {LONGER_S:.0f} s", file=sys.stderr, flush=True)
+            print(f"{problem} Trying once more, for up to {LONGER_S:.0f} s.", file=sys.stderr, flush=True)
+
+
+def _without_agents(ports: Mapping[str, int]) -> Callable[..., Any]:
+    """Ray's function that starts a raylet, which then doesn't wait for its agents, as it does for 15 s at most.
+
+    On a busy machine they take longer. It waits for files in which they put their ports; these are known before.
+    """
+    from ray._private import services
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
+
+    plain = services.start_raylet
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(plain).bind(*args, **kwargs).arguments
+        for name, port in ports.items():
+            persist_port(given["session_dir"], given["node_id"], name, port)
+        return plain(*args, **kwargs)
+
+    return start
+
+
+def _free_ports(n: int) -> list[int]:
+    """Ports of this machine that nobody uses now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _join(options: dict[str, Any]) -> None:
@@ -183,12 +224,13 @@ def _replaced(module: ModuleType, **values: object) -> Iterator[None]:
 
 def _watch(stop: threading.Event) -> None:
     """End this process, with a word, when its own Ray has died: Ray would end it without one, some seconds later."""
-    ours = {pid for pid, (name, parent) in _processes().items() if name == "raylet" and parent == os.getpid()}
+    names, me = ("raylet", "gcs_server"), os.getpid()
+    ours = {pid for pid, (name, parent) in _processes().items() if name in names and parent == me}
     served: set[int] = set()
     while ours and not stop.wait(1.0):
         running = _processes()
-        if not ours <= running.keys():
-            _kill(served & running.keys())  # they would look for it for a minute
+        if not ours <= running.keys() and not stop.is_set():
+            _kill((ours | served) & running.keys())  # they would look for it for a minute
             text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
             print(text, file=sys.stderr, flush=True)
             os._exit(NO_RAY)  # other threads may wait for Ray, and would do so for ever
