@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -58,6 +59,9 @@ app.add_typer(track_app, name="track")
 def main() -> None:
     """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no Python that is started from here imports from the working folder
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         app()
     except BrokenPipeError:  # the reader has gone, as `head` does
