@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-NO_RAY = 5
-"""Exit code of a command whose Ray can't be started, or has died."""
+NO_RAY, INTERRUPTED = 5, 130
+"""Exit codes of a command whose Ray can't be started or has died, and of one that was asked to end."""
 
 
 class CellrayError(ValueError):

@@ -11,6 +11,9 @@ from types import FrameType
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end: of Ctrl-C, of whoever manages it, of a terminal that is closed."""
 
+asked_to_end = threading.Event()
+"""Set by such a signal, while `answer_ending` holds."""
+
 
 def is_running(pid: int) -> bool:
     """Whether this machine has a process of that number."""
@@ -41,6 +44,11 @@ def answer_ending(act: Callable[[int, FrameType | None], object]) -> Callable[[]
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C
 
+    def answer(number: int, frame: FrameType | None) -> None:
+        asked_to_end.set()
+        act(number, frame)
+
+    asked_to_end.clear()
     for number in before:
-        signal.signal(number, act)
+        signal.signal(number, answer)
     return restore

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cellray.errors import NO_RAY, ClusterError, StorageError, StudyError, one_of
+from cellray.errors import INTERRUPTED, NO_RAY, ClusterError, StorageError, StudyError, one_of
 from cellray.outside import allow_code_in
 from cellray.processes import answer_ending
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cellray.study.loading import Code
     from cellray.trial import Sets
 
-BAD_INPUT, FAILED, NO_STORAGE, INTERRUPTED = 2, 3, 4, 130
+BAD_INPUT, FAILED, NO_STORAGE = 2, 3, 4
 
 # A file has no width: wide enough there for a whole table.
 out = Console(width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 140)

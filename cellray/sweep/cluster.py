@@ -20,8 +20,9 @@ from types import ModuleType
 from typing import Any
 
 from cellray.device import ALLOCATOR_ENV
-from cellray.errors import NO_RAY, ClusterError, StudyError
+from cellray.errors import INTERRUPTED, NO_RAY, ClusterError, StudyError
 from cellray.outside import FOLDERS_VARIABLE
+from cellray.processes import asked_to_end
 from cellray.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -231,9 +232,12 @@ def _watch(stop: threading.Event) -> None:
         running = _processes()
         if not ours <= running.keys() and not stop.is_set():
             _kill((ours | served) & running.keys())  # they would look for it for a minute
-            text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
-            print(text, file=sys.stderr, flush=True)
-            os._exit(NO_RAY)  # other threads may wait for Ray, and would do so for ever
+            # A signal may have gone to all processes of a group.
+            why = "Interrupted" if asked_to_end.is_set() else "Ray on this machine has died or was killed"
+            print(f"{why}; nothing is lost: the same command goes on.", file=sys.stderr, flush=True)
+            os._exit(
+                INTERRUPTED if asked_to_end.is_set() else NO_RAY
+            )  # other threads may wait for Ray, and would do so for ever
         served = {pid for pid, (_, parent) in running.items() if parent in ours}
 
 
