@@ -23,7 +23,7 @@ from cellray.report.findings import Findings
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
 """Colours of a figure that follow the page's light or dark theme."""
 
-PLAIN = {name: value for name, value in rcParamsDefault.items() if "backend" not in name}
+PLAIN_STYLE = {name: value for name, value in rcParamsDefault.items() if "backend" not in name}
 """Whatever a file `matplotlibrc` says, that lies where the command was started."""
 STYLE: dict[RcKeyType, Any] = {
     "font.family": FONT,
@@ -131,7 +131,7 @@ class Drawing:
 def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
     """A figure's drawings; none where there is nothing to show."""
     drawings = []
-    with rc_context(PLAIN), rc_context(STYLE):
+    with rc_context(PLAIN_STYLE), rc_context(STYLE):
         for sketch in kind.sketches(found):
             if sketch.figure is not None:
                 name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
