@@ -489,7 +489,7 @@ def parse_record(data: bytes | str, where: str, key: str | None = None) -> Trial
         key: Of the trial whose record it should be; None: any.
 
     Raises:
-        LedgerError: As for `parse`, or if it is another trial's, of a newer version, or finished without scores.
+        LedgerError: As for `parse`, or if it is another trial's or of a newer version.
     """
     record = parse(TrialRecord, data, where, "a record")
     problem = None
@@ -497,8 +497,6 @@ def parse_record(data: bytes | str, where: str, key: str | None = None) -> Trial
         problem = f"schema: {record.schema_version} is of a newer cellray, this one reads up to {SCHEMA_VERSION}"
     elif key is not None and record.key != key:
         problem = f"key: {record.key[:40]!r} is another trial's"
-    elif record.outcome == "finished" and not record.metrics:
-        problem = "metrics: there are none, though the outcome is finished"
     if problem is not None:
         raise LedgerError(f"{where} can't count ({problem}); {REMEDY}")
     return record
