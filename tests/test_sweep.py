@@ -98,7 +98,7 @@ def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
 
 def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_here):
     raylet = next(title(pid) for pid in descendants(os.getpid()) if "/raylet/raylet " in title(pid))
-    for name in ("metrics-agent-port", "metrics_export_port", "runtime_env_agent_port"):
+    for name in ("metrics-agent-port", "runtime-env-agent-port"):
         assert re.search(rf"--{name}=[1-9]", raylet), raylet
 
 
