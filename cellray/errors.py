@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_RAY, INTERRUPTED = 5, 130
+"""Exit codes of a command whose Ray can't be started or has died, and of one that was asked to end."""
+
 
 class CellrayError(ValueError):
     """Anything the user can mend: the message says where, what came and what was expected."""
@@ -24,6 +27,10 @@ class LedgerError(CellrayError):
 
 class StorageError(LedgerError, OSError):
     """The storage gives or takes no files for now: full, without rights, away. Never a trial's own outcome."""
+
+
+class ClusterError(CellrayError):
+    """Ray can't be started on this machine, though nothing is wrong with what it was given."""
 
 
 class CheckpointError(LedgerError):

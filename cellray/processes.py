@@ -1,8 +1,18 @@
-"""Which processes live."""
+"""Which processes live, and how this one is asked to end."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a process to end: of Ctrl-C, of whoever manages it, of a terminal that is closed."""
+
+asked_to_end = threading.Event()
+"""Set by such a signal, while `answer_ending` holds."""
 
 
 def is_running(pid: int) -> bool:
@@ -14,3 +24,31 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def answer_ending(act: Callable[[int, FrameType | None], object]) -> Callable[[], None]:
+    """Have a function answer the signals that ask this process to end, but not one that is ignored (`nohup`).
+
+    Args:
+        act: A handler of signals.
+
+    Returns:
+        What lets them be answered as before. Outside of the main thread, whose signals are, nothing changes.
+    """
+    before = {number: signal.getsignal(number) for number in ENDING}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        asked_to_end.set()
+        act(number, frame)
+
+    asked_to_end.clear()
+    for number in before:
+        signal.signal(number, answer)
+    return restore

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cellray.errors import LedgerError
 from cellray.postprocess import OperatingPoint
-from cellray.study import EvaluationConfig, ModelConfig, Trial
+from cellray.study import SCHEMA_VERSION, EvaluationConfig, ModelConfig, Trial
 
 Outcome = Literal["finished", "collapsed", "failed", "stopped"]
 Number = int | float | None
@@ -454,6 +454,8 @@ class Lease(_Part):
     """Seconds since 1970 when it last said that it lives."""
 
 
+REMEDY = "remove it and the trial runs again"
+"""What to do about a record that can't be used."""
 _PLAN: TypeAdapter[list[PlannedTrial]] = TypeAdapter(list[PlannedTrial])
 
 
@@ -475,13 +477,30 @@ def parse(kind: type[_T] | TypeAdapter[_T], data: bytes | str, where: str, what:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         problem = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-        remedy = "; remove it and the trial runs again" if kind is TrialRecord else ""
+        remedy = f"; {REMEDY}" if kind is TrialRecord else ""
         raise LedgerError(f"{where} is not {what} ({problem}){remedy}") from None
 
 
-def parse_record(data: bytes | str, where: str) -> TrialRecord:
-    """The contents of a trial.json; errors as for `parse`."""
-    return parse(TrialRecord, data, where, "a record")
+def parse_record(data: bytes | str, where: str, key: str | None = None) -> TrialRecord:
+    """The contents of a trial.json.
+
+    Args:
+        data: The file's content.
+        where: Names the file.
+        key: Of the trial whose record it should be; None: any.
+
+    Raises:
+        LedgerError: As for `parse`, or if it is another trial's or of a newer version.
+    """
+    record = parse(TrialRecord, data, where, "a record")
+    problem = None
+    if record.schema_version > SCHEMA_VERSION:
+        problem = f"schema: {record.schema_version} is of a newer cellray, this one reads up to {SCHEMA_VERSION}"
+    elif key is not None and record.key != key:
+        problem = f"key: {record.key[:40]!r} is another trial's"
+    if problem is not None:
+        raise LedgerError(f"{where} can't count ({problem}); {REMEDY}")
+    return record
 
 
 def parse_plan(data: bytes | str, where: str) -> list[PlannedTrial]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import ray
 from conftest import skip_or_fail
-from disturb import read_events, title, watching
+from disturb import Event, kill, parent, read_events, title, watching
 from ray.cluster_utils import AutoscalingCluster
 
 from cellray.study import Study
@@ -38,6 +39,8 @@ NAMESPACES = ("--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc
 GROUPS = {"cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
 NAMED = [{"name": "cpu", "nodes": 2, "CPU": 1}]
 IDLE_MINUTES = 0.08
+LONG, HELD_AT = "Dice/0", 20
+"""The trial that still runs when the other has ended, and the step at which it waits until its neighbour is gone."""
 MISSING_FILE = {
     "cluster_name": "fake",
     "max_workers": 4,
@@ -76,7 +79,7 @@ def run_alone(folder: Path, plain: Study, too_large: Study) -> dict[str, Any]:
     env |= {"RAY_TMPDIR": "/tmp", "RAY_USAGE_STATS_ENABLED": "0", "CELLRAY_CACHE": str(folder / "cache")}
     done = subprocess.run(
         ["unshare", *NAMESPACES, "bash", "-c", ALONE, "bash", str(provider), str(folder), sys.executable, __file__],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**env, "COLUMNS": "200"}, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**env, "COLUMNS": "200"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return json.loads((folder / "found.json").read_text())
@@ -88,6 +91,7 @@ def main(folder: Path) -> None:
     assert not any("raylet" in title(pid) for pid in pids if pid > 1), "another's Ray is in sight, and would be ended"
     cluster = AutoscalingCluster({"CPU": 0}, GROUPS, autoscaler_v2=True)
     os.environ |= watching(folder / "events.log")
+    (folder / "events.log").touch()
     cluster.start()
     ray.init("auto", log_to_driver=False, logging_level="ERROR")
 
@@ -102,14 +106,28 @@ def main(folder: Path) -> None:
     def n_nodes() -> int:
         return sum(node["Alive"] for node in ray.nodes())
 
+    def last_step(trial: str) -> tuple[int, Event | None]:
+        steps = [event for event in read_events(folder) if event.what.startswith(f"{trial}/")]
+        return (int(steps[-1].what.rpartition("/")[2]), steps[-1]) if steps else (-1, None)
+
     started, course = time.time(), [n_nodes()]
     first = sweep(0)
+    held, found = 0, dict[str, Any]()
     while first.poll() is None:
         if (n := n_nodes()) != course[-1]:
             course.append(n)
-        time.sleep(0.2)
+        n_steps, event = last_step(LONG)
+        if not held and event is not None and n_steps >= HELD_AT:
+            os.kill(held := event.pid, signal.SIGSTOP)  # so that nothing is burnt while the other node gets idle
+        elif held and "taken_back_s" not in found:
+            waited_s = time.time() - max(event.seconds for event in read_events(folder))
+            assert waited_s < 60, f"no node was taken back while a trial ran: {course}"
+            if course[-2:] == [3, 2]:
+                found["taken_back_s"] = waited_s
+                kill(parent(held))  # and now its own node, too
+        time.sleep(0.05)
     begun = [event.seconds for event in read_events(folder) if event.word == "begin"]
-    found: dict[str, Any] = {"code": first.returncode, "said": (folder / "0.txt").read_text(), "course": course}
+    found |= {"code": first.returncode, "said": (folder / "0.txt").read_text(), "course": course}
     found["first_trial_s"] = min(begun, default=0.0) - started
     ended = time.monotonic()
     refused = sweep(1, CELLRAY_WORKER_GROUPS=json.dumps(NAMED))

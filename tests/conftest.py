@@ -12,19 +12,15 @@ from typing import Any, NoReturn
 import pytest
 
 LONGEST_FIRST = (
-    "test_kills.py::test_a_killed_sweep",
     "test_services.py",
     "test_sweep.py",
-    "test_kills.py::test_a_sweep_outlives",
+    "test_kills.py",
     "test_submission.py",
     "test_tracking_server.py",
     "test_cli.py::TestOneStudy",
     "test_cli.py",
     "test_workers.py",
     "test_autoscaler.py",
-    "test_kills.py::test_memory",
-    "test_kills.py::test_a_full_disk",
-    "test_kills.py",
 )
 """How the names of tests begin that take longest together: each beginning is a group, and so is any other file. A group
 stays on one worker of xdist, where its tests share fixtures; the longest start first, so that none is left at the end.

@@ -151,6 +151,11 @@ def born(pid: int) -> str:
     return fields[19] if fields else ""
 
 
+def parent(pid: int) -> int:
+    """Of a process that lives."""
+    return int(_stat(pid)[1])
+
+
 def _stat(pid: int) -> list[str]:
     """State, parent and so on of a process; empty if it is dead."""
     try:

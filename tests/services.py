@@ -27,6 +27,8 @@ from cellray.storage import open_storage
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "cellray", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same as an IPv6 address, and ::1."""
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -53,6 +55,20 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses, in the kernel's hexadecimal, at which a process takes TCP connections; none of one that has ended."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for table in ("tcp", "tcp6"):
+            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+            sockets = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    inode = os.readlink(entry).removeprefix("socket:[").removesuffix("]")
+                    found += [sockets[inode]] if inode in sockets else []
+    return found
 
 
 def answers(url: str) -> bool:

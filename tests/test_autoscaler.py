@@ -6,7 +6,9 @@ import json
 
 import pytest
 from autoscaled import run_alone
+from disturb import read_events
 from tiny_study import draw_images, tiny_study
+from undisturbed import assert_nothing_trained_twice
 
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
@@ -14,16 +16,23 @@ from cellray.places import WorkerGroup, named_groups
 
 
 @pytest.mark.slow
-def test_a_study_starts_nodes_and_one_that_no_group_can_hold_is_refused(tmp_path):
+def test_nodes_come_and_go_with_the_trials_and_a_study_that_no_group_can_hold_is_refused(tmp_path):
     images = draw_images(tmp_path / "disks")
-    plain, gpu = tiny_study(images, resources={"gpus": "auto"}), tiny_study(images, name="gpu", resources={"gpus": 1})
-    found = run_alone(tmp_path, plain, gpu)
-    print(f"{found['first_trial_s']:.1f} s from the command to the first trial, {found['idle_s']:.1f} s to scale down")
+    long = {"label": "Dice", "loss": {"name": "dice"}, "training": {"steps": 60, "validate_every": 4}}
+    contenders = [long, {"label": "BCE", "loss": {"name": "bce"}}]
+    plain = tiny_study(images, configurations=contenders, resources={"gpus": "auto"})
+    found = run_alone(tmp_path, plain, tiny_study(images, name="gpu", resources={"gpus": 1}))
+    seconds = {name: round(found[name], 1) for name in ("first_trial_s", "taken_back_s", "idle_s")}
+    print(
+        f"{seconds}: from the command to a trial, until an idle node is taken back, from the end until the last one is"
+    )
 
     assert found["code"] == 0, found["said"]
-    records = Ledger(str(tmp_path / "studies"), "tiny").records()
-    assert [(record.outcome, record.provenance.gpus) for record in records] == [("finished", 0.0)] * 2
-    assert max(found["course"]) in (2, 3) and found["nodes"] == 1, found
+    ledger = Ledger(str(tmp_path / "studies"), "tiny")
+    assert [(r.outcome, r.provenance.gpus) for r in ledger.records()] == [("finished", 0.0)] * 2
+    assert_nothing_trained_twice(ledger, read_events(tmp_path))  # what was on the node that died went on on another
+    assert found["course"][:4] == [1, 2, 3, 2] or found["course"][:3] == [1, 3, 2], found
+    assert len({event.pid for event in read_events(tmp_path) if event.what == "Dice/0"}) == 2 and found["nodes"] == 1
     assert found["refused_code"] == 2, found["refused"]
     words = "it needs 1 GPU (largest node: 0); its worker groups: cpu (up to 2 nodes with 1 CPU each)"
     assert words in found["refused"] and "set resources.gpus to 0" in found["refused"], found["refused"]

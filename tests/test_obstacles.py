@@ -8,6 +8,7 @@ import importlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import yaml
 from commands import run_here
 from tiny_study import draw_images, lasting, same, tiny_study
 
-from cellray.errors import StorageError
+from cellray.errors import ClusterError, StorageError
 from cellray.ledger import Ledger
 from cellray.report.exports import csv_bytes
 from cellray.results import known_study
@@ -341,6 +342,35 @@ def test_nobody_who_reads_is_no_traceback(place, shell):
         ["bash", "-c", shell.format(command)], cwd=place.folder, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_any_signal_to_end_is_answered_while_data_are_opened(place, monkeypatch, number):
+    monkeypatch.setattr(Sets, "open", lambda *_, **__: signal.raise_signal(number))
+    done = train(place)
+    assert done.returncode == 130
+    assert "Interrupted; nothing is lost. To go on: cellray train" in " ".join(done.stderr.split())
+
+
+def test_a_ray_that_does_not_start_is_no_bad_input(place, monkeypatch):
+    def busy(address):
+        raise ClusterError("Ray can't be started here: it took too long")
+
+    monkeypatch.setattr("cellray.sweep.connect", busy)
+    place.file("TRIAL/trial.json").unlink()
+    done = place("sweep", "tiny.yaml")
+    assert done.returncode == 5 and "it took too long" in done.stderr
+    assert "To try again: cellray sweep tiny.yaml" in " ".join(done.stderr.split())
+
+
+def test_letters_that_the_terminal_lacks_are_no_traceback(place):
+    command, env = (
+        [sys.executable, "-m", "cellray", "plan", "tiny.yaml"],
+        {"PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
+    )
+    write_study(place, name="β")
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 2 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
 
 
 def write_study(place: Place, **changes) -> None:

@@ -23,7 +23,20 @@ from disturb import Command
 from manifests import all_pods
 from mlflow import MlflowClient
 from pyarrow import fs
-from services import S3_KEYS, Door, accepts, answers, free_port, mlflow_server, postgres, process, put, s3_environment
+from services import (
+    LOOPBACK,
+    S3_KEYS,
+    Door,
+    accepts,
+    answers,
+    free_port,
+    listening,
+    mlflow_server,
+    postgres,
+    process,
+    put,
+    s3_environment,
+)
 from tiny_study import draw_images, tiny_study
 
 from cellray.ledger import Ledger
@@ -186,13 +199,14 @@ def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp
     assert script.count("--port 5000") == 1 and script.count(":5000") == 4
     served = [*mlflow["command"], script.replace("5000", str(port))]
     with (
-        process(command, tmp_path / "weed.log", lambda: accepts(s3), {**weed["environment"], **keys}),
+        process(command, tmp_path / "weed.log", lambda: accepts(s3), {**weed["environment"], **keys}) as store,
         process(served, tmp_path / "mlflow.log", lambda: answers(f"http://127.0.0.1:{port}/health"), given),
         pytest.MonkeyPatch.context() as patch,
     ):
         for _ in range(2):  # a container that is started again finds its bucket
             made = ["sh", "-c", hook]
             subprocess.run(made, check=True, timeout=120, env={**os.environ, **keys, "PATH": given["PATH"]})
+        assert sum(address not in LOOPBACK for address in listening(store.pid)) == 2  # S3 and its gRPC
         for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}.items():
             patch.setenv(name, value)
         Ledger(given["CELLRAY_STORAGE"], "probe").prepare()

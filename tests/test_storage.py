@@ -16,6 +16,7 @@ from cellray import storage as storage_module
 from cellray.data import open_dataset, remote
 from cellray.errors import DataError, LedgerError, StorageError
 from cellray.ledger import Ledger
+from cellray.ledger import files as files_module
 from cellray.storage import is_passing, open_storage, patiently, public
 from cellray.study import DatasetConfig, load_study
 
@@ -41,6 +42,16 @@ def test_a_folder_is_made_absolute_and_a_bucket_loses_its_last_slash(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert open_storage("here")[1] == str(tmp_path / "here")
     assert open_storage("s3://cellray/there/")[1] == "cellray/there"
+
+
+def test_a_file_of_a_bucket_is_read_whole_but_not_beyond_what_cellray_writes(endpoint, monkeypatch):
+    ledger = Ledger("s3://cellray/sizes", "study")
+    ledger.write("three.bin", b"abc" * 1000)
+    monkeypatch.setattr(files_module, "CHUNK_BYTES", 700)
+    assert ledger.read("three.bin") == b"abc" * 1000
+    monkeypatch.setattr(files_module, "MOST_BYTES", 2999)
+    with pytest.raises(LedgerError, match=r"three\.bin can't be read: larger than 2999 bytes"):
+        ledger.read("three.bin")
 
 
 @pytest.mark.parametrize("address", ["s3://key:hush@bucket/x", "s3://hush@bucket/x", "s3://key:hush@bucket?a=b"])

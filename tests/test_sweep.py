@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
+from conftest import skip_or_fail
 from disturb import descendants, title
+from services import LOOPBACK, listening
 from tiny_study import draw_images, lasting, same, tiny_study
 
-from cellray.errors import LedgerError, StudyError
+from cellray.errors import ClusterError, LedgerError, StorageError, StudyError
 from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.sweep import cluster as ray_cluster
@@ -86,24 +87,6 @@ def ray_here(cache):
         yield
 
 
-def listening(pid: int) -> list[str]:
-    """Addresses, in the kernel's hexadecimal, at which a process takes TCP connections; none of one that has ended."""
-    found = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for table in ("tcp", "tcp6"):
-            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
-            sockets = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):  # closed meanwhile
-                    inode = os.readlink(entry).removeprefix("socket:[").removesuffix("]")
-                    found += [sockets[inode]] if inode in sockets else []
-    return found
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-"""127.0.0.1, the same as an IPv6 address, and ::1."""
-
-
 def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
     import ray
 
@@ -111,6 +94,48 @@ def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
     addresses = {pid: listening(pid) for pid in [os.getpid(), *descendants(os.getpid())]}
     assert sum(map(len, addresses.values())) > 5
     assert {title(pid): found for pid, found in addresses.items() if not LOOPBACK.issuperset(found)} == {}
+
+
+def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_here):
+    raylet = next(title(pid) for pid in descendants(os.getpid()) if "/raylet/raylet " in title(pid))
+    for name in ("metrics-agent-port", "runtime-env-agent-port"):
+        assert re.search(rf"--{name}=[1-9]", raylet), raylet
+
+
+class TestStart:
+    """Of a Ray of this machine's own."""
+
+    @pytest.fixture
+    def begins(self, monkeypatch):
+        """What each start raises, None if it succeeds."""
+        found = []
+
+        def start(options):
+            if (error := found.pop(0)) is not None:
+                raise error
+
+        monkeypatch.setattr(ray_cluster, "_init", start)
+        return found
+
+    @pytest.mark.parametrize("error", [RuntimeError("node timed out"), TimeoutError("no port"), ConnectionError("no")])
+    def test_that_takes_too_long_is_tried_twice(self, begins, error, capsys):
+        begins += [error, None]
+        ray_cluster._start({})
+        assert not begins and "Trying once more" in capsys.readouterr().err
+        begins += [error, error]
+        with pytest.raises(ClusterError, match=r"Ray can't be started here: .*too busy"):
+            ray_cluster._start({})
+
+    @pytest.mark.parametrize("error", [ValueError("/dev/shm is too small"), PermissionError("/tmp/ray")])
+    def test_that_can_not_succeed_is_tried_once(self, begins, error):
+        begins += [error]
+        with pytest.raises(StudyError, match="Ray can't be started here"):
+            ray_cluster._start({})
+
+    def test_that_is_interrupted_is_not_tried_again(self, begins):
+        begins += [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            ray_cluster._start({})
 
 
 @pytest.fixture(scope="module")
@@ -158,22 +183,56 @@ def test_each_trial_runs_once_as_without_ray_and_additions_only_add(ray_here, im
     assert running == ["trial start", "end"] * 2  # never two at once
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_ends_in_the_same_record(ray_here, images, tmp_path, alone):
-    killed = []
+def test_a_dead_worker_is_replaced_and_a_trial_that_costs_too_many_or_too_much_memory_has_failed(
+    ray_here, images, tmp_path, alone
+):
+    killed = {"Dice": set(), "BCE": set()}
 
-    def kill_once(trial, row):
-        if row["epoch"] == 10 and not killed:
-            workers = [p for p in descendants(os.getpid()) if title(p).startswith("ray::ImplicitFunc")]
-            killed.extend(workers)
-            for worker in workers:
+    def kill(trial, row):
+        most = 1 if trial.label == "Dice" else WORKER_DEATHS + 1
+        if row["epoch"] >= 10 and len(killed[trial.label]) < most:
+            workers = {p for p in descendants(os.getpid()) if title(p).startswith("ray::ImplicitFunc")}
+            killed[trial.label] |= workers
+            for worker in workers:  # as the kernel does to a process above its memory limit
                 os.kill(worker, signal.SIGKILL)
 
-    memory = Memory(kill_once)
-    records = sweep(tiny_study(images, training=LONG), tmp_path, observers=[memory], max_concurrent=1)
-    assert killed
-    assert_like_alone(records, alone)
-    of_first = [epoch for label, _seed, epoch in memory.epochs if label == memory.epochs[0][0]]
-    assert of_first[:10] == list(range(1, 11)) and 1 < of_first[10] <= 11  # from a checkpoint, not from the start
+    contenders = tiny_study(images).model_dump(mode="json")["configurations"]
+    huge = {"label": "huge", "loss": {"name": "dice"}, "model": {"base_features": 2**21}}  # 158 TB
+    memory = Memory(kill)
+    study = tiny_study(images, training=LONG, configurations=[*contenders, huge])
+    records = {record.label: record for record in sweep(study, tmp_path, observers=[memory], max_concurrent=1)}
+    assert {label: len(workers) for label, workers in killed.items()} == {"Dice": 1, "BCE": WORKER_DEATHS + 1}
+    dice = records["Dice"]
+    assert same(lasting(dice), lasting(alone[dice.key]))
+    of_dice = [epoch for label, _seed, epoch in memory.epochs if label == "Dice"]
+    assert of_dice[:10] == list(range(1, 11)) and 1 < of_dice[10] <= 11  # from a checkpoint, not from the start
+    assert {records[label].outcome for label in ("BCE", "huge")} == {"failed"}
+    assert records["BCE"].reason.startswith("given up after 3 attempts: ")
+    assert "can't allocate memory" in records["huge"].reason
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    disk = tmp_path / "studies"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "cellray", str(disk)], capture_output=True)
+    if mounted.returncode:
+        skip_or_fail("A full disk is tested with a small tmpfs: run as root, with the right to mount.")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_a_sweep_with_no_trial_failed_and_with_more_room_it_goes_on(ray_here, images, small_disk):
+    wide = {"label": "wide", "loss": {"name": "dice"}, "model": {"base_features": 16}}  # 7 MB, and 20 with Adam's state
+    study = tiny_study(images, configurations=[wide, {"label": "Dice", "loss": {"name": "dice"}}])
+    memory = Memory()
+    with pytest.raises(StorageError, match="No space left on device"):
+        sweep(study, small_disk, observers=[memory], max_concurrent=1)
+    assert [news for news in memory.news if news[0] == "trial start"] == [("trial start", "wide", 0)]
+    assert not memory.ended and not list(small_disk.rglob("*.part"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert [record.outcome for record in sweep(study, small_disk)] == ["finished"] * 2
 
 
 def test_a_trial_that_fails_again_and_again_is_an_outcome(ray_here, tmp_path):
@@ -315,16 +374,6 @@ def driver(images, tmp_path):
         if title(pid):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def test_a_killed_driver_takes_its_processes_along_and_the_next_one_goes_on(ray_here, driver, images, tmp_path, alone):
-    driver.kill()
-    driver.wait()
-    wait_until(lambda: not any("raylet" in title(p) or "ray::Implicit" in title(p) for p in driver.family))
-    memory = Memory()
-    records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
-    assert_like_alone(records, alone)
-    assert memory.news[0] == ("start", 2, 0) and len(memory.ended) == 2
 
 
 def test_an_interrupt_ends_running_trials_and_the_next_sweep_ends_them(ray_here, driver, images, tmp_path, alone):

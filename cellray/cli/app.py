@@ -1,11 +1,12 @@
 """The ``cellray`` command.
 
-Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 4 the storage failed, 130
-interrupted.
+Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed, 4 the storage failed, 5 Ray failed,
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -25,7 +26,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 an unsound loss or network (losses check, model check), 2 bad input, "
-    "3 some trials failed, 4 the storage failed (full, away), 130 interrupted (after both, the same command goes on).",
+    "3 some trials failed, 4 the storage failed (full, away), 5 Ray failed (busy machine, killed), 130 interrupted "
+    "(after these three, the same command goes on).",
 )
 track_app = typer.Typer(help="The MLflow store: sync.", no_args_is_help=True)
 for command in (
@@ -57,6 +59,9 @@ app.add_typer(track_app, name="track")
 def main() -> None:
     """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no Python that is started from here imports from the working folder
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         app()
     except BrokenPipeError:  # the reader has gone, as `head` does

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cellray.errors import StorageError, StudyError, one_of
+from cellray.errors import INTERRUPTED, NO_RAY, ClusterError, StorageError, StudyError, one_of
 from cellray.outside import allow_code_in
+from cellray.processes import answer_ending
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from cellray.study.loading import Code
     from cellray.trial import Sets
 
-BAD_INPUT, FAILED, NO_STORAGE, INTERRUPTED = 2, 3, 4, 130
+BAD_INPUT, FAILED, NO_STORAGE = 2, 3, 4
 
 # A file has no width: wide enough there for a whole table.
 out = Console(width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 140)
@@ -70,8 +72,9 @@ def with_allocator() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C in here, or a storage that fails, ends the command with the words that continue it."""
+    """What ends a command in here (Ctrl-C and its like, a storage, Ray) is told, with the words that continue it."""
     goes_on = f"[bold]{escape(shlex.join(['cellray', *sys.argv[1:]]))}[/bold]"
+    restore = answer_ending(_interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -81,6 +84,16 @@ def interruptible() -> Iterator[None]:
         err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         err.print(f"No trial counts as failed for that. When the storage is well, go on: {goes_on}", highlight=False)
         raise typer.Exit(NO_STORAGE) from None
+    except ClusterError as error:
+        err.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"No trial counts as failed for that. To try again: {goes_on}", highlight=False)
+        raise typer.Exit(NO_RAY) from None
+    finally:
+        restore()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def choose(study: Study, seeds: str | None, only: list[str] | None) -> set[tuple[str, int]] | None:
@@ -207,7 +220,12 @@ def find(study_name: str, storage: str) -> StoredStudy:
         ledger = Ledger(storage, study_name)
         if not ledger.exists("study.yaml"):
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
-        study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
+        where = f"{ledger.uri}/study.yaml"
+        try:
+            text = ledger.read("study.yaml").decode()
+        except UnicodeDecodeError:
+            raise StudyError(f"{where} is no text; restore it, or give the study's own YAML file") from None
+        study = read_study(text, where)
     return StoredStudy.of(study, ledger)
 
 

@@ -112,7 +112,7 @@ def verdict(ledger: Ledger) -> list[str]:
     """The sentences of the report's answer, as they were written last; none before the first report."""
     if not ledger.exists("report/verdict.txt"):
         return []
-    return ledger.read("report/verdict.txt").decode().split("\n\n")
+    return ledger.read("report/verdict.txt").decode(errors="replace").split("\n\n")
 
 
 def print_verdict(sentences: list[str]) -> None:

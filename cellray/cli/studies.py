@@ -125,7 +125,7 @@ def status(
     try:
         state = json.loads(ledger.read("report/status.json"))
         state["planned"], state["table"]["columns"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):  # there is none, or it is damaged
         from cellray.report import ReportActor, facts_of
 
         state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import INTERRUPTED, AllowCode, StudyFile, check_study, err, out
+from cellray.cli.common import AllowCode, StudyFile, check_study, err, out
 from cellray.cli.exposed import warn_of_exposed
-from cellray.errors import CellrayError
+from cellray.errors import INTERRUPTED, CellrayError
 
 if TYPE_CHECKING:
     from cellray.submission import Namespace, Parcel

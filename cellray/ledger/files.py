@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from cellray.errors import LedgerError, StorageError
 from cellray.storage import PATIENCE_S, is_full, open_storage, patiently, plain_reason, public, read_plain
@@ -23,6 +23,7 @@ PART = ".part"
 """Ends the name of a file that is being written."""
 MOST_JSON_BYTES, MOST_BYTES = 2**28, 2**34
 """Of a record, and of any other file; larger ones aren't cellray's."""
+CHUNK_BYTES = 2**24
 MOST_AT_ONCE = 16
 """Files of a bucket that are asked for at once."""
 
@@ -112,7 +113,7 @@ class StudyFiles:
             self.delete(".probe")
         except StorageError as error:
             cause = error.__cause__ or error
-            words = f"storage {public(self.storage)!r} is not writable: {plain_reason(cause)}"
+            words = f"storage {public(self.storage)!r} is not writable: {plain_reason(cause)} (--storage names another)"
             raise (StorageError if is_full(cause) else LedgerError)(words) from error
 
     # Files, named by their path in the study's folder.
@@ -168,25 +169,22 @@ class StudyFiles:
             LedgerError: If it is no plain file, or larger than any that cellray writes.
         """
 
+        most = MOST_JSON_BYTES if path.endswith(".json") else MOST_BYTES
+
         def get() -> bytes:
             try:
                 if self._local:
-                    return self._read_plain(path)
+                    return read_plain(f"{self._root}/{path}", most)
                 with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
-                    return bytes(stream.read())
+                    return _read_at_most(stream, most)
             except NotADirectoryError as error:
                 raise FileNotFoundError(path) from error
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EFBIG):
+                    raise LedgerError(f"{self.uri}/{path} can't be read: {error.strerror}") from None
+                raise
 
         return self._do(get, path)
-
-    def _read_plain(self, path: str) -> bytes:
-        most = MOST_JSON_BYTES if path.endswith(".json") else MOST_BYTES
-        try:
-            return read_plain(f"{self._root}/{path}", most)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EFBIG):
-                raise LedgerError(f"{self.uri}/{path} can't be read: {error.strerror}") from None
-            raise
 
     def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
         """The bytes of each file in turn, None where there is none; a bucket is asked for several at once."""
@@ -252,3 +250,14 @@ class StudyFiles:
             for info in found
             if info.type == fs.FileType.File
         ]
+
+
+def _read_at_most(stream: NativeFile, most: int) -> bytes:
+    """The rest of a stream, which must end after so many bytes."""
+    parts, size = [], 0
+    while part := stream.read(CHUNK_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise OSError(errno.EFBIG, f"larger than {most} bytes")
+    return parts[0] if len(parts) == 1 else b"".join(parts)

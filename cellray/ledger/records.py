@@ -17,6 +17,7 @@ from cellray.errors import LedgerError
 from cellray.ledger.files import StudyFiles
 from cellray.ledger.lease import current_holder, held
 from cellray.record import (
+    REMEDY,
     EpochRow,
     Lease,
     PlannedTrial,
@@ -46,7 +47,7 @@ class Ledger(StudyFiles):
         """
         path = f"trials/{key}/trial.json"
         try:
-            return parse_record(self.read(path), f"{self.uri}/{path}")
+            return parse_record(self.read(path), f"{self.uri}/{path}", key)
         except FileNotFoundError:
             return None
 
@@ -67,8 +68,12 @@ class Ledger(StudyFiles):
         for key, data in zip(keys, files, strict=True):
             if data is None:
                 continue
+            where = f"{self.uri}/trials/{key}/trial.json"
             try:
-                found.append(parse_record(data, f"{self.uri}/trials/{key}/trial.json"))
+                record = parse_record(data, where, key)
+                if damaged is not None and record.outcome == "finished" and not record.metrics:
+                    raise LedgerError(f"{where} can't count (it is finished, but has no scores); {REMEDY}")
+                found.append(record)
             except LedgerError as error:
                 if damaged is None:
                     raise

@@ -88,8 +88,9 @@ class Agenda:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing runs and nothing is to be run."""
-        return not self._ready and not self._seen.running
+        """Whether nothing is to be run any more, whatever comes of what runs."""
+        may_grow = self._study.adapts or any(entry.waits_for_rate for entry in self.entries)
+        return not self._ready and not (may_grow and self._seen.running)
 
     def next(self) -> Task | None:
         """The next trial to run, or None if there is none now; it counts as running until `ended`."""

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
 
 from cellray.device import ALLOCATOR_ENV
-from cellray.errors import StudyError
+from cellray.errors import INTERRUPTED, NO_RAY, ClusterError, StudyError
 from cellray.outside import FOLDERS_VARIABLE
+from cellray.processes import asked_to_end
 from cellray.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only settings and small news travel through Ray; images are mapped from the cache."""
+LONGER_S = 180.0
+"""So long is a Ray of our own waited for when it hasn't come in Ray's own 30 s: some hundred processes may want the
+processors."""
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+"""What the agents of a Ray listen at."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -33,6 +45,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         address: Of a running cluster.
 
     Raises:
+        ClusterError: If none could be started in time.
         StudyError: If there is no cluster at the address, it can't be used from here, or none can be started.
     """
     if address is not None and address.startswith("ray://"):
@@ -40,7 +53,9 @@ def connect(address: str | None = None) -> Iterator[None]:
             f"--address {address}: a sweep needs a process on the cluster, which Ray Client doesn't give it; "
             f"cellray submit --address http://HOST:8265 starts one there"
         )
-    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are.
+    # Ray reads these when it starts: no usage statistics, no log files of Tune's own loggers, GPUs left as they are,
+    # patience with its agents where others want the processors.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", str(int(LONGER_S * 1000)))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,32 +75,114 @@ def connect(address: str | None = None) -> Iterator[None]:
         env[FOLDERS_VARIABLE] = os.environ[FOLDERS_VARIABLE]
     job = ray.job_config.JobConfig()
     job._py_driver_sys_path = _NoFolders()  # private, so it may go away
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with _on_loopback() if address is None else nullcontext():
-                ray.init(
-                    **(local if address is None else {"address": address}),
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"env_vars": env},
-                    job_config=job,
-                )
-        except Exception as error:  # Ray raises plain ones, too
-            ray.shutdown()  # what had started already
-            what = "Ray can't be started here" if address is None else f"no Ray cluster can be used at {address!r}"
-            raise StudyError(f"{what}: {_first_line(error)}") from error
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "runtime_env": {"env_vars": env}}
     stop = threading.Event()
-    if address is None:
-        threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
     try:
-        with _without_messages():
+        if address is None:
+            _start({**local, **options, "job_config": job})
+            threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
+        else:
+            _join({"address": address, **options, "job_config": job})
+        with _replaced(ray._private.worker, print_to_stdstream=lambda *_, **__: None):  # a line for each dead worker
             yield
     finally:
         stop.set()
         ray.shutdown()
         if short is not None:
             short.cleanup()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start Ray on this machine; a second time with more patience, if it didn't come.
+
+    Raises:
+        ClusterError: If it doesn't come the second time.
+        StudyError: If it can't be started as things are set.
+    """
+    import ray
+    from ray._private import parameter, ray_constants, services
+
+    others, get_node = _children(), services.get_node
+    plain_params: Any = parameter.RayParams
+
+    def wait_for_node(gcs_address: str, node_id: str) -> Any:
+        end = time.monotonic() + LONGER_S
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:  # it hasn't come yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    for patient in ({}, {"get_node": wait_for_node}):
+        ports = dict(zip(AGENT_PORTS, _free_ports(len(AGENT_PORTS)), strict=True))
+        try:
+            # On 127.0.0.1 only, as on systems where Ray supports no clusters: else it finds the address by which
+            # others reach this machine, and listens there.
+            with (
+                _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
+                _replaced(parameter, RayParams=partial(plain_params, **ports)),
+                _replaced(services, start_raylet=_without_agents(ports), **patient),
+            ):
+                return _init(options)
+        except BaseException as error:  # Ray raises plain ones, too
+            ray.shutdown()  # what had started already
+            _kill(_children() - others)
+            if not isinstance(error, Exception):
+                raise
+            problem = f"Ray can't be started here: {_first_line(error)}"
+            lasting = isinstance(error, OSError | ValueError) and not isinstance(error, TimeoutError | ConnectionError)
+            if lasting:
+                raise StudyError(problem) from error
+            if patient:
+                raise ClusterError(f"{problem} (this machine may be too busy, or short of memory)") from error
+            print(f"{problem} Trying once more, for up to {LONGER_S:.0f} s.", file=sys.stderr, flush=True)
+
+
+def _without_agents(ports: Mapping[str, int]) -> Callable[..., Any]:
+    """Ray's function that starts a raylet, which then doesn't wait for its agents, as it does for 15 s at most.
+
+    On a busy machine they take longer. It waits for files in which they put their ports; these are known before.
+    """
+    from ray._private import services
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
+
+    plain = services.start_raylet
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(plain).bind(*args, **kwargs).arguments
+        for name, port in ports.items():
+            persist_port(given["session_dir"], given["node_id"], name, port)
+        return plain(*args, **kwargs)
+
+    return start
+
+
+def _free_ports(n: int) -> list[int]:
+    """Ports of this machine that nobody uses now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _join(options: dict[str, Any]) -> None:
+    """Connect to a Ray that runs."""
+    try:
+        _init(options)
+    except Exception as error:
+        raise StudyError(f"no Ray cluster can be used at {options['address']!r}: {_first_line(error)}") from error
+
+
+def _init(options: dict[str, Any]) -> None:
+    """`ray.init`, without its warnings and without its answers to signals."""
+    import ray
+
+    with warnings.catch_warnings(), _replaced(ray._private.utils, set_sigterm_handler=lambda handler: None):
+        warnings.simplefilter("ignore")
+        ray.init(**options)
 
 
 class _NoFolders(list[str]):
@@ -114,36 +211,48 @@ def _short_folder() -> TemporaryDirectory[str] | None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray that starts in here listens on 127.0.0.1 only, as it does on systems where it supports no clusters.
-
-    Else it finds the address by which others reach this machine, and listens there.
-    """
-    from ray._private import ray_constants
-
-    name = "ENABLE_RAY_CLUSTER"  # private, so it may go away
-    plain = getattr(ray_constants, name, True)
-    setattr(ray_constants, name, False)
+def _replaced(module: ModuleType, **values: object) -> Iterator[None]:
+    """Some private names of Ray, which may go away, stand for something else in here."""
+    before = {name: getattr(module, name) for name in values if hasattr(module, name)}
+    for name in before:
+        setattr(module, name, values[name])
     try:
         yield
     finally:
-        setattr(ray_constants, name, plain)
+        for name, plain in before.items():
+            setattr(module, name, plain)
 
 
 def _watch(stop: threading.Event) -> None:
     """End this process, with a word, when its own Ray has died: Ray would end it without one, some seconds later."""
-    ours = {pid for pid, (name, parent) in _processes().items() if name == "raylet" and parent == os.getpid()}
+    names, me = ("raylet", "gcs_server"), os.getpid()
+    ours = {pid for pid, (name, parent) in _processes().items() if name in names and parent == me}
     served: set[int] = set()
     while ours and not stop.wait(1.0):
         running = _processes()
-        if not ours <= running.keys():
-            for pid in served & running.keys():  # they would look for it for a minute
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            text = "Ray on this machine has died or was killed. Nothing is lost: the same command goes on."
-            print(text, file=sys.stderr, flush=True)
-            os._exit(1)  # other threads may wait for Ray, and would do so for ever
+        if not ours <= running.keys() and not stop.is_set():
+            _kill((ours | served) & running.keys())  # they would look for it for a minute
+            # A signal may have gone to all processes of a group.
+            why = "Interrupted" if asked_to_end.is_set() else "Ray on this machine has died or was killed"
+            print(f"{why}; nothing is lost: the same command goes on.", file=sys.stderr, flush=True)
+            os._exit(
+                INTERRUPTED if asked_to_end.is_set() else NO_RAY
+            )  # other threads may wait for Ray, and would do so for ever
         served = {pid for pid, (_, parent) in running.items() if parent in ours}
+
+
+def _children() -> set[int]:
+    """Processes that this one started, and those that these did."""
+    processes, found = _processes(), {os.getpid()}
+    while more := {pid for pid, (_, parent) in processes.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _processes() -> dict[int, tuple[str, int]]:
@@ -156,20 +265,6 @@ def _processes() -> dict[int, tuple[str, int]]:
             if state != "Z":
                 found[int(stat.parent.name)] = (name, int(parent))
     return found
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """Without the lines that Ray prints for each dead worker: the sweep says itself what became of a trial."""
-    from ray._private import worker
-
-    name = "print_to_stdstream"  # private, so it may go away
-    plain = getattr(worker, name, None)
-    setattr(worker, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        setattr(worker, name, plain)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,28 +12,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cellray.processes import answer_ending
+
 PENDING = 32
 """Trials that Tune asks resources for at once: they tell an autoscaling cluster how far it may grow."""
 
 
 @contextmanager
 def first_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM only sets the event; the next does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """The first signal that asks this process to end only sets the event; the next does what it did before."""
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupted.set()
         restore()
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C
-
-    for number in before:
-        signal.signal(number, note)
+    restore = answer_ending(note)
     try:
         yield
     finally:

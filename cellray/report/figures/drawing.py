@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
@@ -23,6 +23,8 @@ from cellray.report.findings import Findings
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--card)", BLUE: "var(--blue)"}
 """Colours of a figure that follow the page's light or dark theme."""
 
+PLAIN_STYLE = {name: value for name, value in rcParamsDefault.items() if "backend" not in name}
+"""Whatever a file `matplotlibrc` says, that lies where the command was started."""
 STYLE: dict[RcKeyType, Any] = {
     "font.family": FONT,
     "font.size": 10,
@@ -129,7 +131,7 @@ class Drawing:
 def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
     """A figure's drawings; none where there is nothing to show."""
     drawings = []
-    with rc_context(STYLE):
+    with rc_context(PLAIN_STYLE), rc_context(STYLE):
         for sketch in kind.sketches(found):
             if sketch.figure is not None:
                 name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
