@@ -374,6 +374,15 @@ class PlannedTrial:
         return record
 
 
+class Reference(_Part):
+    """Predictions made elsewhere, as they were judged on the test images; `references.json` lists them."""
+
+    label: str
+    key: str
+    """Names its table of images; another one where the predictions, the images or the evaluation differ."""
+    metrics: Scores
+
+
 class TriedRate(_Part):
     """A learning rate that was tried for a configuration."""
 
@@ -454,6 +463,7 @@ class Lease(_Part):
 
 
 _PLAN: TypeAdapter[list[PlannedTrial]] = TypeAdapter(list[PlannedTrial])
+_REFERENCES: TypeAdapter[list[Reference]] = TypeAdapter(list[Reference])
 
 
 def parse(kind: type[_T] | TypeAdapter[_T], data: bytes | str, where: str, what: str) -> _T:
@@ -488,6 +498,11 @@ def parse_plan(data: bytes | str, where: str) -> list[PlannedTrial]:
     return parse(_PLAN, data, where, "a plan of trials")
 
 
+def parse_references(data: bytes | str, where: str) -> list[Reference]:
+    """The contents of a references.json; errors as for `parse`."""
+    return parse(_REFERENCES, data, where, "a list of references")
+
+
 def record_text(record: TrialRecord) -> str:
     """A trial.json."""
     return json.dumps(record.plain(), indent=1, sort_keys=True, allow_nan=True)
@@ -496,6 +511,11 @@ def record_text(record: TrialRecord) -> str:
 def plan_text(trials: Sequence[PlannedTrial]) -> str:
     """A plan.json: label, seed and both keys of each trial."""
     return json.dumps([{name: getattr(trial, name) for name in PlannedTrial.FIELDS} for trial in trials], indent=1)
+
+
+def references_text(references: Sequence[Reference]) -> str:
+    """A references.json."""
+    return json.dumps([reference.model_dump() for reference in references], indent=1, ensure_ascii=False)
 
 
 def search_text(log: SearchLog) -> str:

@@ -20,13 +20,16 @@ from cellray.record import (
     EpochRow,
     Lease,
     PlannedTrial,
+    Reference,
     SearchLog,
     TrialRecord,
     parse,
     parse_plan,
     parse_record,
+    parse_references,
     plan_text,
     record_text,
+    references_text,
     search_text,
 )
 
@@ -143,6 +146,17 @@ class Ledger(StudyFiles):
     def write_search(self, log: SearchLog) -> None:
         """Keep how configurations were chosen."""
         self.write("search.json", search_text(log).encode())
+
+    def references(self) -> list[Reference]:
+        """Predictions made elsewhere, as the last sweep judged them."""
+        try:
+            return parse_references(self.read("references.json"), f"{self.uri}/references.json")
+        except FileNotFoundError:
+            return []
+
+    def write_references(self, references: Sequence[Reference]) -> None:
+        """Keep which predictions made elsewhere belong to the study, and how they do."""
+        self.write("references.json", references_text(references).encode())
 
     def load_checkpoint(self, key: str, name: str) -> bytes | None:
         """A trial's checkpoint `last` or `best`, or None."""

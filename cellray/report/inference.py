@@ -65,7 +65,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
             continue
         block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
         ends += [
-            (name, point, metric, label, *_interval(v, block, metric))
+            (name, point, metric, label, *interval_of(v, metric, is_median=block.is_median))
             for label, v in zip(labels, block.values, strict=True)
         ]
         if point != "own":
@@ -146,12 +146,18 @@ def versus(
     return table
 
 
-def _interval(trials: np.ndarray, block: Block, metric: str) -> tuple[float, float]:
-    """95 % interval of one configuration's mean, in the metric's own direction and range."""
+def interval_of(trials: np.ndarray, metric: str, *, is_median: bool) -> tuple[float, float]:
+    """95 % interval of one configuration's mean, in the metric's own direction and range.
+
+    Args:
+        trials: Shape (n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
+        metric: A key of ``METRICS``.
+        is_median: As `Block.is_median`.
+    """
     known = trials[~np.isnan(trials).any(1)]
     if len(known) == 0:
         return np.nan, np.nan
-    if block.is_median:
+    if is_median:
         _, low, high = mean_median(known)
     else:
         low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())

@@ -346,6 +346,16 @@ class ResourcesConfig(Settings):
         return self.model_copy(update={"gpus": float(self.n_workers) if has_gpus else 0.0})
 
 
+class ReferenceConfig(Settings):
+    """Predictions made elsewhere, by another tool or a person, judged beside the configurations and never trained."""
+
+    label: Label
+    """What the tables call it, such as Cellpose."""
+    path: str
+    """Folder or zip of label images (0 background, cells 1 to n), one for each test image under its name, or under that
+    with an ending such as _cp_masks. ``${NAME}`` and relative paths as for data."""
+
+
 class ConfigurationConfig(Settings):
     """One contender: a label, and what differs from the study's own settings (the compared parameters)."""
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cellray.errors import StudyError, one_of
 from cellray.losses.check import CHECKS
 from cellray.study.adaptive import DecideConfig, SearchConfig, StoppingConfig
-from cellray.study.conflicts import decide_problems, repeated_seeds, search_problems
+from cellray.study.conflicts import decide_problems, repeated_labels, repeated_seeds, search_problems
 from cellray.study.group import Settings
 from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
@@ -25,6 +25,7 @@ from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
     EvaluationConfig,
+    ReferenceConfig,
     ResourcesConfig,
     SeedNumber,
     StudyTitle,
@@ -63,6 +64,8 @@ class Study(Settings):
     """Ends poor configurations early."""
     decide: DecideConfig | None = None
     """Which difference matters, and what may be spent on further seeds until that is decided."""
+    references: tuple[ReferenceConfig, ...] = ()
+    """Predictions made elsewhere on the test images, shown beside the ranking: is the best one better?"""
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -103,6 +106,7 @@ class Study(Settings):
                 same = f"{configuration.label!r} has the same settings as {resolved[content]!r}"
                 problems.append(Problem(at, f"{same}: nothing is compared"))
             resolved.setdefault(content, configuration.label)
+        problems += repeated_labels([reference.label for reference in self.references], labels)
         if problems:
             raise SettingsError(problems)
         return self
