@@ -374,6 +374,40 @@ class PlannedTrial:
         return record
 
 
+class EnsembleRecord(_Part):
+    """The finished seeds of a configuration as one model, and the operating point chosen for it."""
+
+    key: str
+    label: str
+    seeds: tuple[int, ...]
+    members: tuple[str, ...]
+    """Keys of the trials, in the order of the seeds."""
+    n_left_out: int = 0
+    """Seeds of the configuration that failed, collapsed or were stopped."""
+    operating_point: OperatingPoint
+    operating_point_score: float
+    """On the images that it was chosen on, in the metric that ranks."""
+    n_images: int
+    """That it was chosen on."""
+    fewest_members: int
+    """Networks that predicted one of these images: those that weren't trained on it."""
+    most_members: int
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"{self.label}, ensemble of seeds {', '.join(map(str, self.seeds))}"
+
+    @property
+    def how_chosen(self) -> str:
+        """Which images the operating point was chosen on, in words."""
+        if self.fewest_members == len(self.seeds):
+            return f"{self.n_images} validation images"
+        few, most, of = self.fewest_members, self.most_members, len(self.seeds)
+        which = f"{few}" if few == most else f"{few} to {most}"
+        return f"{self.n_images} images, each predicted only by the {which} of {of} members not trained on it"
+
+
 class Reference(_Part):
     """Predictions made elsewhere, as they were judged on the test images; `references.json` lists them."""
 
@@ -511,6 +545,11 @@ def record_text(record: TrialRecord) -> str:
 def plan_text(trials: Sequence[PlannedTrial]) -> str:
     """A plan.json: label, seed and both keys of each trial."""
     return json.dumps([{name: getattr(trial, name) for name in PlannedTrial.FIELDS} for trial in trials], indent=1)
+
+
+def parse_ensemble(data: bytes | str, where: str) -> EnsembleRecord:
+    """The contents of an ensemble's file; errors as for `parse`."""
+    return parse(EnsembleRecord, data, where, "an ensemble")
 
 
 def references_text(references: Sequence[Reference]) -> str:

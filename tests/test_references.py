@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 from tifffile import imwrite
-from tiny_study import draw_images, tiny_study
+from tiny_study import draw_images, tiny_study, train_all
 
 from cellray.data import Dataset
 from cellray.data.predicted import read_predictions
@@ -23,10 +23,9 @@ from cellray.ledger import Ledger
 from cellray.prediction import TrainedModel
 from cellray.report import build_report, facts_of, format_table, load_tables
 from cellray.report.page.ranking_tables import ranked_table
-from cellray.results import Results, plan_of
 from cellray.statistics import difference_from
 from cellray.study import load_study
-from cellray.trial import Sets, judge_references, read_references, run_trial
+from cellray.trial import judge_references, read_references
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -47,21 +46,16 @@ def judged(tmp_path_factory):
         configurations=[{"label": "Dice", "loss": {"name": "dice"}}],
         references=[{"label": "seed 0", "path": str(own)}, {"label": "an expert", "path": str(true)}],
     )
-    sets, ledger = Sets.open(study.data), Ledger(str(folder / "storage"), study.name)
-    trials = study.trials()
-    records = [run_trial(trial, sets, ledger) for trial in trials]
+    ledger = Ledger(str(folder / "storage"), study.name)
+    sets, records, results = train_all(study, ledger)
     model = TrainedModel.load(ledger, seed=0)
     own.mkdir()
-    for i in sets.split(trials[0]).test:
+    for i in sets.split(study.trials()[0]).test:
         labels = model.find_cells(sets.train.image(i)).labels
         imwrite(own / f"{sets.train.names[i]}_cp_masks.tif", labels.astype(np.uint16))
         shutil.copy(images / "test" / "images" / f"{sets.train.names[i]}.png", own)
     judge_references(study, sets, ledger)
-    plan = sets.plan(trials, ledger)
-    ledger.write_plan(plan)
-    return SimpleNamespace(
-        study=study, sets=sets, ledger=ledger, records=records, results=Results.now(ledger, plan_of(study, plan))
-    )
+    return SimpleNamespace(study=study, sets=sets, ledger=ledger, records=records, results=results)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from cellray.errors import LedgerError
 from cellray.ledger.files import StudyFiles
 from cellray.ledger.lease import current_holder, held
 from cellray.record import (
+    EnsembleRecord,
     EpochRow,
     Lease,
     PlannedTrial,
@@ -24,6 +25,7 @@ from cellray.record import (
     SearchLog,
     TrialRecord,
     parse,
+    parse_ensemble,
     parse_plan,
     parse_record,
     parse_references,
@@ -157,6 +159,17 @@ class Ledger(StudyFiles):
     def write_references(self, references: Sequence[Reference]) -> None:
         """Keep which predictions made elsewhere belong to the study, and how they do."""
         self.write("references.json", references_text(references).encode())
+
+    def ensemble(self, key: str) -> EnsembleRecord | None:
+        """A configuration's seeds as one model, if its operating point was chosen already."""
+        try:
+            return parse_ensemble(self.read(f"ensembles/{key}.json"), f"{self.uri}/ensembles/{key}.json")
+        except FileNotFoundError:
+            return None
+
+    def write_ensemble(self, ensemble: EnsembleRecord) -> None:
+        """Keep an ensemble's operating point."""
+        self.write(f"ensembles/{ensemble.key}.json", ensemble.model_dump_json(indent=1).encode())
 
     def load_checkpoint(self, key: str, name: str) -> bytes | None:
         """A trial's checkpoint `last` or `best`, or None."""
