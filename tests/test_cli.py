@@ -228,9 +228,10 @@ class TestOneStudy:
         alone = here(place, "evaluate", "tiny", "images", "--config", "Dice", "--seed", "1", "--json")
         expected = {k: v for k, v in json.loads(alone.stdout).items() if k in scores}
         assert scores["single_runs"]["seed 1"] == expected
-        assert "leave out --seed" in here(
-            place, "predict", "tiny", "images", "--out", "x", "--seed", "0", "--ensemble", code=2
-        ).stderr
+        assert (
+            "leave out --seed"
+            in here(place, "predict", "tiny", "images", "--out", "x", "--seed", "0", "--ensemble", code=2).stderr
+        )
 
     def test_a_second_sweep_on_the_same_ledger_is_told_who_holds_it(self, place, swept):
         lease = place / "studies/tiny/lease.json"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-_UNUSED = {"ray", "optuna", "mlflow", "matplotlib", "jinja2", "scikit-learn"}
+_UNUSED = {"ray", "optuna", "mlflow", "matplotlib", "jinja2", "scikit-learn", "roifile"}
 """Dependencies that finding cells doesn't import; MLflow names itself."""
 
 
