@@ -70,19 +70,13 @@ def test_regions_cover_the_pixels_whose_centres_they_enclose(tmp_path):
         tmp_path / "a.zip",
         region(ROI_TYPE.RECT, 1, 0, 3, 2),  # columns 1 and 2, rows 0 and 1
         polygon((4, 3), (8, 3), (8, 6), (4, 6)),  # columns 4 to 7, rows 3 to 5
-        region(
-            ROI_TYPE.OVAL, 0, 3, 3, 6
-        ),  # 3 x 3 pixels without corners: these are 1.41 from the middle, above 1.5 / …
+        region(ROI_TYPE.OVAL, 0, 2, 4, 6),  # 4 x 4 pixels; the centres of its corners are 2.12 from the middle, above 2
         region(ROI_TYPE.LINE, 0, 0, 5, 5),
     )
     labels, notes = labels_at(tmp_path)
     expected = np.zeros((6, 8), int)
-    expected[0:2, 1:3], expected[3:6, 4:8], expected[3:6, 0:3] = 1, 2, 3
-    corners = [(r, c) for r in (3, 5) for c in (0, 2)]
-    radius = 1.5
-    for r, c in corners:
-        if (r - 4) ** 2 + (c - 1) ** 2 > radius**2:
-            expected[r, c] = 0
+    expected[0:2, 1:3], expected[3:6, 4:8], expected[2:6, 0:4] = 1, 2, 3
+    expected[[2, 2, 5, 5], [0, 3, 0, 3]] = 0
     assert labels.tolist() == expected.tolist()
     assert notes == ["1 lines, points or angles enclose nothing and are left out"]
 
@@ -176,7 +170,7 @@ def test_an_image_that_is_missing_and_labels_that_are_there_are_named(tmp_path):
         find_marked(tmp_path)
     image(tmp_path / "a.tif")
     image(tmp_path / "a_label.tif")
-    with pytest.raises(DataError, match="a_label.tif is there already; name another folder with --out"):
+    with pytest.raises(DataError, match=r"a_label\.tif is there already; name another folder with --out"):
         find_marked(tmp_path)
     (marked,) = find_marked(tmp_path, tmp_path / "elsewhere")
     assert marked.target == tmp_path / "elsewhere" / "a.tif"
