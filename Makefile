@@ -10,7 +10,7 @@ WORKERS ?= 3
 BENCHMARKS := $(filter-out benchmarks/gauge.py benchmarks/rates.py,$(wildcard benchmarks/*.py)) # rates.py needs real images and hours
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-test test quick acceptance audit check format lint types layers bench constraints clean
+.PHONY: help demo install install-test test quick acceptance audit check format lint types layers bench keys constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ layers: $(TEST_STAMP)
 
 bench: $(TEST_STAMP) ## every benchmark, one after the other
 	@missed=0; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || missed=1; done; exit $$missed
+
+keys: $(TEST_STAMP) ## docs/keys.md anew, the page of every key of a study file
+	$(BIN)/cellray schema --markdown > docs/keys.md
 
 constraints: $(TEST_STAMP) ## rewrite constraints.txt from what .venv holds now
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.txt.new

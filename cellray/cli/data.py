@@ -30,7 +30,10 @@ def data_check(
     path: DataPath,
     as_json: Json = False,
 ) -> None:
-    """Is this a usable dataset? Every problem with its file, and what the images are like."""
+    """Is this a usable dataset? Every problem with its file, and what the images are like.
+
+    Example: [bold]cellray data check my_images[/bold]
+    """
     from cellray.data import check_dataset
 
     configs, reading = _dataset_configs(path)
@@ -50,7 +53,10 @@ def data_preview(
     output: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("preview.png"),
     n: Annotated[int, typer.Option(min=1, max=48, help="Images to show.")] = 12,
 ) -> None:
-    """Draw a contact sheet of images with their true contours."""
+    """Draw a contact sheet of images with their true contours.
+
+    Example: [bold]cellray data preview my_images --out preview.png[/bold]
+    """
     from cellray.data import open_dataset, preview_dataset
     from cellray.overlay import encode_png
 
@@ -105,7 +111,10 @@ def data_synth(
     scale: Annotated[float, typer.Option(min=0.05, help="Size of a cell relative to FNC's 37 px.")] = 1.0,
     seed: int = 0,
 ) -> None:
-    """Draw a dataset in the likeness of Fluorescent Neuronal Cells yellow, in its folder layout."""
+    """Draw a dataset in the likeness of Fluorescent Neuronal Cells yellow, in its folder layout.
+
+    Example: [bold]cellray data synth drawn --n-trainval 10 --width-px 320 --height-px 240 --scale 0.5[/bold]
+    """
     from cellray.data.synth import synthesise
 
     if output.exists() and any(output.iterdir()):

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 def track_sync(
     study_name: StudyName, storage: Storage = "studies", tracking_uri: TrackingUri = None, quiet: Quiet = False
 ) -> None:
-    """Bring the MLflow store up to date from the ledger alone."""
+    """Bring the MLflow store up to date from the ledger alone.
+
+    Example: [bold]cellray track sync quickstart --tracking-uri http://mlflow.lab:5000[/bold]
+    """
     from cellray.tracking import check_store, default_store, public_uri, sync
 
     ledger, study, _ = find(study_name, storage)

@@ -50,8 +50,11 @@ class Study(Settings):
     allow: tuple[str, ...] = ()
     """Failures of the loss check that don't stop the sweep; keys of ``cellray.losses.check.CHECKS``."""
     data: DataConfig
+    """The images that are trained on, chosen by and judged on."""
     model: ModelConfig = ModelConfig()
+    """The network of every configuration that names no other."""
     training: TrainingConfig
+    """How each network is trained, unless its configuration says otherwise."""
     loss: LossConfig | None = None
     """The loss of configurations that don't name one."""
     configurations: tuple[ConfigurationConfig, ...] = ()
@@ -67,7 +70,9 @@ class Study(Settings):
     references: tuple[ReferenceConfig, ...] = ()
     """Predictions made elsewhere on the test images, shown beside the ranking: is the best one better?"""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How trained networks are judged, and by what they are ranked."""
     resources: ResourcesConfig = ResourcesConfig()
+    """Processors and disk. They decide how fast, never what comes out."""
 
     @field_validator("quirks")
     @classmethod
