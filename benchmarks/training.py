@@ -138,7 +138,7 @@ def _train_bare(kind: str, folder: Path, shape: str, steps: int) -> None:
     batch_size, crop_px = SHAPES[shape]
     images = torch.rand(batch_size, CHANNELS, crop_px, crop_px).contiguous(memory_format=torch.channels_last)
     targets = (torch.rand(batch_size, 1, crop_px, crop_px) < 0.1).float()
-    CropSampler.batch = lambda self, step, purpose=0: Batch(images, targets, {})  # type: ignore[method-assign]
+    CropSampler.batch = lambda self, step, purpose=0: Batch(images, targets, {}, None)  # type: ignore[method-assign]
     _train_cellray(kind, folder, shape, steps)
 
 

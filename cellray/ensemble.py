@@ -131,7 +131,7 @@ def _validation_images(record: TrialRecord, trial: Trial | None, sets: Sets) -> 
             f"{record.label}, seed {record.seed} was trained on other images, or another split of them, than the study "
             "names now: which images it hasn't seen can't be told, and so no operating point chosen"
         )
-    return split.val
+    return split.val  # with `data.folds` of the first training, whose weights are the trial's
 
 
 def _key(records: list[TrialRecord]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import queue
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,8 @@ from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import OverlayFile
 from cellray.study import EvaluationConfig
+
+_T = TypeVar("_T")
 
 TILE_OVERLAP_PX = 64
 BATCH_PX = 2**21  # pixels predicted at once
@@ -58,6 +63,40 @@ def same_shapes(dataset: Dataset, indices: list[int]) -> list[list[int]]:
     for index in indices:
         groups.setdefault(dataset.image(index).shape, []).append(index)
     return list(groups.values())
+
+
+def ahead(items: Iterator[_T], n: int = 2) -> Iterator[_T]:
+    """The same items, computed by a thread up to n of them ahead: a GPU predicts the next while one is judged."""
+    made: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(n)
+    is_over = threading.Event()
+
+    def put(item: _T | None, error: BaseException | None = None) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put((item, error), timeout=0.1)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if is_over.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    threading.Thread(target=make, daemon=True, name="cellray-ahead").start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield cast(_T, item)
+    finally:
+        is_over.set()
 
 
 def predict_image(
@@ -192,9 +231,10 @@ def evaluate(
 
     def predict(name: str) -> Iterator[tuple[int, np.ndarray]]:
         dataset, indices = sets[name]
-        for index, logits in predict_logits(
+        predicted = predict_logits(
             model, dataset, indices, device=device, precision=precision, tile_px=settings.tile_px
-        ):
+        )
+        for index, logits in predicted if device.type == "cpu" else ahead(predicted):
             yield index, logits.sigmoid().numpy()
 
     validation, indices = sets["val"]

@@ -154,6 +154,7 @@ class DataSettings(_Kept):
     plane: int | str | None = None
     ignore: int | None = None
     normalise: str = "none"
+    folds: int | None = None
     train: DatasetSettings | None = None
     external: tuple[DatasetSettings, ...] = ()
 

@@ -19,8 +19,8 @@ PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / 
 
 def commands(command: click.Command, name: str = "cellray") -> Iterator[tuple[str, click.Command]]:
     """Every command with its whole name."""
-    if isinstance(command, click.Group):
-        for word, inner in command.commands.items():
+    if inside := getattr(command, "commands", None):
+        for word, inner in inside.items():
             yield from commands(inner, f"{name} {word}")
     else:
         yield name, command

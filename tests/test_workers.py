@@ -200,13 +200,13 @@ def fitter(joined: bool, case: str, *, fixed: bool = False, **training: Any) -> 
 def one_step(joined: bool, case: str, fixed: bool, batch_size: int) -> tuple[float, torch.Tensor]:
     """The loss of a step and the gradient of all weights."""
     made = fitter(joined, case, fixed=fixed, batch_size=batch_size)
-    loss = made._train_step(0, 0.0)
+    loss = made._train_step(0, 0.0).item()
     return loss, torch.cat([weight.grad.flatten() for weight in made.model.parameters()])
 
 
 def some_steps(joined: bool, case: str, fixed: bool, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     made = fitter(joined, case, fixed=fixed)
-    return [made._train_step(step, 1e-3) for step in range(steps)], made.model.state_dict()
+    return [made._train_step(step, 1e-3).item() for step in range(steps)], made.model.state_dict()
 
 
 @pytest.mark.parametrize("case", CASES)

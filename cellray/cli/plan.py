@@ -196,6 +196,7 @@ def _print_study(study: Study, sets: Sets, trial: Trial) -> None:
     split = sets.split(trial)
     out.print(
         f"data: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        + ("" if study.data.folds is None else f" ({study.data.folds} trainings a trial, to test each image)")
         + "".join(f", {len(d)} {escape(name)}" for name, d in sets.external.items()),
         highlight=False,
     )

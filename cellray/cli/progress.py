@@ -58,6 +58,7 @@ class ProgressObserver(Observer):
         settings = trial.training
         total, done = (settings.steps, row["step"]) if settings.steps else (settings.epochs, row["epoch"])
         assert total is not None
+        total *= len(trial.trainings)
         if who not in self._running:
             self._running[who] = self._bars.add_task(f"{trial.label}, seed {trial.seed}", total=total, state="")
         state = f"epoch {row['epoch']:.0f}, loss {row['train_loss']:.3f}"

@@ -10,7 +10,7 @@ from cellray.data.foreign import find_marked, read_foreign
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
-from cellray.data.splits import Split, split_dataset
+from cellray.data.splits import Split, fold_dataset, split_dataset
 
 __all__ = [
     "Dataset",
@@ -25,6 +25,7 @@ __all__ = [
     "default_cache_dir",
     "file_content",
     "find_marked",
+    "fold_dataset",
     "image_from_bytes",
     "list_images",
     "open_dataset",

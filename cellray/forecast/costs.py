@@ -182,8 +182,9 @@ def forecast(
     tries_s = _known(tries)
     busy_s = None if times is None or tries_s is None else sum(times) + sum(tries_s)
     report_s = REPORT_S + REPORT_TRIAL_S * n_all
-    checkpoint_mb = weights_mb(likely[0])
-    running_mb = 3 * checkpoint_mb  # weights and Adam's two moments
+    running_mb = 3 * weights_mb(likely[0])  # weights and Adam's two moments
+    kept = len(likely[0].trainings) + (study.data.folds is not None)  # of several trainings one is kept twice
+    checkpoint_mb = kept * weights_mb(likely[0])
     checkpoints_mb = n_all * checkpoint_mb + n * running_mb
     quota_mb = None if resources.checkpoints_gb is None else resources.checkpoints_gb * 1e9 / 2**20
     if quota_mb is not None and n_all * checkpoint_mb > quota_mb:
@@ -415,8 +416,8 @@ def _added(work: Work, training: dict[str, float], judging: dict[str, float], pe
         step_s=step_s,
         epoch_s=work.steps_per_epoch * step_s + validation_s / work.validate_every,
         training_s=(work.steps + work.tested) * step_s + work.validations * validation_s,
-        judging_s=(work.val_mpx + work.judged_mpx) * judging["predict_s"]
-        + work.val_mpx * judging["search_s"]
+        judging_s=(work.trainings * work.val_mpx + work.judged_mpx) * judging["predict_s"]
+        + work.trainings * work.val_mpx * judging["search_s"]
         + work.judged_mpx * judging["judge_s"],
         peak_mb=peak_mb,
         source=source,

@@ -42,23 +42,26 @@ class Work:
     """Of all sets that are judged, beside the validation images."""
     batch_norm_batches: int
     validate_every: int
+    trainings: int = 1
+    """In which these steps and validations are, with as many operating points to be chosen."""
 
     @classmethod
     def of(cls, trial: Trial, sets: Sets) -> Work:
         settings, split = trial.training, sets.split(trial)
         steps_per_epoch = math.ceil(len(split.train) / settings.batch_size)
-        steps = settings.steps or (settings.epochs or 0) * steps_per_epoch
+        steps, n = settings.steps or (settings.epochs or 0) * steps_per_epoch, len(trial.trainings)
         external_mpx = sum(megapixels(dataset, range(len(dataset))) for dataset in sets.external.values())
         return cls(
             step_mpx=settings.batch_size * settings.crop_px**2 / 1e6,
-            steps=steps,
+            steps=n * steps,
             steps_per_epoch=steps_per_epoch,
-            tested=RANGE_TEST_SHARE * settings.range_test.steps if settings.lr == "range_test" else 0.0,
-            validations=math.ceil(steps / steps_per_epoch / settings.validate_every),
+            tested=n * RANGE_TEST_SHARE * settings.range_test.steps if settings.lr == "range_test" else 0.0,
+            validations=n * math.ceil(steps / steps_per_epoch / settings.validate_every),
             val_mpx=megapixels(sets.train, split.val),
             judged_mpx=megapixels(sets.train, split.test) + external_mpx,
             batch_norm_batches=settings.batch_norm_batches,
             validate_every=settings.validate_every,
+            trainings=n,
         )
 
 

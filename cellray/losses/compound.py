@@ -150,11 +150,12 @@ def hardest_ce(logits: Tensor, target: Tensor, fraction: float, void: Tensor | N
     costs = []
     left_out = [None] * len(logits) if void is None else void.flatten(1)
     for z, y, out in zip(logits.float().flatten(1), target.float().flatten(1), left_out, strict=True):
-        k = max(1, round(fraction * n_counting(z, out)))
+        k = max(1, round(fraction * int(n_counting(z, out))))
         # Cross-entropy is softplus of the logit of the wrong class, so the order of these is theirs.
         level, pixels = hardest_pixels(wrong_logit(z.detach(), y), k)
         wrong = wrong_logit(z.index_select(0, pixels), y[pixels])
         n_above = (wrong > level).sum()
-        share = (k - n_above) / (len(wrong) - n_above)
+        at_level = wrong == level
+        share = at_level * (k - n_above) / at_level.sum()
         costs.append((torch.where(wrong > level, 1, share) * functional.softplus(wrong)).sum() / k)
     return torch.stack(costs).mean()

@@ -29,14 +29,14 @@ def check_shapes(logits: Tensor, target: Tensor, **maps: Tensor) -> None:
             raise ShapeError(f"logits have shape {tuple(logits.shape)}, {name} {tuple(tensor.shape)}; they must agree")
 
 
-def n_counting(pixels: Tensor, void: Tensor | None) -> int:
-    """Number of pixels that aren't void, at least 1.
+def n_counting(pixels: Tensor, void: Tensor | None) -> Tensor | int:
+    """Number of pixels that aren't void, at least 1; where some are, a tensor, for which no GPU is waited for.
 
     Args:
         pixels: Any tensor with one value a pixel.
         void: True at pixels that count as neither cell nor background, same shape; None: there are none.
     """
-    return pixels.numel() if void is None else max(pixels.numel() - int(void.sum()), 1)
+    return pixels.numel() if void is None else (~void).sum().clamp_min(1)
 
 
 def pixel_mean(cost: Tensor, void: Tensor | None) -> Tensor:

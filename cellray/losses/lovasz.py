@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cellray.losses.contract import Reduction, check_shapes
+from cellray.losses.contract import Reduction, check_shapes, on_cpu
 from cellray.losses.order import descending
 from cellray.losses.sums import wrong_logit
 
@@ -36,13 +36,18 @@ def lovasz_hinge_loss(logits: Tensor, target: Tensor, *, reduction: Reduction = 
     rows = (len(logits) if reduction == "image" else 1, -1)
     for z, y in zip(logits.float().reshape(rows), target.float().reshape(rows), strict=True):
         errors = 1 + wrong_logit(z.detach(), y)
-        pixels = (~(errors <= 0)).nonzero().flatten()  # the others cost nothing; NaN is not left out
-        pixels = pixels[descending(errors[pixels])]
+        counts = ~(errors <= 0)  # the others cost nothing; NaN is not left out
+        if on_cpu(z):  # sorting fewer is faster; a GPU would have to be waited for, to know how many they are
+            pixels = counts.nonzero().flatten()
+            pixels = pixels[descending(errors[pixels])]
+        else:
+            pixels = descending(errors)
         in_cell = y[pixels]
         missed = in_cell.cumsum(0)
         spurious = torch.arange(1, len(pixels) + 1, device=z.device) - missed
         n_cells = y.sum()
         jaccard = 1 - (n_cells - missed) / (n_cells + spurious)
         growth = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
-        costs.append(((1 + wrong_logit(z.index_select(0, pixels), in_cell)) * growth).sum())
+        cost = (1 + wrong_logit(z.index_select(0, pixels), in_cell)) * growth
+        costs.append(cost.masked_fill(~counts[pixels], 0).sum())
     return torch.stack(costs).mean()

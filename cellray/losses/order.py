@@ -14,10 +14,12 @@ SAMPLE_EVERY = 128
 
 
 def hardest_pixels(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k-th largest of values (P,), and the places of all that are at least as large: k or, with equals, more."""
+    """The k-th largest of values (P,), and the places of all that are at least as large: k or, with equals, more.
+
+    On a GPU the places of all values: to know how many are that large, it would have to be waited for.
+    """
     if not on_cpu(values):
-        level = values.kthvalue(len(values) - k + 1).values
-        return level, (values >= level).nonzero().flatten()
+        return values.kthvalue(len(values) - k + 1).values, torch.arange(len(values), device=values.device)
     array = values.numpy()
     least = kth_largest(array, k)
     return torch.tensor(least), torch.from_numpy(np.flatnonzero(array >= least))

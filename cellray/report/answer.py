@@ -149,7 +149,8 @@ def closing(choice: Advice, found: Findings, still: list[str], margin: float) ->
         text = f"{looks[-1]} seeds of each, if they went on like these, would leave {format_value(metric, left)}"
         if choice.here is not None and choice.with_seeds(looks[-1], new_images=False) <= margin:
             unit = found.tables.inference.unit if found.tables.inference else "image"
-            return f"{text}: not seeds but test images are lacking, there are {plural(of.n_images, unit)}."
+            offer = "" if found.plan.folds else "; `data.folds: 4` would test on the training images too"
+            return f"{text}: not seeds but test images are lacking, there are {plural(of.n_images, unit)}{offer}."
         return f"{text}."
     n = next(n for n in looks if choice.with_seeds(n) <= margin)
     who = list(dict.fromkeys([choice.take, *still]))

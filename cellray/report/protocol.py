@@ -81,7 +81,13 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
     yield "Training data", f"fingerprint {distinct(d.fingerprint for d in data)}"
     sizes = {(d.n_train, d.n_val, d.n_test) for d in data if d.n_train is not None}
     if sizes:
-        yield "Images", "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes))
+        folds = {r.settings.data.folds for r in stored} - {None}
+        each = (
+            f", each image by the one of {distinct(folds)} trainings of its trial that has it as a test image"
+            if folds
+            else ""
+        )
+        yield "Images", "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes)) + each
     sets: dict[str, set[str]] = {}
     for d in data:
         for name, of_set in d.sets.items():

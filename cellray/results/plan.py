@@ -24,6 +24,8 @@ class Plan:
     """Epochs of a trial where all have the same number; for progress and ETA, and where a record doesn't say."""
     within: float | None = None
     """A difference of the ranked metric that doesn't matter; None: `margin` has a default."""
+    folds: int | None = None
+    """Trainings of a trial, where each image is a test image of one."""
     is_drawn: bool = False
     """Whether the images are drawn, so that the study demonstrates and decides nothing."""
     dropped: Mapping[str, str] = field(default_factory=dict)
@@ -68,8 +70,9 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
         study.evaluation.rank_by,
         tuple(trial.bare for trial in trials),
         skip_collapsed="skip_collapsed" in study.all_quirks,
-        epochs=study.training.epochs,
+        epochs=study.training.epochs and study.training.epochs * (study.data.folds or 1),
         within=None if study.decide is None else study.decide.within,
+        folds=study.data.folds,
         is_drawn=study.data.train.synthetic is not None,
     )
 

@@ -28,6 +28,16 @@ def repeated_labels(references: Sequence[str], configurations: Sequence[str]) ->
     ]
 
 
+def fold_problems(choosers: Sequence[str]) -> list[Problem]:
+    """What doesn't go together with `data.folds`.
+
+    Args:
+        choosers: What chooses something for all trainings by validation images, in words.
+    """
+    why = "it chooses by validation images, and each of them is a test image of another training"
+    return [Problem(("data", "folds"), f"doesn't go together with {name}: {why}") for name in choosers]
+
+
 def decide_problems(
     decide: DecideConfig, others: Sequence[str], *, n_seeds: int, n_configurations: int, rank_by: str
 ) -> list[Problem]:

@@ -14,9 +14,9 @@ Made by `make keys` from the schema that checks study files; `cellray schema` pr
 a default must be given. `cellray init` writes a study file for a folder of images; `search_spaces/` has more of them.
 """
 COMPARISONS = {"exclusiveMinimum": "> ", "minimum": ">= ", "exclusiveMaximum": "< ", "maximum": "<= "}
-MANY = 2**31
+NO_LIMIT = 2**31
 """A limit that nobody reaches isn't told."""
-KINDS = {
+TYPES = {
     "string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "object": "mapping",
     "null": "null",
 }  # fmt: skip
@@ -84,10 +84,10 @@ def _kind(place: Schema, schema: Schema) -> str:
         return f"list: {inner}" if inner != "keys of its own" else "list, each with keys of its own"
     if place.get("pattern") == ":":
         return "`package.module:name`"
-    limits = [f"{sign}{place[name]:g}" for name, sign in COMPARISONS.items() if place.get(name, MANY) < MANY]
+    limits = [f"{sign}{place[name]:g}" for name, sign in COMPARISONS.items() if place.get(name, NO_LIMIT) < NO_LIMIT]
     if "multipleOf" in place:
         limits.append(f"a multiple of {place['multipleOf']}")
-    return KINDS[place["type"]] + (f", {', '.join(limits)}" if limits else "")
+    return TYPES[place["type"]] + (f", {', '.join(limits)}" if limits else "")
 
 
 def _default(value: object) -> str:

@@ -63,8 +63,17 @@ class Trial(Settings):
     loss: LossConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    fold: int | None = None
+    """With `data.folds`: which part one of its trainings is tested on, from 0; None: the whole trial."""
     tries_rate: bool = False
     """Whether it only tries a learning rate: it is trained and not judged, and its record lies beside the study's."""
+
+    @property
+    def trainings(self) -> list[Trial]:
+        """What it trains: itself, or with `data.folds` one for each part."""
+        if self.data.folds is None or self.fold is not None:
+            return [self]
+        return [self.model_copy(update={"fold": fold}) for fold in range(self.data.folds)]
 
     def key(self, fingerprint: str) -> str:
         """Short hash of what decides the trained weights: settings, seed, data, code; no paths, no label.
@@ -72,7 +81,10 @@ class Trial(Settings):
         Args:
             fingerprint: Of the training set's content (`Dataset.fingerprint`).
         """
-        data = self.data.model_dump(mode="json", include={"channels", "normalise", "val_fraction", "test_fraction"})
+        parted = {"val_fraction", "test_fraction"} if self.data.folds is None else {"folds"}
+        data = self.data.model_dump(mode="json", include={"channels", "normalise"} | parted)
+        if self.data.folds is not None:
+            data["fold"] = self.fold
         data["split_seed"] = self.seed if self.data.split_seed is None else self.data.split_seed
         return short_hash(
             {

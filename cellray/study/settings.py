@@ -166,6 +166,10 @@ class DataConfig(Settings):
     """Share of the images set aside for testing, always the same; where the data bring no official test split."""
     split_seed: SeedNumber | None = None
     """Seed of the train/validation split; None: each trial's own seed, so that the split varies too."""
+    folds: Annotated[int, Field(ge=3, le=20)] | None = None
+    """Parts that the training set is dealt into, groups kept together: each trial trains a network for each part, which
+    is tested on that part and validated on another, so that every image is a test image. An official split and the
+    fractions above have no say then."""
 
     @property
     def reading(self) -> Reading:

@@ -12,7 +12,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cellray.errors import StudyError, one_of
 from cellray.losses.check import CHECKS
 from cellray.study.adaptive import DecideConfig, SearchConfig, StoppingConfig
-from cellray.study.conflicts import decide_problems, repeated_labels, repeated_seeds, search_problems
+from cellray.study.conflicts import (
+    decide_problems,
+    fold_problems,
+    repeated_labels,
+    repeated_seeds,
+    search_problems,
+)
 from cellray.study.group import Settings
 from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
@@ -125,9 +131,13 @@ class Study(Settings):
         return [Problem(at, words)]
 
     def _adapting_problems(self) -> list[Problem]:
-        """What doesn't go together in search, stopping and decide."""
+        """What doesn't go together in search, stopping, decide and folds."""
         n, rank_by = len(self.configurations), self.evaluation.rank_by
         problems = []
+        if self.data.folds is not None:
+            choosers = [name for name in ("search", "stopping") if getattr(self, name) is not None]
+            rates = [self.training.lr, *(configuration.training.get("lr") for configuration in self.configurations)]
+            problems += fold_problems([*choosers, *(["training.lr: tune"] if "tune" in rates else [])])
         if self.search is None and not n:
             problems.append(Problem(("configurations",), "must have at least 1 entry, unless there is a search"))
         if self.decide is not None:

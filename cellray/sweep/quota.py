@@ -27,7 +27,8 @@ def keep_within(ledger: Ledger, quota_gb: float, ended: Collection[str]) -> str 
     Returns:
         A sentence on what was removed or why nothing more can be, or None if there was room.
     """
-    counted = [file for file in ledger.files("trials") if re.search(r"/(checkpoints|overlays)/", file.path)]
+    stored = [*ledger.files("trials"), *ledger.files("folds")]
+    counted = [file for file in stored if re.search(r"/(checkpoints|overlays)/", file.path)]
     used, quota = sum(file.n_bytes for file in counted), quota_gb * GB
     if used <= quota:
         return None

@@ -2,12 +2,16 @@
 
 Every random number comes from (seed, purpose, position), never from a running state: a resumed training sees the very
 crops the undisturbed one would have seen.
+
+What is cut and drawn for a batch lies in one piece of memory, which goes to a GPU in one transfer; there a thread cuts
+the next batch meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +22,7 @@ from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.errors import DataError
-from cellray.losses.maps import as_tensor, complete_maps, stored_maps
+from cellray.losses.maps import complete_maps, stored_maps
 from cellray.study import AugmentConfig
 
 
@@ -52,6 +56,19 @@ class Batch(NamedTuple):
     """Pixels that count in no loss, of the target's shape; None where the dataset has none. The target is 0 there."""
 
 
+class _Part(NamedTuple):
+    """One array in a batch's piece of memory."""
+
+    kind: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    """First byte."""
+    stop: int
+
+
+_KINDS = {"float32": torch.float32, "int32": torch.int32, "float16": torch.float16, "uint8": torch.uint8}
+
+
 class CropSampler:
     """Draws batch number `step` of a training run.
 
@@ -71,6 +88,7 @@ class CropSampler:
         rows: The rows of each batch that are wanted; they are what they are in a whole batch.
         foreground: Share of a batch's crops that are around a cell, each cell of the image being as likely; in images
             without cells they are uniform too.
+        ahead: Cut the next batch of a training in a thread; None: on a GPU.
     """
 
     def __init__(
@@ -86,6 +104,7 @@ class CropSampler:
         maps: Sequence[str] = (),
         rows: slice = slice(None),
         foreground: float = 0.0,
+        ahead: bool | None = None,
     ) -> None:
         self.dataset, self.indices, self.rows = dataset, indices, rows
         self.n_around_cells = round(foreground * batch_size)
@@ -97,6 +116,10 @@ class CropSampler:
         angle = math.radians(min(augment.rotation_deg, 45.0))
         reach = (math.cos(angle) + math.sin(angle)) / (1 - augment.zoom)
         self.window_px = crop_px if self._is_plain() else 2 * math.ceil(crop_px * reach / 2 + 1)
+        self._is_pinned = device.type == "cuda"
+        self._thread = ThreadPoolExecutor(1) if (self._is_pinned if ahead is None else ahead) else None
+        self._next: tuple[tuple[int, int], Future[Tensor]] | None = None
+        self._parts = self._laid_out()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,27 +127,81 @@ class CropSampler:
 
     def batch(self, step: int, purpose: int = 0) -> Batch:
         """Batch `step` (from 0); another `purpose` draws other crops of the same images."""
+        expected, self._next = self._next, None
+        if expected is not None and expected[0] == (step, purpose):
+            drawn = expected[1].result()
+        else:
+            drawn = self._draw(step, purpose)
+        if self._thread is not None:
+            self._next = (step + 1, purpose), self._thread.submit(self._draw, step + 1, purpose)
+        return self._changed(drawn)
+
+    def _laid_out(self) -> dict[str, _Part]:
+        """Where in a batch's memory each array lies, those of wide numbers first."""
+        n, side = len(range(*self.rows.indices(self.batch_size))), self.window_px
+        channels = self.dataset.image(self.indices[0]).shape[2] + 1 + self.dataset.has_void
+        kinds = {name: self.dataset.map(name, 0).dtype for name in self.stored}
+        wanted: list[tuple[str, str, tuple[int, ...]]] = [
+            ("matrix", "float32", (n, 2, 3)),
+            *((name, "float32", (n, 1, 1, 1)) for name in ("scale", "contrast", "shift")),
+            *((name, "int32", (n, side, side)) for name, kind in kinds.items() if kind.kind != "f"),
+            *((name, "float16", (n, side, side)) for name, kind in kinds.items() if kind.kind == "f"),
+            ("windows", "uint8", (n, side, side, channels)),
+        ]
+        parts: dict[str, _Part] = {}
+        start = 0
+        for name, word, shape in wanted:
+            kind = np.dtype(word)
+            stop = start + kind.itemsize * math.prod(shape)
+            parts[name] = _Part(kind, shape, start, stop)
+            start = stop
+        return parts
+
+    def _draw(self, step: int, purpose: int) -> Tensor:
+        """The memory of a batch: windows of its images and maps, and how they are to be changed."""
+        drawn = torch.empty(self._parts["windows"].stop, dtype=torch.uint8, pin_memory=self._is_pinned)
+        memory = drawn.numpy()
+        arrays = {
+            name: memory[part.start : part.stop].view(part.kind).reshape(part.shape)
+            for name, part in self._parts.items()
+        }
         rng = np.random.default_rng([self.seed, 1, purpose, step])
         # Numbers are drawn for the whole batch, whatever rows are wanted.
         visits, places = self._visits(step, purpose), rng.random((self.batch_size, 2))
         self._move_to_cells(visits, places, step, purpose)
-        visits, places = visits[self.rows], places[self.rows]
-        n, side, channels = len(visits), self.window_px, self.dataset.image(self.indices[0]).shape[2]
-        windows = np.zeros((n, side, side, channels + 1 + self.dataset.has_void), np.uint8)
-        drawn = {name: np.empty((n, side, side), self.dataset.map(name, 0).dtype) for name in self.stored}
-        for k, (index, place) in enumerate(zip(visits, places, strict=True)):
-            self._cut(index, place, windows[k], {name: windows_of[k] for name, windows_of in drawn.items()})
-        pixels = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
-        maps = {name: as_tensor(values).to(self.device) for name, values in drawn.items()}
+        for k, (index, place) in enumerate(zip(visits[self.rows], places[self.rows], strict=True)):
+            self._cut(index, place, arrays["windows"][k], {name: arrays[name][k] for name in self.stored})
         if not self._is_plain():
-            grid, scale = self._grid(rng)
+            self._draw_moves(rng, arrays)
+        n, augment = self.batch_size, self.augment
+        for name, limit, middle in (("contrast", augment.contrast, 1), ("shift", augment.brightness, 0)):
+            arrays[name][:, 0, 0, 0] = rng.uniform(middle - limit, middle + limit, n)[self.rows]
+        return drawn
+
+    def _changed(self, drawn: Tensor) -> Batch:
+        """A batch on its device from what was drawn for it."""
+        there = drawn.to(self.device, non_blocking=True)
+        arrays = {
+            name: there[part.start : part.stop].view(_KINDS[part.kind.name]).view(part.shape)
+            for name, part in self._parts.items()
+        }
+        pixels = arrays["windows"].permute(0, 3, 1, 2).float()
+        stored = {name: arrays[name][:, None] for name in self.stored}
+        maps = {
+            name: values.float() if values.is_floating_point() else values.long() for name, values in stored.items()
+        }
+        if not self._is_plain():
+            size = [len(pixels), 1, self.crop_px, self.crop_px]
+            grid = functional.affine_grid(arrays["matrix"], size, align_corners=False)
             pixels = _sample(pixels, grid, "bilinear")
-            maps = {name: _moved(values, grid, scale) for name, values in maps.items()}
+            maps = {name: _moved(values, grid, arrays["scale"]) for name, values in maps.items()}
+        channels = pixels.shape[1] - 1 - self.dataset.has_void
         images, targets = pixels[:, :channels] / 255, (pixels[:, channels : channels + 1] > 0.5).float()
         void = pixels[:, channels + 1 :] > 0 if self.dataset.has_void else None
         if void is not None:
             targets = targets.masked_fill(void, 0)
-        images = self._relight(images, rng)
+        if self.augment.contrast or self.augment.brightness:
+            images = _relit(images, arrays["contrast"], arrays["shift"])
         return Batch(
             images.contiguous(memory_format=torch.channels_last),
             targets,
@@ -177,8 +254,8 @@ class CropSampler:
         if isinstance(rows, slice) and isinstance(columns, slice):
             out[..., :channels] = image[rows, columns]
             np.greater(labels[rows, columns], 0, out=out[..., channels].view(bool))
-            if void is not None:
-                out[..., -1] = void[rows, columns]
+            if self.dataset.has_void:
+                out[..., -1] = 0 if void is None else void[rows, columns]
             for name, window in maps.items():
                 window[:] = self.dataset.map(name, index)[rows, columns]
         else:
@@ -187,8 +264,8 @@ class CropSampler:
             picked = np.ix_(rows, columns)
             out[..., :channels] = image[picked]
             out[..., channels] = labels[picked] > 0
-            if void is not None:
-                out[..., -1] = void[picked]
+            if self.dataset.has_void:
+                out[..., -1] = 0 if void is None else void[picked]
             for name, window in maps.items():
                 window[:] = self.dataset.map(name, index)[picked]
 
@@ -203,7 +280,7 @@ class CropSampler:
         position = np.abs(np.arange(start, start + self.window_px)) % max(2 * length - 2, 1)
         return np.minimum(position, max(2 * length - 2, 0) - position) if length > 1 else np.zeros_like(position)
 
-    def _grid(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _draw_moves(self, rng: np.random.Generator, arrays: dict[str, np.ndarray]) -> None:
         """Flip, turn and zoom of each window: where each pixel of its crop looks, and how much larger things become."""
         n, limit = self.batch_size, self.augment.rotation_deg
         angle = np.radians(rng.uniform(-limit, limit, n))
@@ -214,23 +291,14 @@ class CropSampler:
         matrix = np.zeros((n, 2, 3), np.float32)
         matrix[:, 0, 0], matrix[:, 0, 1] = ratio * np.cos(angle) * flips[0], -ratio * np.sin(angle) * flips[1]
         matrix[:, 1, 0], matrix[:, 1, 1] = ratio * np.sin(angle) * flips[0], ratio * np.cos(angle) * flips[1]
-        matrix, scale = matrix[self.rows], scale[self.rows].astype(np.float32)
-        size = [len(matrix), 1, self.crop_px, self.crop_px]
-        grid = functional.affine_grid(torch.from_numpy(matrix).to(self.device), size, align_corners=False)
-        return grid, torch.from_numpy(scale).to(self.device).view(-1, 1, 1, 1)
+        arrays["matrix"][:], arrays["scale"][:, 0, 0, 0] = matrix[self.rows], scale[self.rows]
 
-    def _relight(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Scale the contrast about each crop's mean and shift the brightness, within [0, 1]."""
-        n = self.batch_size
-        contrast = rng.uniform(1 - self.augment.contrast, 1 + self.augment.contrast, n)[self.rows]
-        shift = rng.uniform(-self.augment.brightness, self.augment.brightness, n)[self.rows]
-        if self.augment.contrast == 0 and self.augment.brightness == 0:
-            return images
-        factor = torch.tensor(contrast, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
-        offset = torch.tensor(shift, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        # Relative to the mean, since a background near 0 would otherwise be lifted far above its own level.
-        return ((images - mean) * factor + mean * (1 + offset)).clamp_(0, 1)
+
+def _relit(images: Tensor, contrast: Tensor, shift: Tensor) -> Tensor:
+    """Images with their contrast scaled about each one's mean and their brightness shifted, within [0, 1]."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    # Relative to the mean, since a background near 0 would otherwise be lifted far above its own level.
+    return ((images - mean) * contrast + mean * (1 + shift)).clamp_(0, 1)
 
 
 def _moved(values: Tensor, grid: Tensor, scale: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ OLDEST_S = 600.0
 """A checkpoint isn't left out if the last one is older: one long outage of the ledger must not cost the next hours."""
 
 RANGE_TEST, BATCH_NORM, BALANCE = 1, 2, 3  # purposes of batches other than training itself
+LOOK_EVERY = 50
+"""Steps after which a GPU is waited for, to see whether a loss was no number."""
 BALANCE_BATCHES = 8
 """Batches over which the gradients of a balanced loss are measured."""
 
@@ -121,6 +123,7 @@ class _Fitter:
             rows=team.share(self.settings.batch_size),
             foreground=self.settings.foreground,
         )
+        self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.steps = self.settings.steps or (self.settings.epochs or 0) * self.steps_per_epoch
         self.optimizer = self._new_optimizer()
@@ -206,7 +209,8 @@ class _Fitter:
         losses: list[float] = []
         for step in range(test.steps):
             rates.append(test.low * growth**step)
-            losses.append(self._train_step(step if is_premature else step % n_batches, rates[-1], RANGE_TEST))
+            loss = self._train_step(step if is_premature else step % n_batches, rates[-1], RANGE_TEST)
+            losses.append(self.team.first(loss.item()))
             least = min(losses) if is_premature else losses[step % n_batches]
             if not math.isfinite(losses[-1]) or losses[-1] > 4 * max(least, 1e-8):
                 break
@@ -220,14 +224,15 @@ class _Fitter:
         run, started, total = self.run, time.monotonic(), 0.0
         epoch = run.step // self.steps_per_epoch + 1
         first, last = run.step, min(epoch * self.steps_per_epoch, self.steps)
-        while run.step < last:
-            rate = rate_at(self.settings.schedule, run.step, self.steps, run.lr)
-            loss = self._train_step(run.step, rate)
-            run.step += 1
-            if not math.isfinite(loss):
-                run.diverged = f"the loss became {loss} at step {run.step} of {self.steps} (epoch {epoch})"
+        for start in range(first, last, self.look_every):
+            for loss in self._train(range(start, min(start + self.look_every, last))):
+                run.step += 1
+                if not math.isfinite(loss):
+                    run.diverged = f"the loss became {loss} at step {run.step} of {self.steps} (epoch {epoch})"
+                    break
+                total += loss
+            if run.diverged is not None:
                 break
-            total += loss
         trained_s = time.monotonic() - started
         n = run.step - first
         row: EpochRow = {
@@ -237,7 +242,7 @@ class _Fitter:
             "val_loss": math.nan,
             "val_dice": math.nan,
             "val_threshold": math.nan,
-            "lr": rate,
+            "lr": rate_at(self.settings.schedule, run.step - 1, self.steps, run.lr),
             "seconds": 0.0,
             "images_per_s": n * self.settings.batch_size / max(trained_s, 1e-9),
             "peak_memory_mb": peak_memory_mb(self.device),
@@ -258,8 +263,23 @@ class _Fitter:
         run.history.append(row)
         return due
 
-    def _train_step(self, step: int, rate: float, purpose: int = 0) -> float:
-        """One step of the optimiser; returns the loss before it."""
+    def _train(self, steps: range) -> list[float]:
+        """Some steps of the training, of which a GPU is waited for at the end only; returns the loss before each.
+
+        A step after a loss that is no number may raise what it likes: the loss says why.
+        """
+        losses = torch.zeros(len(steps), device=self.device)
+        for k, step in enumerate(steps):
+            try:
+                losses[k] = self._train_step(step, rate_at(self.settings.schedule, step, self.steps, self.run.lr))
+            except Exception:
+                if self.team.size > 1 or losses[:k].isfinite().all():
+                    raise
+                return losses[:k].tolist()
+        return self.team.first(losses.tolist())
+
+    def _train_step(self, step: int, rate: float, purpose: int = 0) -> Tensor:
+        """One step of the optimiser; returns the loss before it, which nobody has waited for."""
         # What dropout draws is that of the step, after a resume too.
         drawn = np.random.SeedSequence([self.seed, 3, purpose, step, self.team.rank]).generate_state(1)
         torch.manual_seed(int(drawn[0]))
@@ -270,7 +290,7 @@ class _Fitter:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return self.team.first(loss.item())
+        return loss.detach()
 
     def _forward(
         self, network: nn.Module, step: int, purpose: int

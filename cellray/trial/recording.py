@@ -63,7 +63,7 @@ def make_record(
         protocol=trial.protocol,
         quirks=trial.quirks,
         settings=TrialSettings.model_validate(settings),
-        data=_data_facts(sets, split),
+        data=data_facts(sets, split),
         outcome=outcome,
         reason=reason,
         seconds=seconds,
@@ -91,7 +91,8 @@ def new_network(trial: Trial, device: torch.device | str) -> torch.nn.Module:
     return trial.model.build(trial.data.channels, device)
 
 
-def _data_facts(sets: Sets, split: Split) -> DataFacts:
+def data_facts(sets: Sets, split: Split) -> DataFacts:
+    """What the images of a trial with this split are."""
     return DataFacts(
         fingerprint=sets.train.fingerprint,
         diameter_px=sets.train.diameter_px,

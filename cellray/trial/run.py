@@ -21,6 +21,7 @@ from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
 from cellray.storage import is_full
 from cellray.study import Trial
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
+from cellray.trial.folds import run_folds
 from cellray.trial.recording import make_provenance, make_record, new_network
 from cellray.trial.sets import Sets
 
@@ -61,6 +62,9 @@ def run_trial(
     Raises:
         StorageError: If the storage gives or takes no files. Run again, the trial goes on from its last checkpoint.
     """
+    if len(trial.trainings) > 1:
+        run = partial(run_trial, gpus=gpus, threads=threads, on_note=on_note, team=team)
+        return run_folds(trial, sets, ledger, run, on_epoch=on_epoch, leads=team.leads)
     ledger = home(trial, ledger)
     planned = sets.planned(trial, ledger)
     key = planned.key
@@ -151,7 +155,9 @@ def _put_aside(trial: Trial, ledger: Ledger, key: str, error: CheckpointError) -
 
 
 def home(trial: Trial, ledger: Ledger) -> Ledger:
-    """Where a trial's record lies: in its study's ledger, or beside it if it only tries a learning rate."""
+    """Where a trial's record lies: in its study's ledger, or beside it if it tries a rate or is one of folds."""
+    if trial.fold is not None:
+        return ledger.within("folds")
     return ledger.within("rates") if trial.tries_rate else ledger
 
 
@@ -203,5 +209,6 @@ def _judge(trial: Trial, sets: Sets, split: Split, fitted: Fit, device: torch.de
     assert fitted.best_state is not None  # a training that didn't diverge ends with a validation
     model.load_state_dict(fitted.best_state)
     parts = {"val": (sets.train, split.val), "test": (sets.train, split.test)}
-    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in sets.external.items()}
+    judging = sets.external if not trial.fold else {}  # of several trainings the first one is handed out
+    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in judging.items()}
     return evaluate(model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision)

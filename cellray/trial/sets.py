@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cellray.data import Dataset, Likeness, Split, add_maps, open_dataset, split_dataset, twin_notes
+from cellray.data import Dataset, Likeness, Split, add_maps, fold_dataset, open_dataset, split_dataset, twin_notes
 from cellray.errors import DataError
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
@@ -51,18 +51,17 @@ class Sets:
     def notes(self, data: DataConfig) -> list[str]:
         """What is worth knowing before anything is trained: of each set, and of images that two parts share."""
         found = [note for dataset in (self.train, *self.external.values()) for note in dataset.notes]
-        split = split_dataset(
-            self.train,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
-            split_seed=data.split_seed or 0,
-        )
 
         def looks(dataset: Dataset, indices: Iterable[int]) -> dict[str, Likeness]:
             return {dataset.names[i]: dataset.looks[i] for i in indices}
 
-        training = looks(self.train, split.train + split.val)
-        found += twin_notes("training", training, "test", looks(self.train, split.test))
+        for fold in range(data.folds or 1):
+            split = self._parts(data, fold, 0)
+            training = looks(self.train, split.train + split.val)
+            twins = twin_notes("training", training, "test", looks(self.train, split.test))
+            found += twins if data.folds is None else [f"fold {fold + 1}: {note}" for note in twins]
+        if data.folds is not None:
+            training = looks(self.train, range(len(self.train)))
         for name, dataset in self.external.items():
             found += twin_notes("training", training, name, looks(dataset, range(len(dataset))))
         return found
@@ -73,13 +72,15 @@ class Sets:
         add_maps(self.train, names, partial(progress, f"{self.train.name}: maps of cells") if progress else None)
 
     def split(self, trial: Trial) -> Split:
-        """The training set's parts for one trial."""
-        data = trial.data
+        """The training set's parts for one trial; with `data.folds` as `fold_dataset` has them."""
+        return self._parts(trial.data, trial.fold, trial.seed)
+
+    def _parts(self, data: DataConfig, fold: int | None, seed: int) -> Split:
+        drawn_by = seed if data.split_seed is None else data.split_seed
+        if data.folds is not None:
+            return fold_dataset(self.train, folds=data.folds, fold=fold, split_seed=drawn_by)
         return split_dataset(
-            self.train,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
-            split_seed=trial.seed if data.split_seed is None else data.split_seed,
+            self.train, val_fraction=data.val_fraction, test_fraction=data.test_fraction, split_seed=drawn_by
         )
 
     def plan(self, trials: list[Trial], ledger: Ledger) -> list[PlannedTrial]:
@@ -106,9 +107,9 @@ class Sets:
             case = (trial.seed if trial.data.split_seed is None else trial.data.split_seed, trial.training.crop_px)
             if case not in seen:
                 seen.add(case)
-                split = self.split(trial)
-                check_crop(self.train, split.train, trial.training.crop_px)
-                self._check_cells(split)
+                for split in map(self.split, trial.trainings):
+                    check_crop(self.train, split.train, trial.training.crop_px)
+                    self._check_cells(split)
 
     def _check_cells(self, split: Split) -> None:
         """A part without any cell would be judged perfect by finding none."""

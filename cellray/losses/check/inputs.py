@@ -138,6 +138,11 @@ class _DoublePrecision(TorchDispatchMode):
         self.n_pixels = n_pixels
         self.names: list[str] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to skip torch's compiler, torch would import it first, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # A sum by cell needs its pixels in float64 once; that is a copy, and no work.
