@@ -9,6 +9,10 @@ TEST_STAMP := $(VENV)/.cellray-test
 WORKERS ?= 3
 BENCHMARKS := $(filter-out benchmarks/gauge.py benchmarks/rates.py,$(wildcard benchmarks/*.py)) # rates.py needs real images and hours
 
+# By uv where it is there; it doesn't know pip's own settings (an index, a folder of wheels), so that pip does what it can't.
+install = { command -v uv >/dev/null && uv pip install --python $(BIN)/python --constraint constraints.txt --editable $(1); } \
+    || $(PIP) install --constraint constraints.txt --editable $(1)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo install install-test test quick acceptance audit check format lint types layers bench keys constraints clean
 
@@ -75,12 +79,12 @@ clean: ## remove caches and build leftovers; .venv and studies/ stay
 # .venv, so that they go when it goes.
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray into $(VENV): some minutes the first time; torch is most of it."
-	@$(PIP) install -qq --constraint constraints.txt --editable .
+	@$(call install,.)
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray and the test tools into $(VENV): some minutes the first time; torch is most of it."
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[test]'
+	@$(call install,'.[test]')
 	@touch $@ $(RUN_STAMP)
 
 $(BIN)/python:
