@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -23,9 +23,6 @@ from cellray.cli.common import (
     out,
 )
 from cellray.cli.exposed import warn_of_exposed
-
-if TYPE_CHECKING:
-    from cellray.results import Results
 
 
 def track_sync(
@@ -65,6 +62,7 @@ def register(
     """
     from dataclasses import asdict
 
+    from cellray.report import ahead_on_test, load_tables
     from cellray.tracking import check_store, default_store, public_uri, register_model
 
     ledger, study, _ = found = find(study_name, storage)
@@ -74,7 +72,8 @@ def register(
     allowed = look_beside(study_name, allow_code)
     together = found.ensemble(config, allow_code=allowed).ensemble if ensemble else None
     done = register_model(ledger, study, uri, name=name, label=config, ensemble=together, allow_code=allowed)
-    others = [] if config else _better_on_test(found.results(study.evaluation.rank_by), done.label)
+    tables = load_tables(found.results(study.evaluation.rank_by), only_ranking=True)
+    others = [] if config else ahead_on_test(tables, done.label)
     if as_json:
         print(json.dumps({**asdict(done), "ahead_on_test": others}))
         return
@@ -91,15 +90,3 @@ def register(
     command = f"mlflow models serve --model-uri models:/{done.name}/{done.version} --env-manager local --port 5001"
     line = f"serve it: MLFLOW_TRACKING_URI={public_uri(uri)} {command}"
     out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _better_on_test(results: Results, label: str) -> list[str]:
-    """Configurations that the test images put before another: first in the table, and recommended by the verdict."""
-    from cellray.report import load_tables
-
-    tables = load_tables(results, only_ranking=True)
-    metric = results.plan.rank_by
-    first = tables.ranking.query("set == 'test' and point == 'own' and metric == @metric and rank == 1").label.tolist()
-    choice = tables.choice_of("test", metric)
-    ahead = [] if label in first else first[:1]
-    return [other for other in dict.fromkeys([*([choice.take] if choice else []), *ahead]) if other != label]

@@ -192,6 +192,20 @@ def make_tables(results: Results, *, external_order: Sequence[str] = (), only: C
     )
 
 
+def ahead_on_test(tables: Tables, label: str) -> list[str]:
+    """Configurations for which the test images speak rather than for another: recommended, or first in the ranking.
+
+    Args:
+        tables: With what `infer` found, where it has looked at the images.
+        label: The other one.
+    """
+    choice = tables.choice_of("test", tables.rank_by)
+    ranked = select(tables.ranking, set_name="test", metric=tables.rank_by)
+    first = ranked[ranked["rank"] == 1].label.tolist()
+    found = [*([choice.take] if choice else []), *([] if label in first else first[:1])]
+    return [other for other in dict.fromkeys(found) if other != label]
+
+
 def metric_keys(records: Iterable[TrialRecord]) -> list[str]:
     """The metrics that any record has: records of an older version know fewer."""
     found = {key for r in records for sets in r.metrics.values() for values in sets.values() for key in values}
