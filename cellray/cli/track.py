@@ -72,8 +72,10 @@ def register(
     allowed = look_beside(study_name, allow_code)
     together = found.ensemble(config, allow_code=allowed).ensemble if ensemble else None
     done = register_model(ledger, study, uri, name=name, label=config, ensemble=together, allow_code=allowed)
-    tables = load_tables(found.results(study.evaluation.rank_by), only_ranking=True)
-    others = [] if config else ahead_on_test(tables, done.label)
+    others: list[str] = []
+    if config is None:
+        tables = load_tables(found.results(study.evaluation.rank_by), only_ranking=True)
+        others = ahead_on_test(tables, done.label)
     if as_json:
         print(json.dumps({**asdict(done), "ahead_on_test": others}))
         return

@@ -71,7 +71,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
-        compared = _within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
+        compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
         means, by_image = _means(block)
         # only the metric that ranks is ranked within images too, which takes longest
         decided = compared if ranks_it else compared.iloc[:0]
@@ -138,7 +138,7 @@ def versus(
         mine = rows[rows.label.isin(couple)]
         block = make_block(mine, samples, couple, seeds, skip_collapsed=tables.skip_collapsed)
         found.append(_compare(block, couple, detail=True))
-    table = _within_range(pd.concat(found, ignore_index=True), metric)
+    table = within_range(pd.concat(found, ignore_index=True), metric)
     table["p_adjusted"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
     table["decided"] = (table.p_adjusted < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
     # what would decide a couple that is so alone, but not among the others, isn't known
@@ -213,8 +213,8 @@ def _kept(
     return found
 
 
-def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The same with intervals cut where no difference of a bounded metric can lie."""
+def within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The same, columns low and high, with intervals cut where no difference of a bounded metric can lie."""
     worst, best = METRICS[metric].worst, METRICS[metric].best
     span = np.inf if worst is None else abs(best - worst)
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))

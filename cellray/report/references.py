@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellray.metrics import MEDIANS, METRICS
 from cellray.record import Reference
-from cellray.report.inference import interval_of
+from cellray.report.inference import interval_of, within_range
 from cellray.report.ranking import References, Tables, select, stopped_labels
 from cellray.results import Results, Sample, ended_runs
 from cellray.scores import as_float, magnitude, sign_of
@@ -91,4 +91,4 @@ def _against(tables: Tables, results: Results) -> pd.DataFrame:
             found = difference_from(trials, fixed, n_chosen_from=max(n_judged, 1), alpha=alpha)
             ends = (found.low, found.high) if len(trials) >= LEAST_SEEDS else (np.nan, np.nan)
             rows.append((reference.label, label, len(trials), len(fixed), found.difference, *ends))
-    return pd.DataFrame(rows, columns=AGAINST_COLUMNS)
+    return within_range(pd.DataFrame(rows, columns=AGAINST_COLUMNS), plan.rank_by)
