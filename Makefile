@@ -14,7 +14,7 @@ install = { command -v uv >/dev/null && uv pip install --python $(BIN)/python --
     || $(PIP) install --constraint constraints.txt --editable $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-test test quick acceptance audit check format lint types layers bench keys constraints clean
+.PHONY: help demo install install-test test quick acceptance gpu audit check format lint types layers bench keys constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,12 @@ acceptance: $(TEST_STAMP) ## sweeps that lose a machine, in every way there is (
 	    echo "Skipped: a network of several machines needs root, unshare and ip (Debian: util-linux, iproute2)."; \
 	    test "$$CI" != true; \
 	fi
+
+# The torch that Linux gets from PyPI is built with CUDA. Lightning and MONAI's trainer are for comparison only.
+gpu: $(TEST_STAMP) ## tests of an NVIDIA GPU, and its figures into benchmarks/results; without a GPU, whether they could run
+	@$(PIP) install -qq --constraint constraints.txt lightning pytorch-ignite
+	$(BIN)/python -m pytest -q -rs -m gpu tests/test_gpu.py
+	$(BIN)/python benchmarks/training.py --device cuda --results benchmarks/results
 
 audit: $(BIN)/python ## known weaknesses of the pinned dependencies, by pip-audit (internet)
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -qq --disable-pip-version-check pip-audit

@@ -1,6 +1,6 @@
 """How fast trainings run, as ratios of processes that take turns within one run.
 
-    python benchmarks/training.py [--quick]
+    python benchmarks/training.py [--quick] [--device cuda] [--results FOLDER]
 
 Three questions: what real data costs beside the bare training step; how much faster that is than a plain PyTorch
 loop (a DataLoader that decodes a PNG for each item, SciPy augmentation, float32, contiguous, plain Adam, the same
@@ -8,6 +8,11 @@ network and loss); and whether two trials with one thread each get more done tog
 The images are real where the shared data is at hand ($CELLRAY_SHARED, or `shared` beside the project), else drawn. Each
 contender is a process of its own with the environment it would have, waits for its turn, trains a few steps and says
 how long they took; a ratio is the median over the rounds. Exit code 1 if a bar is missed.
+
+On a GPU the plain loop has eight loading processes, and beside it stand the loops of MONAI and Lightning, where they
+are installed, and the compiled step; what real data leave of the bare step's pace is the share of time the GPU is busy.
+There are no bars there yet. `--results` writes training-<device>.json and .md; `cellray plan --rate` takes the
+first.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +39,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cellray.data import Dataset, Split, open_dataset
-from cellray.device import ALLOCATOR_ENV, autocast
+from cellray.device import ALLOCATOR_ENV, autocast, has_gpu
 from cellray.study import DataConfig, DatasetConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig, Trial
 
 BASE_FEATURES = 16
@@ -95,12 +101,18 @@ def a_trial(shape: str) -> Trial:
 
 def work(kind: str, folder: Path, shape: str, steps: int, threads: int) -> None:
     """A contender's process: for each line that comes in, train `steps` steps and answer with the seconds."""
-    import torch
-
     from cellray.device import prepare
 
-    prepare(torch.device("cpu"), threads)
-    {"cellray": _train_cellray, "bare": _train_bare}.get(kind, _train_plain)(kind, folder, shape, steps)
+    prepare(_device(), threads)
+    loops = {"cellray": _train_cellray, "bare": _train_bare, "compiled": _train_compiled}
+    loops |= {"monai": _train_monai, "lightning": _train_lightning}
+    loops.get(kind.rstrip("0123456789"), _train_plain)(kind, folder, shape, steps)
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device(os.environ.get("BENCHMARK_DEVICE", "cpu"))
 
 
 def _answer(seconds: float) -> None:
@@ -111,8 +123,6 @@ def _answer(seconds: float) -> None:
 
 def _train_cellray(kind: str, folder: Path, shape: str, steps: int) -> None:
     """The real loop: `fit`, with as many images as make an epoch of `steps`."""
-    import torch
-
     from cellray.training import fit
 
     config = DatasetConfig(name="images", path=str(folder), diameter_px=16.6)
@@ -122,7 +132,7 @@ def _train_cellray(kind: str, folder: Path, shape: str, steps: int) -> None:
         a_trial(shape),
         dataset,
         Split(images, [0], [0], ""),
-        device=torch.device("cpu"),
+        device=_device(),
         load=lambda name: None,
         save=lambda name, data: None,
         on_epoch=lambda row: _answer(len(images) / row["images_per_s"]),
@@ -136,10 +146,22 @@ def _train_bare(kind: str, folder: Path, shape: str, steps: int) -> None:
     from cellray.training.crops import Batch, CropSampler
 
     batch_size, crop_px = SHAPES[shape]
-    images = torch.rand(batch_size, CHANNELS, crop_px, crop_px).contiguous(memory_format=torch.channels_last)
-    targets = (torch.rand(batch_size, 1, crop_px, crop_px) < 0.1).float()
+    device = _device()
+    images = torch.rand(batch_size, CHANNELS, crop_px, crop_px, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    targets = (torch.rand(batch_size, 1, crop_px, crop_px, device=device) < 0.1).float()
     CropSampler.batch = lambda self, step, purpose=0: Batch(images, targets, {}, None)  # type: ignore[method-assign]
     _train_cellray(kind, folder, shape, steps)
+
+
+def _train_compiled(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """The bare loop with the network compiled."""
+    import torch
+
+    from cellray.training.team import Team
+
+    Team.wrap = lambda self, model, device: torch.compile(model)  # type: ignore[method-assign]
+    _train_bare(kind, folder, shape, steps)
 
 
 class PlainDataset:
@@ -172,23 +194,30 @@ class PlainDataset:
         return torch.from_numpy(np.clip(image, 0, 1).astype(np.float32)), torch.from_numpy(mask)[None]
 
 
-def _train_plain(kind: str, folder: Path, shape: str, steps: int) -> None:
-    """The plain loop, with as many loading processes as `kind` ends in."""
-    import torch
+def _plain_batches(kind: str, folder: Path, shape: str) -> Any:
+    """Batches of a plain loop, from as many loading processes as `kind` ends in."""
     from torch.utils.data import DataLoader, RandomSampler
+
+    batch_size, crop_px = SHAPES[shape]
+    data: Any = PlainDataset(folder, crop_px)
+    endless = RandomSampler(data, replacement=True, num_samples=10**7)
+    pinned = _device().type == "cuda"
+    return DataLoader(data, batch_size, sampler=endless, num_workers=int(kind[-1]), pin_memory=pinned)
+
+
+def _train_plain(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """The plain loop."""
+    import torch
 
     from cellray.losses import dice_loss
     from cellray.model import CResUnet
 
-    batch_size, crop_px = SHAPES[shape]
-    data: Any = PlainDataset(folder, crop_px)
-    model = CResUnet(BASE_FEATURES, CHANNELS).train()
+    device = _device()
+    model = CResUnet(BASE_FEATURES, CHANNELS).train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    endless = RandomSampler(data, replacement=True, num_samples=10**7)
-    batches = DataLoader(data, batch_size, sampler=endless, num_workers=int(kind[-1]))
     started = time.perf_counter()
-    for done, (images, target) in enumerate(batches, start=1):
-        loss = dice_loss(model(images), target)
+    for done, (images, target) in enumerate(_plain_batches(kind, folder, shape), start=1):
+        loss = dice_loss(model(images.to(device)), target.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -196,6 +225,76 @@ def _train_plain(kind: str, folder: Path, shape: str, steps: int) -> None:
         if done % steps == 0:
             _answer(time.perf_counter() - started)
             started = time.perf_counter()
+
+
+def _train_monai(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """MONAI's trainer with mixed precision, the same network, loss and items."""
+    import torch
+    from ignite.engine import Events
+    from monai.engines import SupervisedTrainer
+
+    from cellray.losses import dice_loss
+    from cellray.model import CResUnet
+
+    model = CResUnet(BASE_FEATURES, CHANNELS).to(_device())
+    trainer = SupervisedTrainer(
+        device=_device(),
+        max_epochs=1,
+        train_data_loader=_plain_batches(kind, folder, shape),
+        network=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        loss_function=dice_loss,
+        prepare_batch=lambda batch, device, non_blocking, **_: tuple(
+            part.to(device, non_blocking=True) for part in batch
+        ),
+        amp=_device().type == "cuda",
+    )
+    started = [time.perf_counter()]
+
+    def ended(engine: Any) -> None:
+        if engine.state.iteration % steps == 0:
+            _answer(time.perf_counter() - started[0])
+            started[0] = time.perf_counter()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, ended)
+    trainer.run()
+
+
+def _train_lightning(kind: str, folder: Path, shape: str, steps: int) -> None:
+    """Lightning's trainer with mixed precision, the same network, loss and items."""
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+
+    from cellray.losses import dice_loss
+    from cellray.model import CResUnet
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.started = CResUnet(BASE_FEATURES, CHANNELS), time.perf_counter()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            return dice_loss(self.network(batch[0]), batch[1])
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, number: int) -> None:
+            if (number + 1) % steps == 0:
+                _answer(time.perf_counter() - self.started)
+                self.started = time.perf_counter()
+
+    trainer = Trainer(
+        accelerator="gpu" if _device().type == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), _plain_batches(kind, folder, shape))
 
 
 class Contender:
@@ -266,6 +365,41 @@ def compare_loops(folder: Path, shape: str, steps: int, rounds: int) -> list[tup
     ]
 
 
+def compare_on_gpu(folder: Path, shape: str, steps: int, rounds: int) -> dict[str, float]:
+    """Images a second of each contender that is installed."""
+    peers = [("monai8", "ignite"), ("lightning8", "lightning")]
+    kinds = ["bare", "compiled", "cellray", "plain8", *(kind for kind, module in peers if find_spec(module))]
+    with ExitStack() as open_processes:
+        contenders = {kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps)) for kind in kinds}
+        took = race(contenders, rounds)
+    images = steps * SHAPES[shape][0]
+    return {kind: images / statistics.median(turn[kind] for turn in took) for kind in kinds}
+
+
+def on_gpu(folder: Path, source: str, quick: bool, results: Path | None) -> int:
+    """Measure, print, and write what was found."""
+    steps, rounds = (4, 2) if quick else (40, 5)
+    found = {shape: compare_on_gpu(folder, shape, steps, rounds) for shape in SHAPES}
+    lines = ["| batch | " + " | ".join(next(iter(found.values()))) + " | busy | of plain |"]
+    lines += ["| --- |" + " ---: |" * (lines[0].count("|") - 2)]
+    for shape, rates in found.items():
+        shares = f"{rates['cellray'] / rates['bare']:.2f} | {rates['cellray'] / rates['plain8']:.2f}"
+        lines.append(f"| {shape} | " + " | ".join(f"{rate:.1f}" for rate in rates.values()) + f" | {shares} |")
+    print("images/s\n" + "\n".join(lines))
+    if results is not None:
+        import torch
+
+        name = torch.cuda.get_device_name() if _device().type == "cuda" else platform.processor() or platform.machine()
+        mpx = {shape: rates["cellray"] * SHAPES[shape][1] ** 2 / 1e6 for shape, rates in found.items()}
+        told = {"device": name, "torch": torch.__version__, "images": source, "images_s": found, "mpx_s": mpx}
+        results.mkdir(parents=True, exist_ok=True)
+        at = results / f"training-{_device().type}"
+        at.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
+        head = f"Images a second, {name}, torch {torch.__version__}, {source}, n = {BASE_FEATURES}:"
+        at.with_suffix(".md").write_text("\n".join([head, "", *lines]) + "\n")
+    return 0
+
+
 def compare_sharing(folder: Path, shape: str, steps: int, rounds: int) -> list[tuple[str, float, float]]:
     """Two trials with a thread each, together, against one trial with both threads."""
     with ExitStack() as open_processes:
@@ -289,17 +423,25 @@ def main() -> int:
     """Run the races one after the other, print the table, say whether the bars hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps and rounds: a rough figure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: what a GPU does")
+    parser.add_argument("--results", type=Path, help="folder for the figures of a GPU")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
         kind, folder, shape, steps, threads = given.work
         work(kind, Path(folder), shape, int(steps), int(threads))
         return 0
+    if given.device == "cuda" and "BENCHMARK_DEVICE" not in os.environ and not has_gpu():
+        print("no figures of a GPU: torch sees none on this machine")
+        return 0
+    os.environ.setdefault("BENCHMARK_DEVICE", given.device)
     rounds = 2 if given.quick else 7
     print(gauge())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = prepare_images(folder)
+        if given.device == "cuda":
+            return on_gpu(folder, source, given.quick, given.results)
         print(f"images: {source}; n = {BASE_FEATURES}, {os.cpu_count()} cores, {platform.machine()}, {precision()}")
         results = compare_loops(folder, "8x128", 3 if given.quick else 8, rounds)
         results += compare_loops(folder, "4x512", 1 if given.quick else 2, rounds)

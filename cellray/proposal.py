@@ -39,6 +39,8 @@ OTHERWISE = (
 contrast among these."""
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 FEW_IMAGES, FEW_VALIDATION, FEW_CELLS = 10, 4, 50
+RARE_PERCENT = 3.0
+"""Of pixels in cells: with less, at least a tenth of the crops hold no cell, were cells spread at random."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ class Proposal:
         return min(max(round((1 - share) / share), 2), 200)
 
     @property
+    def is_rare(self) -> bool:
+        """Whether many crops hold no cell, from which Dice of each image learns next to nothing."""
+        assert self.found.foreground_percent is not None
+        return self.found.foreground_percent[0] < RARE_PERCENT
+
+    @property
     def has_official_test(self) -> bool:
         return self.found.splits.get("test", 0) > 0
 
@@ -124,8 +132,10 @@ class Proposal:
         """What is compared: labels, and the losses as YAML."""
         if self.is_complete:
             return {label: f"{{name: {preset}@slides}}" for label, preset in _TWELVE.items()}
+        by_batch = {"Dice by batch": "{name: dice, settings: {reduction: batch}}"} if self.is_rare else {}
         return {
             "Dice": "{name: dice}",
+            **by_batch,
             "BCE": "{name: bce}",
             f"BCE (cells x{self.cell_weight})": f"{{name: bce, settings: {{cell_weight: {self.cell_weight}}}}}",
             "Focal": "{name: focal}",
@@ -159,6 +169,8 @@ class Proposal:
                 "images whose names begin alike stay together",
                 f"the {n} names look like those of groups, of one animal or well; delete `groups` if that is wrong",
             )
+        if self.is_rare and not self.is_complete:
+            yield ChosenSetting("Dice by batch, too", "cells are rare, and Dice learns little from a crop without any")
         yield ChosenSetting(f"{self.steps} steps, {self.n_seeds} seeds", "what the time budget carries")
 
     def warnings(self) -> Iterator[str]:
@@ -216,6 +228,7 @@ class Proposal:
                 f"  steps: {self.steps}",
                 f"  batch_size: {self.batch_size}",
                 f"  crop_px: {self.crop_px} # {cells:.0f} cells across",
+                "  lr: tune # a learning rate for each loss, tried on seeds of their own; a number: that one for all",
                 f"  validate_every: {self.validate_every} # epochs of one crop of each training image",
                 "",
                 "configurations:",

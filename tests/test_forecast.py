@@ -265,6 +265,8 @@ class TestForecast:
         each = 0.25 * TRAINING_S + costs.OVERHEAD_S  # two at a time
         assert tuned.total_s == pytest.approx(plain.total_s + 3 * each)
         assert tuned.cpu_hours == pytest.approx(plain.cpu_hours + tuned.tries_s / 3600)
+        tunes = planned(training={"lr": "tune", "tune": {"seeds": 1, "share": 0.25}})
+        assert forecast(*tunes, machine=LAPTOP, n_more=8).n_tries == 6  # further seeds have the rate that was chosen
 
     def test_one_probe_for_losses_that_differ_in_numbers_only_and_one_for_judging(self, planned, probes):
         def combined(label, *weights):
@@ -561,5 +563,12 @@ def test_the_reference_study_is_planned_on_a_machine_without_a_gpu(tmp_path, mon
     assert (answer["concurrent"], answer["gpus"]) == (32, 1)
     # 200 epochs of one batch of 32 crops of 512 px, at the least
     assert answer["gpu_hours"] > 60 * 200 * 32 * 512**2 / 1e6 / 40 / 3600
+    # batches of 32 crops of 512 px are more like 4 of them than like 8 of 128
+    rates = tmp_path / "training-cuda.json"
+    rates.write_text(json.dumps({"mpx_s": {"8x128": 1, "4x512": 40}}))
+    there = (*there[:-1], str(rates))
+    assert json.loads(run_here("plan", file, *there, "--json", cwd=tmp_path, env=env).stdout) == answer
+    wrong = run_here("plan", file, *there[:-1], file, cwd=tmp_path, env=env)
+    assert wrong.returncode == 2 and "expected a number, or a file that `make gpu` wrote" in wrong.stderr
     wrong = run_here("plan", file, "--gpus-per-node", "4", cwd=tmp_path, env=env)
     assert wrong.returncode == 2 and "give --nodes, too" in wrong.stderr

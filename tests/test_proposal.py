@@ -198,3 +198,13 @@ def test_only_masks_without_numbers_are_said_to_merge_cells(several, said, tmp_p
         save(tmp_path / f"{k}_mask.png", labels if several else 255 * (labels > 0).astype(np.uint8))
     notes = list(examine("mine", str(tmp_path)).warnings())
     assert any("don't tell touching cells apart" in note for note in notes) is said
+
+
+def test_dice_by_batch_is_a_candidate_where_cells_are_rare(tmp_path):
+    folders(tmp_path / "common", "images/{name}", "labels/{name}")
+    common = examine("common", str(tmp_path / "common"))
+    rare = replace(common, found=replace(common.found, foreground_percent=(2.0, 5.0)))
+    assert common.found.foreground_percent[0] > 3 and "Dice by batch" not in common.losses
+    study = Study.model_validate(yaml.safe_load(rare.text()))
+    assert [c.label for c in study.configurations][:2] == ["Dice", "Dice by batch"]
+    assert study.configurations[1].loss.build().terms[0].settings["reduction"] == "batch"

@@ -263,7 +263,7 @@ class TestQuirks:
         it, twice, slow = load_study(file).trials()
         assert (it.quirks, twice.quirks, slow.quirks) == ((), ("double_activation",), ("lr_test_ignored",))
         assert len({t.key("f") for t in (it, twice, slow)}) == 3
-        assert it.training.lr == twice.training.lr == "range_test" and slow.training.lr == 1e-3
+        assert it.training.lr == twice.training.lr == "tune" and slow.training.lr == 1e-3
 
     def test_those_that_act_on_evaluation_train_nothing_anew(self, tmp_path):
         facts = {"test": {"fingerprint": "a", "diameter_px": 20}}

@@ -86,8 +86,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestShippedStudies:
     def test_loads_and_has_its_configurations(self, file: Path) -> None:
         study = load_study(file)
-        # five losses with and without quirks; every mixture of quarters; the combined ones; the reference study's
-        n = {"quirks": 22, "lambda_grid": 15, "lambda_tuning": 6}.get(file.stem, 12)
+        # five losses with and without quirks; every mixture of quarters; the combined ones; the reference study's, and
+        # one of them by batch
+        n = {"quirks": 22, "lambda_grid": 15, "lambda_tuning": 6, "real_rare": 13}.get(file.stem, 12)
         assert study.name == file.stem
         assert len(study.configurations) == n
         assert len(study.trials()) == n * len(study.seeds)
@@ -547,7 +548,7 @@ def test_key_changes_with_seed_data_and_the_range_test_in_use() -> None:
 
 def test_key_is_the_one_that_ledgers_hold() -> None:
     # Ledgers are found again by this value. If it changes on purpose, say so in the changelog: all is trained anew.
-    first = {"training__checkpoint": "coarse_dice"}
+    first = {"training__checkpoint": "coarse_dice", "training__clip": None}
     assert first_trial(**first).key("0123456789abcdef") == "b3a58e6f1264352c"
     first |= {"training__lr": "range_test", "training__range_test": {"rule": "premature"}}
     assert first_trial(**first).key("0123456789abcdef") == "c206e353232d85c5"

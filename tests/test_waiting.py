@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,13 +45,13 @@ def as_on_a_gpu(monkeypatch):
         monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
 
 
-def a_training(loss: str, **training: Any) -> _Fitter:
-    dataset = cells()
+def a_training(loss: str, device: Callable[[], torch.device] = lambda: CPU, **training: Any) -> _Fitter:
+    trial, dataset = tiny_trial(loss=LossConfig(name=loss), **training), cells()
     return _Fitter(
-        tiny_trial(loss=LossConfig(name=loss), **training),
+        trial,
         dataset,
         thirds(dataset),
-        CPU,
+        device(),
         lambda name: None,
         lambda name, data: None,
         lambda row: None,

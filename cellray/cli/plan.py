@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from cellray.trial import Sets
 
 
+MOST_RATES_BYTES = 2**20
+
+
 def plan(
     study_file: StudyFile,
     storage: Storage = "studies",
@@ -53,8 +57,10 @@ def plan(
     ] = None,
     namespace: Annotated[str, typer.Option(help="With --context.")] = "cellray",
     rate: Annotated[
-        float | None,
-        typer.Option(min=1e-6, metavar="MPX_PER_S", help="Megapixels that a trial trains in a second there."),
+        str | None,
+        typer.Option(
+            metavar="MPX_PER_S", help="Megapixels that a trial trains in a second there, or the JSON of `make gpu`."
+        ),
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time losses here even if that takes long.")] = False,
     allow_code: AllowCode = False,
@@ -94,7 +100,7 @@ def plan(
             planned,
             ledger,
             groups=groups,
-            rate=rate,
+            rate=None if rate is None else _rate(rate, study),
             measure=measure,
             limit=max_concurrent,
             n_more=n_more,
@@ -124,6 +130,30 @@ def plan(
         _print_effect(cost.effect)
     for warning in cost.warnings:
         out.print(f"[yellow]Note:[/yellow] {escape(warning)}", highlight=False)
+
+
+def _rate(given: str, study: Study) -> float:
+    """Megapixels a second: a number, or from a file of benchmarks/training.py those of the most similar batches."""
+    from cellray.storage import read_plain
+
+    try:
+        if not given.endswith(".json"):
+            rate = float(given)
+        else:
+            measured = json.loads(read_plain(given, MOST_RATES_BYTES))["mpx_s"]
+            mpx = study.training.batch_size * study.training.crop_px**2
+
+            def unlike(shape: str) -> float:
+                batch, side = map(int, shape.split("x"))
+                return abs(math.log(batch * side**2 / mpx))
+
+            rate = float(measured[min(measured, key=unlike)])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise StudyError(f"--rate {given}: expected a number, or a file that `make gpu` wrote ({what})") from None
+    if not (rate > 0 and math.isfinite(rate)):
+        raise StudyError(f"--rate {given}: expected a number above 0")
+    return rate
 
 
 def _nodes_described(

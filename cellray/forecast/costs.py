@@ -175,7 +175,7 @@ def forecast(
         n, limited_by = max(most_in_memory(peak_mb, resources, machine), 1), "memory"
     times = _times(kinds, todo, likely, n_more)
     tries = _tries(kinds, todo, Rates(study, sets, ledger))
-    if n_more and likely[0].training.lr == "tune":
+    if n_more and study.search is not None and likely[0].training.lr == "tune":
         config = likely[0].training.tune
         n_new = len(config.rates) * config.seeds * math.ceil(n_more / len(study.seeds))
         tries += [_shortened(config.share, _mean([kinds[_signature(trial)].training_s for trial in likely]))] * n_new

@@ -18,7 +18,7 @@ EVALUATION_VERSION = 2
 """Raised when a change of code changes the scores of trained weights: they are then evaluated again."""
 
 
-FIRST: dict[str, object] = {"checkpoint": "coarse_dice", "foreground": 0.0}
+FIRST: dict[str, object] = {"checkpoint": "coarse_dice", "clip": None, "foreground": 0.0}
 """Training settings that came after the first ledgers: at these values all is as it was, and the trial key too."""
 
 

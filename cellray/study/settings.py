@@ -264,13 +264,15 @@ class TrainingConfig(Settings):
     """Side of a training crop in pixels, no larger than the smallest image; some eight cells across do well."""
     foreground: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch's crops that are drawn around a cell; the others are uniform over their image."""
-    lr: Positive | Literal["range_test", "tune"] = "range_test"
+    lr: Positive | Literal["range_test", "tune"] = "tune"
     """Peak learning rate. `tune`: chosen for each configuration on validation images, the same for all its seeds;
     `range_test`: found anew for each trial."""
     range_test: RangeTestConfig = RangeTestConfig()
     """Which rates a range test tries; with `lr: range_test`."""
     tune: TuneConfig = TuneConfig()
     """Which rates are tried for each configuration; with `lr: tune`."""
+    clip: Positive | None = 2.0
+    """A step's gradient is shortened to so many times the median norm of the steps before it; None: never."""
     schedule: Literal["one_cycle", "triangular", "constant"] = "one_cycle"
     """`one_cycle`: the rate rises for 30 % of a training and then falls to almost nothing (Smith 2018); `triangular`:
     four rises and falls; `constant`."""

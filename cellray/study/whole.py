@@ -250,6 +250,8 @@ class Study(Settings):
         if problems or loss is None:
             raise SettingsError(problems)
         quirks = self.quirks_of(configuration)
+        if self.protocol != "strict":
+            training = training.model_copy(update={"clip": None})
         if "lr_test_ignored" in quirks:
             training = training.model_copy(update={"lr": 1e-3, "schedule": "one_cycle"})
         try:

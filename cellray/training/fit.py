@@ -19,6 +19,7 @@ from cellray.model import load_weights
 from cellray.record import EpochRow, Validated
 from cellray.study import Trial
 from cellray.training.batch_norm import estimate_batch_norm
+from cellray.training.clipping import Clipping
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import choose_rate, rate_at, smoothing_width
 from cellray.training.state import TrainingRun, from_bytes, read_as, to_bytes
@@ -127,6 +128,8 @@ class _Fitter:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.steps = self.settings.steps or (self.settings.epochs or 0) * self.steps_per_epoch
         self.optimizer = self._new_optimizer()
+        clip = self.settings.clip
+        self.clipping = None if clip is None else Clipping(clip, self.model.parameters(), self.steps, device)
         self.run = TrainingRun()
         self.best: bytes | None = None
 
@@ -287,6 +290,8 @@ class _Fitter:
         loss = self.loss(*self._forward(self.stepping, step, purpose))
         self.optimizer.zero_grad(set_to_none=True)
         (loss * self.team.size).backward()  # each member has a part of the gradient, and their average is taken
+        if self.clipping is not None and purpose == 0:
+            self.clipping.shorten(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -327,6 +332,8 @@ class _Fitter:
         state: dict[str, object] = {"run": vars(self.run)}
         if not self.is_complete:  # after that only the best weights are of use
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            if self.clipping is not None:
+                state["norms"] = self.clipping.norms[: self.run.step]
         self.save("last", to_bytes(state))
 
     def _resume(self) -> bool:
@@ -339,5 +346,7 @@ class _Fitter:
             if not self.is_complete:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
+                if self.clipping is not None:
+                    self.clipping.norms[: self.run.step] = state["norms"]
                 self._scale_terms()
         return True
