@@ -9,8 +9,12 @@ TEST_STAMP := $(VENV)/.cellray-test
 WORKERS ?= 3
 BENCHMARKS := $(filter-out benchmarks/gauge.py benchmarks/rates.py,$(wildcard benchmarks/*.py)) # rates.py needs real images and hours
 
+# By uv where it is there; it doesn't know pip's own settings (an index, a folder of wheels), so that pip does what it can't.
+install = { command -v uv >/dev/null && uv pip install --python $(BIN)/python --constraint constraints.txt --editable $(1); } \
+    || $(PIP) install --constraint constraints.txt --editable $(1)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-test test quick acceptance gpu audit check format lint types layers bench constraints clean
+.PHONY: help demo install install-test test quick acceptance gpu audit check format lint types layers bench keys constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +69,9 @@ layers: $(TEST_STAMP)
 bench: $(TEST_STAMP) ## every benchmark, one after the other
 	@missed=0; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || missed=1; done; exit $$missed
 
+keys: $(TEST_STAMP) ## docs/keys.md anew, the page of every key of a study file
+	$(BIN)/cellray schema --markdown > docs/keys.md
+
 constraints: $(TEST_STAMP) ## rewrite constraints.txt from what .venv holds now
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
@@ -78,12 +85,12 @@ clean: ## remove caches and build leftovers; .venv and studies/ stay
 # .venv, so that they go when it goes.
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray into $(VENV): some minutes the first time; torch is most of it."
-	@$(PIP) install -qq --constraint constraints.txt --editable .
+	@$(call install,.)
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing cellray and the test tools into $(VENV): some minutes the first time; torch is most of it."
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[test]'
+	@$(call install,'.[test]')
 	@touch $@ $(RUN_STAMP)
 
 $(BIN)/python:

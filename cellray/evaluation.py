@@ -320,6 +320,21 @@ def _judge(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Predicted labels of one image at an operating point, and its row of counts."""
     labels = postprocess(probs, point, diameter_px=dataset.diameter_px)
+    return judge_labels(labels, dataset, index, settings, probs)
+
+
+def judge_labels(
+    labels: np.ndarray, dataset: Dataset, index: int, settings: EvaluationConfig, probs: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Predicted labels of one image without its void pixels, and their row of counts.
+
+    Args:
+        labels: Shape (H, W), 0 and 1..n.
+        dataset: Holds the image.
+        index: Its number.
+        settings: The study's.
+        probs: Probabilities (H, W) in [0, 1]; without them calibration isn't judged.
+    """
     true, void = dataset.labels(index), dataset.void(index)
     if void is not None:
         labels = without_void(true, labels, void)

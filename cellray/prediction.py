@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from cellray.ledger import Ledger
 from cellray.outside import is_dotted
 from cellray.overlay import draw_overlay
 from cellray.postprocess import OperatingPoint, postprocess
-from cellray.record import TrialRecord
+from cellray.record import EnsembleRecord, TrialRecord
 from cellray.scores import as_float, best_record
 from cellray.study import EvaluationConfig
 
@@ -85,14 +85,24 @@ def chosen_trial(ledger: Ledger, label: str | None = None, seed: int | None = No
         labels = ", ".join(sorted({r.label for r in known}))
         state = outcomes or f"no record; {ledger.uri} has {labels or 'none at all'}"
         raise LedgerError(f"no finished trial{asked}: {state}")
+    checkpoint = best_weights(ledger, record)
+    weights_in(checkpoint, record)
+    return record, checkpoint
+
+
+def best_weights(ledger: Ledger, record: TrialRecord) -> bytes:
+    """The contents of a trial's best checkpoint.
+
+    Raises:
+        LedgerError: If it is missing.
+    """
     checkpoint = ledger.load_checkpoint(record.key, "best")
     if checkpoint is None:
         raise LedgerError(
             f"{ledger.uri}/trials/{record.key} has no checkpoint `best`; remove its trial.json, and the sweep "
             "trains it again"
         )
-    weights_in(checkpoint, record)
-    return record, checkpoint
+    return checkpoint
 
 
 def weights_in(checkpoint: bytes, record: TrialRecord) -> dict[str, torch.Tensor]:
@@ -128,9 +138,30 @@ class ToCount(NamedTuple):
     """Of a stack: which one, from 1 on."""
 
 
+class MeanProbability(nn.Module):
+    """Several networks as one: the logit of the mean of their probabilities, so that all else works as for one.
+
+    Args:
+        networks: Of one kind; each returns logits (N, 1, H, W).
+    """
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.size_multiple = getattr(networks[0], "size_multiple", 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, 1, H, W) of images (N, C, H, W)."""
+        total = sum(network(images).float().sigmoid() for network in self.networks)
+        return torch.logit(total / len(self.networks))
+
+
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trial's best weights with what belongs to them: how images are converted, and the operating point."""
+    """Trained weights with what belongs to them: how images are converted, and the operating point.
+
+    The best weights of one trial, or of several as one model (`ensemble`).
+    """
 
     network: nn.Module
     point: OperatingPoint
@@ -142,6 +173,15 @@ class TrainedModel:
     """Mean cell diameter of the set it was trained on."""
     evaluation: EvaluationConfig
     record: TrialRecord
+    """Of the trial; of an ensemble, of its first member."""
+    ensemble: EnsembleRecord | None = None
+    members: tuple[TrainedModel, ...] = ()
+    """Of an ensemble."""
+
+    @property
+    def title(self) -> str:
+        """Whose it is."""
+        return self.ensemble.title if self.ensemble else f"{self.record.label}, seed {self.record.seed}"
 
     @classmethod
     def load(
@@ -161,6 +201,23 @@ class TrainedModel:
         """
         record, checkpoint = chosen_trial(ledger, label, seed)
         return cls.of(record, checkpoint, allow_code=allow_code)
+
+    @classmethod
+    def stored(cls, ledger: Ledger, record: TrialRecord, *, allow_code: bool = False) -> TrainedModel:
+        """The model of a finished trial of a ledger; arguments and errors as for `load`."""
+        return cls.of(record, best_weights(ledger, record), allow_code=allow_code)
+
+    @classmethod
+    def together(cls, members: list[TrainedModel], ensemble: EnsembleRecord) -> TrainedModel:
+        """Several trained models of one configuration as one.
+
+        Args:
+            members: In the order of the ensemble's seeds.
+            ensemble: Holds the operating point.
+        """
+        network = MeanProbability([member.network for member in members])
+        point = ensemble.operating_point
+        return replace(members[0], network=network, point=point, ensemble=ensemble, members=tuple(members))
 
     @classmethod
     def of(cls, record: TrialRecord, checkpoint: bytes, *, allow_code: bool = False) -> TrainedModel:

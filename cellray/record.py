@@ -375,6 +375,49 @@ class PlannedTrial:
         return record
 
 
+class EnsembleRecord(_Part):
+    """The finished seeds of a configuration as one model, and the operating point chosen for it."""
+
+    key: str
+    label: str
+    seeds: tuple[int, ...]
+    members: tuple[str, ...]
+    """Keys of the trials, in the order of the seeds."""
+    n_left_out: int = 0
+    """Seeds of the configuration that failed, collapsed or were stopped."""
+    operating_point: OperatingPoint
+    operating_point_score: float
+    """On the images that it was chosen on, in the metric that ranks."""
+    n_images: int
+    """That it was chosen on."""
+    fewest_members: int
+    """Networks that predicted one of these images: those that weren't trained on it."""
+    most_members: int
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"{self.label}, ensemble of seeds {', '.join(map(str, self.seeds))}"
+
+    @property
+    def how_chosen(self) -> str:
+        """Which images the operating point was chosen on, in words."""
+        if self.fewest_members == len(self.seeds):
+            return f"{self.n_images} validation images"
+        few, most, of = self.fewest_members, self.most_members, len(self.seeds)
+        which = f"{few}" if few == most else f"{few} to {most}"
+        return f"{self.n_images} images, each predicted only by the {which} of {of} members not trained on it"
+
+
+class Reference(_Part):
+    """Predictions made elsewhere, as they were judged on the test images; `references.json` lists them."""
+
+    label: str
+    key: str
+    """Names its table of images; another one where the predictions, the images or the evaluation differ."""
+    metrics: Scores
+
+
 class TriedRate(_Part):
     """A learning rate that was tried for a configuration."""
 
@@ -457,6 +500,7 @@ class Lease(_Part):
 REMEDY = "remove it and the trial runs again"
 """What to do about a record that can't be used."""
 _PLAN: TypeAdapter[list[PlannedTrial]] = TypeAdapter(list[PlannedTrial])
+_REFERENCES: TypeAdapter[list[Reference]] = TypeAdapter(list[Reference])
 
 
 def parse(kind: type[_T] | TypeAdapter[_T], data: bytes | str, where: str, what: str) -> _T:
@@ -508,6 +552,11 @@ def parse_plan(data: bytes | str, where: str) -> list[PlannedTrial]:
     return parse(_PLAN, data, where, "a plan of trials")
 
 
+def parse_references(data: bytes | str, where: str) -> list[Reference]:
+    """The contents of a references.json; errors as for `parse`."""
+    return parse(_REFERENCES, data, where, "a list of references")
+
+
 def record_text(record: TrialRecord) -> str:
     """A trial.json."""
     return json.dumps(record.plain(), indent=1, sort_keys=True, allow_nan=True)
@@ -516,6 +565,16 @@ def record_text(record: TrialRecord) -> str:
 def plan_text(trials: Sequence[PlannedTrial]) -> str:
     """A plan.json: label, seed and both keys of each trial."""
     return json.dumps([{name: getattr(trial, name) for name in PlannedTrial.FIELDS} for trial in trials], indent=1)
+
+
+def parse_ensemble(data: bytes | str, where: str) -> EnsembleRecord:
+    """The contents of an ensemble's file; errors as for `parse`."""
+    return parse(EnsembleRecord, data, where, "an ensemble")
+
+
+def references_text(references: Sequence[Reference]) -> str:
+    """A references.json."""
+    return json.dumps([reference.model_dump() for reference in references], indent=1, ensure_ascii=False)
 
 
 def search_text(log: SearchLog) -> str:

@@ -85,7 +85,9 @@ def results_of(
     log: SearchLog | None = None,
 ) -> Results:
     """Results of records that lie in no ledger; without samples only seeds can be compared."""
-    made_up = type("MadeUp", (Results,), {"samples": samples or {}, "nothing": nothing or {}, "unit": "image"})
+    made_up = type(
+        "MadeUp", (Results,), {"samples": samples or {}, "nothing": nothing or {}, "unit": "image", "references": []}
+    )
     return made_up(None, plan, records, log=log)
 
 

@@ -219,6 +219,20 @@ class TestOneStudy:
             assert (place / "counted/overlays" / row.image).stat().st_size > 0
         assert labels.shape == (61, 97)
 
+    def test_all_seeds_together_stand_beside_the_single_ones(self, place, swept):
+        told = here(place, "evaluate", "tiny", "images", "--config", "Dice", "--ensemble", "--out", "together")
+        assert "Dice, ensemble of seeds 0, 1 (f1_iou on validation" in told.stdout
+        head = next(line for line in told.stdout.splitlines() if "ensemble" in line and "validation" not in line)
+        assert head.split() == ["seed", "0", "seed", "1", "ensemble"]
+        scores = json.loads((place / "together/scores.json").read_text())
+        alone = here(place, "evaluate", "tiny", "images", "--config", "Dice", "--seed", "1", "--json")
+        expected = {k: v for k, v in json.loads(alone.stdout).items() if k in scores}
+        assert scores["single_runs"]["seed 1"] == expected
+        assert (
+            "leave out --seed"
+            in here(place, "predict", "tiny", "images", "--out", "x", "--seed", "0", "--ensemble", code=2).stderr
+        )
+
     def test_a_second_sweep_on_the_same_ledger_is_told_who_holds_it(self, place, swept):
         lease = place / "studies/tiny/lease.json"
         with subprocess.Popen(["sleep", "600"]) as living:
@@ -246,6 +260,8 @@ class TestOneStudy:
         first, again = (cellray(place, "register", "tiny") for _ in range(2))
         assert "registered as tiny, version 1" in first.stdout
         assert "has its version already: tiny, version 1" in again.stdout
+        other = here(place, "register", "tiny", "--json", "--ensemble", "--config", "Dice")
+        assert json.loads(other.stdout)["seeds"] == [0, 1]
 
 
 @pytest.mark.slow

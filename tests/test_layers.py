@@ -27,7 +27,7 @@ LADDER = (
     ("evaluation", "ledger"),
     ("training", "prediction", "results"),
     ("trial",),
-    ("search",),
+    ("search", "ensemble"),
     ("sweep", "forecast", "submission"),
     ("tracking", "report", "proposal"),
     ("cli",),

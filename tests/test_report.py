@@ -22,6 +22,7 @@ from cellray.report import (
     ReportActor,
     ReportObserver,
     StudyFacts,
+    ahead_on_test,
     build_report,
     format_table,
     make_tables,
@@ -193,6 +194,20 @@ def test_the_answer_names_the_best_where_every_comparison_decides():
     assert answered([], plan) == ["No trial has a result yet (6 of 6 planned trials are missing)."]
     lost = [record(x, s, None, outcome="failed") for x in "AB" for s in SEEDS]
     assert answered(lost, plan)[0].startswith("No trial gave a usable result: 6 of 6 trials failed")
+
+
+def test_whom_the_test_images_speak_for_rather_than_another_is_known():
+    plan = plan_for(["A", "B", "C"], seeds=SEEDS)
+    means = {"A": 0.81, "B": 0.60, "C": 0.70}
+    records = [record(x, s, {"test": scores(f + s / 1000)}) for x, f in means.items() for s in SEEDS]
+    results = results_of(records, plan)
+    tables = infer(make_tables(results), results)
+    assert ahead_on_test(tables, "B") == ["A"]
+    assert ahead_on_test(tables, "A") == []
+    # A collapses once: C is first with every run counted, A is still recommended by none but may lead those that ended
+    lost = [record("A", SEEDS[0], {"test": scores(0.0)}, outcome="collapsed"), *records[1:]]
+    results = results_of(lost, plan)
+    assert "C" in ahead_on_test(infer(make_tables(results), results), "B")
 
 
 def test_a_range_test_without_a_result_is_a_caveat():

@@ -150,6 +150,9 @@ def client_of(server: Server) -> Any:
 
 @pytest.mark.slow
 def test_the_registered_model_finds_the_cells_that_predict_finds(team, tmp_path):
+    """From a store with its files in a bucket; `test_tutorial` asks a model that is served."""
+    import mlflow
+
     study = small_study(name="served")
     ledger = ledger_of(study, tmp_path)
     store_record(ledger, trials_of(study)[0], model=True)
@@ -166,21 +169,10 @@ def test_the_registered_model_finds_the_cells_that_predict_finds(team, tmp_path)
     ((_, cells, _),) = model.predict(pictures, threads=1, **settings)
     assert cells.count > 3
 
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/cells/{done.version}",
-        "--host", "127.0.0.1", "--port", str(port), "--env-manager", "local",
-    ]  # fmt: skip
-    path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"  # it starts uvicorn by name
-    env = {"MLFLOW_TRACKING_URI": team.uri, "OMP_NUM_THREADS": "1", "PATH": path}
-    with process(command, tmp_path / "serve.log", lambda: answers(f"http://127.0.0.1:{port}/ping"), env):
-        sent = base64.b64encode((tmp_path / "raw.tif").read_bytes()).decode()
-        body = json.dumps({"dataframe_records": [{"image": sent}], "params": settings}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            (found,) = json.load(answer)["predictions"]
+    mlflow.set_tracking_uri(team.uri)
+    served = mlflow.pyfunc.load_model(f"models:/cells/{done.version}")
+    rows = served.predict(pd.DataFrame({"image": [(tmp_path / "raw.tif").read_bytes()]}), params=settings)
+    found = rows.iloc[0]
     labels = imread(io.BytesIO(base64.b64decode(found["labels"])))
     np.testing.assert_array_equal(labels, cells.labels)
     assert found["count"] == cells.count == len(found["cells"])

@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cellray.ledger import Ledger
 from cellray.record import TrialRecord
+from cellray.results import Results, plan_of
 from cellray.study import Study
+from cellray.trial import Sets, run_trial
 
 TIMES = ("seconds", "images_per_s", "peak_memory_mb")
 """Columns of a history that measure the machine."""
@@ -51,6 +54,16 @@ def tiny_study(path: Path, **changes: Any) -> Study:
         "seeds": [0],
     }
     return Study.model_validate(settings | changes)
+
+
+def train_all(study: Study, ledger: Ledger) -> tuple[Sets, list[TrialRecord], Results]:
+    """Run every trial of a study in this process: its data, records and results."""
+    sets = Sets.open(study.data)
+    records = [run_trial(trial, sets, ledger) for trial in study.trials()]
+    plan = sets.plan(study.trials(), ledger)
+    ledger.write("study.yaml", study.dump_yaml().encode())
+    ledger.write_plan(plan)
+    return sets, [record for record in records if record is not None], Results.now(ledger, plan_of(study, plan))
 
 
 def lasting(record: TrialRecord) -> dict[str, Any]:

@@ -34,7 +34,10 @@ def audit_published(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The published table of the twelve losses, rebuilt from the runs, and with collapsed runs counted."""
+    """The published table of the twelve losses, rebuilt from the runs, and with collapsed runs counted.
+
+    Example: [bold]cellray audit published --metric f1_iou[/bold]
+    """
     from cellray.published import PUBLISHED_METRICS, recount
 
     keys = [one_of("metric", name, PUBLISHED_METRICS) for name in metric or ["f1_iou", "mae", "medae", "mpe"]]

@@ -22,6 +22,7 @@ from cellray.processes import answer_ending
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
+    from cellray.prediction import TrainedModel
     from cellray.record import SearchLog
     from cellray.results import Plan, Results
     from cellray.study import Study
@@ -55,6 +56,9 @@ Config = Annotated[str, typer.Option(metavar="LABEL", help="A configuration of t
 Chosen = Annotated[
     str | None,
     typer.Option("--config", metavar="LABEL", help="A configuration; default: that of the trial best on validation."),
+]
+Ensemble = Annotated[
+    bool, typer.Option("--ensemble", help="All seeds of the configuration together: their mean probability.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Its seed; default: the one with the best validation score.")]
 Diameter = Annotated[float | None, typer.Option(min=0.1, help="Mean cell diameter on these images, in pixels.")]
@@ -206,6 +210,21 @@ class StoredStudy(NamedTuple):
         records = self.ledger.records(damaged=damaged)
         return Results(self.ledger, self.plan(), records, metric=metric, log=self.log, damaged=damaged)
 
+    def ensemble(self, config: str | None, *, allow_code: bool) -> TrainedModel:
+        """All seeds of a configuration as one model, by default of that of the trial best on validation."""
+        from cellray.ensemble import load_ensemble
+        from cellray.results import known_trials
+
+        with err.status("opening the ensemble; the first time, its operating point is chosen"):
+            return load_ensemble(
+                self.ledger,
+                known_trials(self.study, self.log),
+                config,
+                open_sets=lambda: open_sets(self.study, quiet=True),
+                allow_code=allow_code,
+                threads=os.cpu_count() or 1,
+            )
+
 
 def find(study_name: str, storage: str) -> StoredStudy:
     """The study of a study file, or of a name in the storage, with its ledger."""
@@ -227,6 +246,20 @@ def find(study_name: str, storage: str) -> StoredStudy:
             raise StudyError(f"{where} is no text; restore it, or give the study's own YAML file") from None
         study = read_study(text, where)
     return StoredStudy.of(study, ledger)
+
+
+def trained_model(
+    study_name: str, storage: str, config: str | None, seed: int | None, *, ensemble: bool, allow_code: bool
+) -> TrainedModel:
+    """The model that a command uses: of one trial, or of all seeds of a configuration together."""
+    from cellray.prediction import TrainedModel
+
+    found = find(study_name, storage)
+    if not ensemble:
+        return TrainedModel.load(found.ledger, config, seed, allow_code=look_beside(study_name, allow_code))
+    if seed is not None:
+        raise StudyError("--ensemble takes all seeds of a configuration: leave out --seed")
+    return found.ensemble(config, allow_code=look_beside(study_name, allow_code))
 
 
 def tell_damaged(*studies: Results) -> None:

@@ -1,4 +1,4 @@
-"""``cellray data``: is this a usable dataset? show me; make one."""
+"""``cellray data``: is this a usable dataset? show me; make one of what other tools leave, or draw it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DataPath = Annotated[
     str, typer.Argument(metavar="PATH", help="Folder, zip pack or manifest CSV, here or s3://…, or a study file.")
 ]
 
-data_app = typer.Typer(help="Look at datasets: check, preview, synth.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at datasets, or make one: check, preview, convert, synth.", no_args_is_help=True)
 
 
 @data_app.command("check")
@@ -30,7 +30,10 @@ def data_check(
     path: DataPath,
     as_json: Json = False,
 ) -> None:
-    """Is this a usable dataset? Every problem with its file, and what the images are like."""
+    """Is this a usable dataset? Every problem with its file, and what the images are like.
+
+    Example: [bold]cellray data check my_images[/bold]
+    """
     from cellray.data import check_dataset
 
     configs, reading = _dataset_configs(path)
@@ -50,7 +53,10 @@ def data_preview(
     output: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("preview.png"),
     n: Annotated[int, typer.Option(min=1, max=48, help="Images to show.")] = 12,
 ) -> None:
-    """Draw a contact sheet of images with their true contours."""
+    """Draw a contact sheet of images with their true contours.
+
+    Example: [bold]cellray data preview my_images --out preview.png[/bold]
+    """
     from cellray.data import open_dataset, preview_dataset
     from cellray.overlay import encode_png
 
@@ -60,6 +66,39 @@ def data_preview(
         err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     output.write_bytes(encode_png(preview_dataset(dataset, n)))
     out.print(f"{output}: {min(n, len(dataset))} of {len(dataset)} images of {escape(path)}", highlight=False)
+
+
+@data_app.command("convert")
+def data_convert(
+    path: Annotated[Path, typer.Argument(help="A folder, or one file: NAME_seg.npy, NAME.zip or NAME.roi.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default: beside the images, where `init` and studies find them."),
+    ] = None,
+) -> None:
+    """Make label images of cells that were marked in Cellpose (_seg.npy) or ImageJ (regions, in a zip or alone).
+
+    Nothing in the files is run. ImageJ's regions need the image that they were drawn on beside them.
+
+    Example: [bold]cellray data convert my_images[/bold]
+    """
+    from tifffile import imwrite
+
+    from cellray.data import find_marked, read_foreign
+
+    folder = path if path.is_dir() else path.parent
+    for marked in find_marked(path, output):
+        labels, notes = read_foreign(marked)
+        marked.target.parent.mkdir(parents=True, exist_ok=True)
+        n = int(labels.max(initial=0))
+        imwrite(marked.target, labels.astype("uint16" if n < 2**16 else "int32"), compression="zlib")
+        out.print(
+            f"{marked.file}: {n} cells, written to {marked.target}", markup=False, highlight=False, soft_wrap=True
+        )
+        for note in notes:
+            err.print(f"[yellow]Note:[/yellow] {escape(f'{marked.file}: {note}')}", highlight=False, soft_wrap=True)
+    if output is None:
+        out.print(f"next: [bold]cellray init {escape(str(folder))}[/bold]", highlight=False, soft_wrap=True)
 
 
 @data_app.command("synth")
@@ -72,7 +111,10 @@ def data_synth(
     scale: Annotated[float, typer.Option(min=0.05, help="Size of a cell relative to FNC's 37 px.")] = 1.0,
     seed: int = 0,
 ) -> None:
-    """Draw a dataset in the likeness of Fluorescent Neuronal Cells yellow, in its folder layout."""
+    """Draw a dataset in the likeness of Fluorescent Neuronal Cells yellow, in its folder layout.
+
+    Example: [bold]cellray data synth drawn --n-trainval 10 --width-px 320 --height-px 240 --scale 0.5[/bold]
+    """
     from cellray.data.synth import synthesise
 
     if output.exists() and any(output.iterdir()):

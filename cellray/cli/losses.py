@@ -52,7 +52,10 @@ class _Described(NamedTuple):
 
 @losses_app.command("list")
 def losses_list(as_json: Json = False) -> None:
-    """Every registered loss and preset with its settings."""
+    """Every registered loss and preset with its settings.
+
+    Example: [bold]cellray losses list[/bold]
+    """
     from cellray.losses import LOSSES, PRESETS, RELEASED
 
     rows = {
@@ -87,6 +90,8 @@ def losses_check(
     """Prove on tiny images, in a second and without data, that losses do what their names and settings say.
 
     Ends with exit code 1 if one fails a check; warnings are worth knowing and block nothing.
+
+    Example: [bold]cellray losses check dice my_lab.losses:weighted[/bold]
     """
     from cellray.losses import LOSSES
     from cellray.losses.check import check_loss

@@ -25,7 +25,10 @@ model_app = typer.Typer(help="The networks: list, check.", no_args_is_help=True)
 
 @model_app.command("list")
 def model_list(as_json: Json = False) -> None:
-    """Every network that a study can name, with its settings."""
+    """Every network that a study can name, with its settings.
+
+    Example: [bold]cellray model list[/bold]
+    """
     import inspect
 
     from cellray.model import MODELS

@@ -19,6 +19,7 @@ from cellray.cli.common import (
     Chosen,
     Config,
     Diameter,
+    Ensemble,
     Json,
     MaxValue,
     Quiet,
@@ -29,13 +30,12 @@ from cellray.cli.common import (
     check_study,
     chosen_trials,
     err,
-    find,
     interruptible,
     load,
-    look_beside,
     name_of,
     open_sets,
     out,
+    trained_model,
     with_allocator,
 )
 from cellray.cli.show import print_metrics, print_numbers
@@ -114,6 +114,7 @@ def evaluate_dataset(
     path: Annotated[Path, typer.Argument(help="A dataset with ground truth: folder, zip pack or manifest CSV.")],
     config: Chosen = None,
     seed: Seed = None,
+    ensemble: Ensemble = False,
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
     rescale: Annotated[bool, typer.Option("--rescale", help="Resample to the training set's cell diameter.")] = False,
@@ -125,18 +126,18 @@ def evaluate_dataset(
 ) -> None:
     """Judge a trained model on a dataset with ground truth, at its own frozen operating point.
 
-    Example: [bold]cellray evaluate quickstart my_images --out scores[/bold]
+    With --ensemble, the scores of its single seeds stand beside.
+
+    Example: [bold]cellray evaluate quickstart my_images --ensemble --out scores[/bold]
     """
     from cellray.data import open_dataset
     from cellray.metrics import iou_curve, stratify
-    from cellray.prediction import TrainedModel
     from cellray.report.exports import csv_bytes
     from cellray.study import DatasetConfig
 
     if rescale and diameter_px is None:
         raise StudyError("--rescale goes with --diameter-px, the mean cell diameter on these images")
-    ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed, allow_code=look_beside(study_name, allow_code))
+    model = trained_model(study_name, storage, config, seed, ensemble=ensemble, allow_code=allow_code)
     dataset = open_dataset(
         DatasetConfig(
             name=name_of(path),
@@ -153,7 +154,10 @@ def evaluate_dataset(
     )
     for note in dataset.notes:
         err.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
-    scores, images, objects = model.evaluate(dataset, os.cpu_count() or 1)
+    threads = os.cpu_count() or 1
+    scores, images, objects = model.evaluate(dataset, threads)
+    single = {f"seed {one.record.seed}": one.evaluate(dataset, threads).metrics for one in model.members}
+    told = {**scores, **({"single_runs": single} if single else {})}
     tables = {
         "images": images,
         "cells": objects,
@@ -162,18 +166,17 @@ def evaluate_dataset(
     }
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "scores.json").write_text(json.dumps(scores, indent=1))
+        (output / "scores.json").write_text(json.dumps(told, indent=1))
         for name, table in tables.items():
             (output / f"{name}.csv").write_bytes(csv_bytes(table))
     if as_json:
-        print(
-            json.dumps({"study": model.record.study, "label": model.record.label, "seed": model.record.seed, **scores})
-        )
+        seeds = [one.record.seed for one in model.members] or model.record.seed
+        print(json.dumps({"study": model.record.study, "label": model.record.label, "seed": seeds, **told}))
         return
     measured = "given" if diameter_px else "measured on their true cells; --diameter-px sets another"
     out.print(f"{_said(model)}, on {len(dataset)} images", highlight=False)
     out.print(f"mean cell diameter {dataset.diameter_px:.1f} px, {measured}", highlight=False)
-    print_metrics({dataset.name: scores})
+    print_metrics({**single, "ensemble": scores} if single else {dataset.name: scores})
     print_numbers(tables["strata"])
     print_numbers(tables["iou_curve"])
     if output:
@@ -187,6 +190,7 @@ def predict(
     output: Annotated[Path, typer.Option("--out", help="Write counts.csv, cells.csv, labels/ and overlays/ there.")],
     config: Chosen = None,
     seed: Seed = None,
+    ensemble: Ensemble = False,
     diameter_px: Diameter = None,
     max_value: MaxValue = None,
     storage: Storage = "studies",
@@ -198,11 +202,10 @@ def predict(
     Example: [bold]cellray predict quickstart new_images --out counted[/bold]
     """
     from cellray.overlay import encode_png
-    from cellray.prediction import CELL_COLUMNS, TrainedModel
+    from cellray.prediction import CELL_COLUMNS
     from cellray.report.exports import csv_cell
 
-    ledger = find(study_name, storage).ledger
-    model = TrainedModel.load(ledger, config, seed, allow_code=look_beside(study_name, allow_code))
+    model = trained_model(study_name, storage, config, seed, ensemble=ensemble, allow_code=allow_code)
     pictures, problems = model.pictures(path)
     if problems:
         err.print(f"{len(problems)} of the files can't be read; they are named at the end.", highlight=False)
@@ -237,9 +240,10 @@ def predict(
 
 def _said(model: TrainedModel) -> str:
     """Which model a command uses."""
-    record = model.record
-    score = f"{record.settings.rules.rank_by} on validation {record.operating_point_score:.3f}"
-    return f"{escape(record.label)}, seed {record.seed} ({score})"
+    record, found = model.record, model.ensemble
+    value = found.operating_point_score if found else record.operating_point_score
+    score = f"{record.settings.rules.rank_by} on validation {value:.3f}"
+    return f"{escape(model.title)} ({score}{f', chosen on {found.how_chosen}' if found else ''})"
 
 
 @contextmanager

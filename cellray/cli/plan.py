@@ -76,10 +76,12 @@ def plan(
     from cellray.forecast import forecast
     from cellray.ledger import Ledger
     from cellray.results import known_trials
+    from cellray.trial import read_references
 
     study = load(study_file, storage, allow_code)
     chosen = choose(study, seeds, only)
     sets = open_sets(study, as_json)
+    read_references(study, sets)
     groups = _nodes_described(study, nodes, gpus_per_node, cpus_per_node, context, namespace)
     ledger = Ledger(storage, study.name)
     trials = known_trials(study, ledger.search())

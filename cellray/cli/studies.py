@@ -117,7 +117,10 @@ def status(
     namespace: Annotated[str, typer.Option(help="With --context, where cellray is installed.")] = "cellray",
     as_json: Json = False,
 ) -> None:
-    """Show how far a sweep is, from any machine that sees the storage, or the cluster with --context."""
+    """Show how far a sweep is, from any machine that sees the storage, or the cluster with --context.
+
+    Example: [bold]cellray status quickstart[/bold]
+    """
     if context is not None:
         _status_there(study_name, context, namespace, as_json)
         return
@@ -178,7 +181,10 @@ def _status_there(study_name: str, context: str, namespace: str, as_json: bool) 
 
 
 def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
-    """Build a study's report anew from its ledger alone, finished or not, without data or training."""
+    """Build a study's report anew from its ledger alone, finished or not, without data or training.
+
+    Example: [bold]cellray report quickstart[/bold]
+    """
     from cellray.report import build_report, facts_of
 
     found = find(study_name, storage)
@@ -232,11 +238,16 @@ def ui(
         serve_page(uri, port)
 
 
-def schema() -> None:
-    """Print the JSON Schema of study files, for editors."""
-    from cellray.study import study_schema
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="A page of every key to read: docs/keys.md.")] = False,
+) -> None:
+    """Print the JSON Schema of study files, for editors.
 
-    print(json.dumps(study_schema(), indent=1))
+    Example: [bold]cellray schema > study.schema.json[/bold]
+    """
+    from cellray.study import key_page, study_schema
+
+    print(key_page() if markdown else json.dumps(study_schema(), indent=1), end="" if markdown else "\n")
 
 
 def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from cellray.data.dataset import Dataset
 from cellray.data.decode import Reading
 from cellray.data.duplicates import Likeness, twin_notes
 from cellray.data.folder import file_content, image_from_bytes, list_images, outputs_of, planes_of
+from cellray.data.foreign import find_marked, read_foreign
 from cellray.data.kept_maps import add_maps
 from cellray.data.listing import DatasetLike, Item
 from cellray.data.opening import open_dataset
@@ -23,6 +24,7 @@ __all__ = [
     "check_dataset",
     "default_cache_dir",
     "file_content",
+    "find_marked",
     "fold_dataset",
     "image_from_bytes",
     "list_images",
@@ -30,6 +32,7 @@ __all__ = [
     "outputs_of",
     "planes_of",
     "preview_dataset",
+    "read_foreign",
     "split_dataset",
     "twin_notes",
 ]

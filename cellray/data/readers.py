@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from cellray.data.foreign import foreign_note
 from cellray.data.grouping import grouped
 from cellray.data.listing import (
     IMAGE_FOLDERS,
@@ -50,7 +51,10 @@ def list_dataset(config: DatasetLike, path: Path, ignore: int | None = None) -> 
     listing = Listing(open_source(path))
     kind = "manifest" if manifest else config.format
     if kind in ("auto", "synthetic"):
-        kind = _recognise(listing.source)
+        try:
+            kind = _recognise(listing.source)
+        except DataError as error:
+            raise DataError("; ".join(filter(None, (foreign_note(listing.source), str(error))))) from None
     if kind == "manifest":
         read_manifest(listing, manifest or find_manifest(listing.source), config)
     else:
@@ -63,6 +67,8 @@ def list_dataset(config: DatasetLike, path: Path, ignore: int | None = None) -> 
         listing.items = grouped(listing.items, config.groups, str(path))
     listing.items.sort(key=lambda item: item.name)
     _note_leaks(listing)
+    if listing.problems and (note := foreign_note(listing.source)):
+        listing.problems.insert(0, note)
     if not listing.items and not listing.problems:
         raise DataError(f"{path}: no image with a mask found, expected {'/'.join(IMAGE_SUFFIXES)} files in images/")
     return listing

@@ -18,16 +18,21 @@ from cellray.ledger.files import StudyFiles
 from cellray.ledger.lease import current_holder, held
 from cellray.record import (
     REMEDY,
+    EnsembleRecord,
     EpochRow,
     Lease,
     PlannedTrial,
+    Reference,
     SearchLog,
     TrialRecord,
     parse,
+    parse_ensemble,
     parse_plan,
     parse_record,
+    parse_references,
     plan_text,
     record_text,
+    references_text,
     search_text,
 )
 
@@ -148,6 +153,28 @@ class Ledger(StudyFiles):
     def write_search(self, log: SearchLog) -> None:
         """Keep how configurations were chosen."""
         self.write("search.json", search_text(log).encode())
+
+    def references(self) -> list[Reference]:
+        """Predictions made elsewhere, as the last sweep judged them."""
+        try:
+            return parse_references(self.read("references.json"), f"{self.uri}/references.json")
+        except FileNotFoundError:
+            return []
+
+    def write_references(self, references: Sequence[Reference]) -> None:
+        """Keep which predictions made elsewhere belong to the study, and how they do."""
+        self.write("references.json", references_text(references).encode())
+
+    def ensemble(self, key: str) -> EnsembleRecord | None:
+        """A configuration's seeds as one model, if its operating point was chosen already."""
+        try:
+            return parse_ensemble(self.read(f"ensembles/{key}.json"), f"{self.uri}/ensembles/{key}.json")
+        except FileNotFoundError:
+            return None
+
+    def write_ensemble(self, ensemble: EnsembleRecord) -> None:
+        """Keep an ensemble's operating point."""
+        self.write(f"ensembles/{ensemble.key}.json", ensemble.model_dump_json(indent=1).encode())
 
     def load_checkpoint(self, key: str, name: str) -> bytes | None:
         """A trial's checkpoint `last` or `best`, or None."""

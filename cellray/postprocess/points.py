@@ -23,7 +23,7 @@ class PixelSizes(NamedTuple):
 class OperatingPoint(BaseModel):
     """How probabilities become cells. The defaults are the published sizes at a usual threshold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     threshold: float = Field(default=0.5, ge=0, le=1)
     """A pixel is cell if its probability is at least this."""

@@ -5,7 +5,7 @@ from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
 from cellray.report.findings import Findings
 from cellray.report.observer import ReportObserver
-from cellray.report.ranking import Tables, make_tables
+from cellray.report.ranking import Tables, ahead_on_test, make_tables
 from cellray.report.study_facts import StudyFacts, facts_of
 from cellray.report.text import TextTable, format_table
 
@@ -17,6 +17,7 @@ __all__ = [
     "Tables",
     "TextTable",
     "actor_name",
+    "ahead_on_test",
     "build_report",
     "facts_of",
     "format_table",

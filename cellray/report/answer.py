@@ -65,6 +65,7 @@ def say(found: Findings) -> list[str]:
             "" if search is not None and search.suggests else passed_over(choice, known, metric),
             meaning(found, choice.take),
         ]
+    sentences += references(found, str(known.iloc[0].label) if choice is None else choice.take)
     sentences.append(kept_sentence(known, metric, None if choice is None else choice.take))
     if search is not None and search.gives_seeds:
         sentences.append(seeds_sentence(search))
@@ -192,6 +193,36 @@ def meaning(found: Findings, label: str) -> str:
         f"In cells: of 100 it finds {100 * seen['recall_iou']:.0f}, of 100 that it draws "
         f"{100 * (1 - seen['precision_iou']):.0f} are none, and its counts are {abs(seen['mpe']):.0f} % {more}."
     )
+
+
+def references(found: Findings, label: str) -> list[str]:
+    """How a configuration compares with each of the predictions made elsewhere, a sentence each."""
+    if found.tables.references is None:
+        return []
+    metric, sentences = found.metric, []
+    values, against = found.tables.references.of("test", metric), found.tables.references.against
+    for one in rows_of(values):
+        said = (
+            f"{one.label}'s predictions score {metric_title(metric)} {format_value(metric, one.value)} on the test set"
+        )
+        rows = against[(against.reference == one.label) & (against.configuration == label)]
+        if rows.empty:
+            sentences.append(f"{said}.")
+            continue
+        row = rows.iloc[0]
+        ahead, low, high = float(row.difference), float(row.low), float(row.high)
+        if not math.isfinite(low):
+            which, ends = ("ahead" if ahead >= 0 else "behind"), ""
+            sure = "with too few runs to say how sure that is"
+        else:
+            which = "better" if low > 0 else "worse" if high < 0 else "ahead" if ahead >= 0 else "behind"
+            low, high = (low, high) if ahead >= 0 else (-high, -low)
+            ends = f" {format_interval(metric, low, high)}"
+            where = "on new images" if row.n_units > 1 else "on these test images"
+            sure = f"with new trainings and {where} (95 % confidence)"
+            sure += "" if low > 0 else ", so which is better isn't settled"
+        sentences.append(f"{said}; {label} is {which} by {format_value(metric, abs(ahead))}{ends}, {sure}.")
+    return sentences
 
 
 def kept_sentence(known: pd.DataFrame, metric: str, taken: str | None) -> str:

@@ -15,6 +15,7 @@ from cellray.report.inference import infer
 from cellray.report.page import PageContents, render_page
 from cellray.report.protocol import state_protocol
 from cellray.report.ranking import Tables, make_tables
+from cellray.report.references import add_references
 from cellray.report.study_facts import StudyFacts
 from cellray.results import Plan, Results
 from cellray.results.details import read_details
@@ -68,8 +69,18 @@ def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, byte
         if found is None
         else {"pairs.csv": exports.csv_bytes(found.pairs), "pairs.parquet": exports.parquet_bytes(found.pairs)}
     )
+    outside = tables.references
+    references = (
+        {}
+        if outside is None
+        else {
+            "references.csv": exports.csv_bytes(outside.values),
+            "against_references.csv": exports.csv_bytes(outside.against),
+        }
+    )
     return {
         **pairs,
+        **references,
         "verdict.txt": "\n\n".join(answer).encode(),
         "ranking.csv": exports.csv_bytes(tables.ranking),
         "trials.csv": exports.csv_bytes(tables.trials),
@@ -89,7 +100,8 @@ def load_tables(results: Results, *, external_order: Sequence[str] = (), only_ra
     """
     results.drop_damaged()
     only = live_metrics(results.plan) if only_ranking else None
-    return infer(make_tables(results, external_order=external_order, only=only), results, only_ranking=only_ranking)
+    tables = make_tables(results, external_order=external_order, only=only)
+    return add_references(infer(tables, results, only_ranking=only_ranking), results)
 
 
 def live_metrics(plan: Plan) -> tuple[str, ...]:

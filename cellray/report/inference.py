@@ -65,13 +65,13 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
             continue
         block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
         ends += [
-            (name, point, metric, label, *_interval(v, block, metric))
+            (name, point, metric, label, *interval_of(v, metric, is_median=block.is_median))
             for label, v in zip(labels, block.values, strict=True)
         ]
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
-        compared = _within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
+        compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
         means, by_image = _means(block)
         # only the metric that ranks is ranked within images too, which takes longest
         decided = compared if ranks_it else compared.iloc[:0]
@@ -138,7 +138,7 @@ def versus(
         mine = rows[rows.label.isin(couple)]
         block = make_block(mine, samples, couple, seeds, skip_collapsed=tables.skip_collapsed)
         found.append(_compare(block, couple, detail=True))
-    table = _within_range(pd.concat(found, ignore_index=True), metric)
+    table = within_range(pd.concat(found, ignore_index=True), metric)
     table["p_adjusted"], table["p_wilcoxon_holm"] = (holm(table[c].to_numpy(dtype=float)) for c in ("p", "p_wilcoxon"))
     table["decided"] = (table.p_adjusted < ALPHA) & (table.n_seeds >= LEAST_SEEDS)
     # what would decide a couple that is so alone, but not among the others, isn't known
@@ -146,12 +146,18 @@ def versus(
     return table
 
 
-def _interval(trials: np.ndarray, block: Block, metric: str) -> tuple[float, float]:
-    """95 % interval of one configuration's mean, in the metric's own direction and range."""
+def interval_of(trials: np.ndarray, metric: str, *, is_median: bool) -> tuple[float, float]:
+    """95 % interval of one configuration's mean, in the metric's own direction and range.
+
+    Args:
+        trials: Shape (n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
+        metric: A key of ``METRICS``.
+        is_median: As `Block.is_median`.
+    """
     known = trials[~np.isnan(trials).any(1)]
     if len(known) == 0:
         return np.nan, np.nan
-    if block.is_median:
+    if is_median:
         _, low, high = mean_median(known)
     else:
         low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())
@@ -207,8 +213,8 @@ def _kept(
     return found
 
 
-def _within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The same with intervals cut where no difference of a bounded metric can lie."""
+def within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The same, columns low and high, with intervals cut where no difference of a bounded metric can lie."""
     worst, best = METRICS[metric].worst, METRICS[metric].best
     span = np.inf if worst is None else abs(best - worst)
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))

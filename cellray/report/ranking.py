@@ -107,6 +107,23 @@ class Inference:
 
 
 @dataclass(frozen=True)
+class References:
+    """Predictions made elsewhere, on the test set."""
+
+    values: pd.DataFrame
+    """One row a reference and metric: label, set, metric, value (of a signed error its size), the 95 % interval over
+    images (low, high), n_units (images, or groups of images)."""
+    against: pd.DataFrame
+    """One row a reference and configuration, by the metric that ranks: reference, configuration, n_seeds (runs that
+    ended), n_units, and difference with its interval (low, high), turned so that above 0 the configuration is better.
+    The intervals of all configurations hold together with 95 %; NaN with fewer than three seeds."""
+
+    def of(self, set_name: str, metric: str) -> pd.DataFrame:
+        """The rows of `values` of one set and metric."""
+        return self.values[(self.values["set"] == set_name) & (self.values.metric == metric)]
+
+
+@dataclass(frozen=True)
 class Tables:
     """Everything the page, the exports and the terminal draw from."""
 
@@ -133,6 +150,8 @@ class Tables:
     notes: list[str] = field(default_factory=list)
     inference: Inference | None = None
     """Intervals, pairs and ranks over seeds × images; None until `report.inference.infer` has looked at the images."""
+    references: References | None = None
+    """Predictions made elsewhere; None where the study names none."""
 
     def choice_of(self, set_name: str, metric: str) -> Advice | None:
         """Which configuration to take, if it is said by that set and metric."""
@@ -171,6 +190,20 @@ def make_tables(results: Results, *, external_order: Sequence[str] = (), only: C
         n_unplanned=results.n_unplanned,
         notes=notes,
     )
+
+
+def ahead_on_test(tables: Tables, label: str) -> list[str]:
+    """Configurations for which the test images speak rather than for another: recommended, or first in the ranking.
+
+    Args:
+        tables: With what `infer` found, where it has looked at the images.
+        label: The other one.
+    """
+    choice = tables.choice_of("test", tables.rank_by)
+    ranked = select(tables.ranking, set_name="test", metric=tables.rank_by)
+    first = ranked[ranked["rank"] == 1].label.tolist()
+    found = [*([choice.take] if choice else []), *([] if label in first else first[:1])]
+    return [other for other in dict.fromkeys(found) if other != label]
 
 
 def metric_keys(records: Iterable[TrialRecord]) -> list[str]:

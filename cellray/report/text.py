@@ -133,7 +133,27 @@ def format_table(
                 *([format_counts(row)] if other else []),
             ]
         )
+    for one in rows_of(tables.references.of(set_name, metric)) if tables.references else ():
+        known = {
+            "configuration": reference_title(one.label),
+            metric_title(metric): format_value(metric, one.value),
+            "95 % interval": format_interval(metric, one.low, one.high) or "–",
+            **{metric_title(key): format_value(key, more_of(tables, one.label, key)) for key in extra},
+        }
+        text.append([known.get(column, "" if column == "else" else "–") for column in columns])
     return TextTable(columns, text, table_notes(tables, rows, metric, set_name))
+
+
+def reference_title(label: str) -> str:
+    """What tables call predictions made elsewhere."""
+    return f"{label} (reference)"
+
+
+def more_of(tables: Tables, reference: str, metric: str) -> float:
+    """A reference's value on the test set by another metric; NaN where there is none."""
+    rows = None if tables.references is None else tables.references.of("test", metric)
+    found = [] if rows is None else rows[rows.label == reference]["value"].tolist()
+    return found[0] if found else math.nan
 
 
 KEPT, ENDED, SHARED = f"best of {N_KEPT_OF}", "runs that ended", "published threshold"
@@ -174,6 +194,11 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
         notes.append(
             f"Configurations were given {full.n_planned.min()} to {full.n_planned.max()} seeds: means are over each "
             "one's own, comparisons over the seeds that both have."
+        )
+    if tables.references is not None and len(tables.references.of(set_name, metric)):
+        notes.append(
+            "A reference is predictions made elsewhere: it has no seeds and no rank, its interval is over images, and "
+            "cellray can't know whether its tool was trained or set on these test images."
         )
     if len(rows) and rows.order_differs.any():
         notes.append("[k]: rank by the mean of the runs that ended, where it differs.")

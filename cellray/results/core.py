@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from cellray.errors import LedgerError
-from cellray.ledger import Ledger
-from cellray.record import PlannedTrial, SearchLog, TrialRecord
+from cellray.ledger import DAMAGED, Ledger
+from cellray.record import PlannedTrial, Reference, SearchLog, TrialRecord
 from cellray.results.plan import Plan
-from cellray.results.samples import GROUP, ImageRows, Samples, read_images
+from cellray.results.samples import GROUP, ImageRows, Sample, Samples, read_images
 from cellray.scores import errors_of_nothing
 
 
@@ -113,6 +114,20 @@ class Results:
         """What seeds are crossed with on the test set: `image`, or `group of images`."""
         tested = {s.units for sets in self.samples.values() for (name, _), s in sets.items() if name == "test"}
         return "group of images" if any(u.startswith(GROUP) for units in tested for u in units) else "image"
+
+    @cached_property
+    def references(self) -> list[tuple[Reference, Sample]]:
+        """Predictions made elsewhere, with what each image adds to their metrics on the test set."""
+        found = []
+        for reference in self.ledger.references():
+            path = f"references/{reference.key}.parquet"
+            try:
+                rows = read_images(self.ledger.read(path))
+            except (FileNotFoundError, *DAMAGED) as error:
+                words = "is missing or damaged; remove references.json, and the next sweep judges the reference again"
+                raise LedgerError(f"{self.ledger.uri}/{path} {words}") from error
+            found.append((reference, rows.samples["test", "own"]))
+        return found
 
     @property
     def nothing(self) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from cellray.statistics.best import LEAST_SEEDS, SEED_LOOKS, Bootstrap, Statement, find_best, moments, winner
 from cellray.statistics.contributions import contributions
-from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean
+from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean, difference_from
 from cellray.statistics.kept import N_KEPT_OF, best_of_k
 from cellray.statistics.medians import mean_median
 from cellray.statistics.pairs import PAIR_COLUMNS, holm, median_pairs, paired_tests
@@ -33,6 +33,7 @@ __all__ = [
     "contributions",
     "crossed_mean",
     "detectable",
+    "difference_from",
     "find_best",
     "friedman",
     "holm",

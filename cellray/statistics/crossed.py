@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -51,9 +52,9 @@ class CrossedMean:
         """How many standard errors are exceeded with the (two-sided) probability p."""
         return weighted_t(p, self.by_seed, self.by_image, self.n_seeds, self.n_images)
 
-    def interval(self) -> tuple[Floats, Floats]:
-        """Low and high ends of the 95 % interval."""
-        half = self.critical(ALPHA) * self.se
+    def interval(self, alpha: float = ALPHA) -> tuple[Floats, Floats]:
+        """Low and high ends of the interval that misses with probability alpha, by default 5 %."""
+        half = self.critical(alpha) * self.se
         return self.mean - half, self.mean + half
 
     @property
@@ -95,6 +96,14 @@ class CrossedMean:
         return CrossedMean(self.mean, by_seed, by_image, self.rest, n_seeds, n_images)
 
 
+class CrossedDifference(NamedTuple):
+    """A difference of means, and the ends of its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
 def crossed_mean(values: Floats) -> CrossedMean:
     """Mean over both axes, with its standard error over new seeds and new images.
 
@@ -118,6 +127,27 @@ def crossed_mean(values: Floats) -> CrossedMean:
         left = values - of_seed[..., :, None] - of_image[..., None, :] + mean[..., None, None]
         rest = (left**2).sum((-2, -1)) / ((n_seeds - 1) * (n_images - 1))
     return CrossedMean(mean, ms_seed / size, np.maximum(ms_image - rest, 0) / size, rest, n_seeds, n_images)
+
+
+def difference_from(values: Floats, fixed: Floats, *, n_chosen_from: int, alpha: float = ALPHA) -> CrossedDifference:
+    """The mean of one configuration's trials less that of predictions that are what they are, whatever the seed.
+
+    Paired image by image; new seeds change the trials alone, new images both. That the configuration may have been
+    chosen among several by the same scores is allowed for by Bonferroni's adjustment: the intervals of all of them hold
+    together, and so does that of whichever is chosen.
+
+    Args:
+        values: Of the trials, shape (n_seeds, n_images), no NaN.
+        fixed: Of the predictions on the same images, shape (n_images,).
+        n_chosen_from: Configurations among which it was chosen.
+        alpha: Probability that one of their intervals misses.
+
+    Returns:
+        The difference, and the ends of its interval; these are NaN with one seed and one image.
+    """
+    found = crossed_mean(values - fixed)
+    low, high = found.interval(alpha / n_chosen_from)
+    return CrossedDifference(float(found.mean), float(low), float(high))
 
 
 def weighted_t(

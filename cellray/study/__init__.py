@@ -2,6 +2,7 @@
 
 from cellray.study.adaptive import BoundConfig, DecideConfig, SearchConfig, StoppingConfig
 from cellray.study.group import Settings
+from cellray.study.key_page import key_page
 from cellray.study.keys import EVALUATION_VERSION, SCHEMA_VERSION, Trial, short_hash
 from cellray.study.loading import load_study, read_study
 from cellray.study.loss import LossConfig, TermConfig, check_loss_settings, loss_named
@@ -18,6 +19,7 @@ from cellray.study.settings import (
     DatasetConfig,
     EvaluationConfig,
     RangeTestConfig,
+    ReferenceConfig,
     ResourcesConfig,
     SyntheticConfig,
     TrainingConfig,
@@ -41,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "RangeTestConfig",
     "ReadWeights",
+    "ReferenceConfig",
     "ResourcesConfig",
     "Role",
     "SearchConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "check_loss_settings",
     "check_losses",
     "check_networks",
+    "key_page",
     "load_study",
     "loss_named",
     "model_named",

@@ -22,7 +22,9 @@ class BoundConfig(Settings):
     """What a metric must reach."""
 
     at_least: float | None = None
+    """In the metric's units."""
     at_most: float | None = None
+    """In the metric's units."""
 
     @model_validator(mode="after")
     def bounds_something(self) -> BoundConfig:
@@ -56,7 +58,7 @@ class SearchConfig(Settings):
     """A suggestion knows the results of all configurations but the last `at_once - 1` before it. More keep more workers
     busy and know less. It decides what is suggested, so it isn't a matter of the machine."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the sampler."""
+    """Seed of the sampler: the same one repeats the search."""
 
     @field_validator("space")
     @classmethod
@@ -98,7 +100,7 @@ class StoppingConfig(Settings):
     at: tuple[Fraction, ...] = ()
     """Shares of a training at which it decides, rising; none: 1/9 and 1/3 for asha, 1/4, 1/2 and 3/4 for median."""
     eta: float = Field(default=3.0, gt=1)
-    """Of asha."""
+    """Of asha: one in so many goes on."""
     grace: int = Field(default=4, ge=1)
     """So many configurations are never ended: there is nothing yet to compare with."""
 

@@ -19,6 +19,15 @@ def repeated_seeds(seeds: Sequence[int]) -> list[Problem]:
     ]
 
 
+def repeated_labels(references: Sequence[str], configurations: Sequence[str]) -> list[Problem]:
+    """Every reference that is called as another one or as a configuration."""
+    return [
+        Problem(("references", i, "label"), f"something else is labelled {label!r}; give each its own label")
+        for i, label in enumerate(references)
+        if label in (*configurations, *references[:i])
+    ]
+
+
 def fold_problems(choosers: Sequence[str]) -> list[Problem]:
     """What doesn't go together with `data.folds`.
 

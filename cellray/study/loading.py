@@ -144,6 +144,10 @@ def _paths(values: dict[str, object]) -> Iterator[tuple[KeyPath, dict[str, objec
     """Where a study may name a file or folder: the key's path, what holds it, the key."""
     for at, dataset in _datasets(values):
         yield at, dataset, "path"
+    references = values.get("references")
+    for i, reference in enumerate(references if isinstance(references, list) else []):
+        if isinstance(reference, dict):
+            yield ("references", i), reference, "path"
     if isinstance(model := values.get("model"), dict):
         yield ("model",), model, "weights"
     configurations = values.get("configurations")

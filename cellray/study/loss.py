@@ -60,7 +60,7 @@ class TermConfig(NamedLoss):
     name: str
     """A key of ``cellray.losses.LOSSES``, a preset such as ``focal_tversky@paper``, or ``package.module:function``."""
     weight: float = Field(default=1.0, ge=0)
-    """lambda of this term."""
+    """What the term is multiplied by, its lambda; weights needn't add up to 1."""
 
     @model_validator(mode="before")
     @classmethod

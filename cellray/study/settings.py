@@ -68,18 +68,24 @@ class SyntheticConfig(Settings):
     """Images drawn by `cellray.data.synth` in the likeness of FNC yellow."""
 
     n_trainval: int = Field(default=24, ge=2)
+    """Images for training and validation."""
     n_test: int = Field(default=8, ge=1)
+    """Images for testing."""
     width_px: int = Field(default=320, ge=64)
+    """Of each image, in pixels."""
     height_px: int = Field(default=240, ge=64)
+    """Of each image, in pixels."""
     scale: Positive = 0.5
     """Size of a cell relative to FNC's, so that small images still hold several (1 = 37 px across)."""
     seed: SeedNumber = 0
+    """Of the drawing: the same seed draws the same images."""
 
 
 class DatasetConfig(Settings):
     """One set of images with ground truth, and the facts about it that no file says."""
 
     name: Name
+    """What tables, figures and errors call it."""
     path: str | None = None
     """Folder, zip pack or manifest CSV. ``${NAME}`` is replaced from the environment; a relative path starts
     at the folder of the study file. None: synthetic."""
@@ -87,6 +93,7 @@ class DatasetConfig(Settings):
     """`fnc`: the layout of FNC v1/v2; `pairs`: images/ beside masks/ or labels/; `manifest`: a CSV, or a
     folder or zip that holds manifest.csv. `auto` looks."""
     synthetic: SyntheticConfig | None = None
+    """Instead of a path: images drawn by cellray, to try things out. ``{}`` draws the default ones."""
     where: dict[str, tuple[str, ...]] = Field(default={})
     """Keep the rows whose manifest column has one of these values."""
     where_not: dict[str, tuple[str, ...]] = Field(default={})
@@ -97,7 +104,9 @@ class DatasetConfig(Settings):
     diameter_px: Positive | None = None
     """Mean cell diameter in pixels. Without it: diameter_um / pixel_size_um, or, in training, measured."""
     diameter_um: Positive | None = None
+    """Mean cell diameter in micrometres; goes with pixel_size_um."""
     pixel_size_um: Positive | None = None
+    """Side of a pixel in micrometres."""
     max_value: Positive | None = None
     """Full-scale intensity, for cameras that fill only part of 16 bits (4095 for 12 bits)."""
     rescale: bool = False
@@ -136,6 +145,7 @@ class DataConfig(Settings):
     """What a study trains, selects and is judged on."""
 
     train: DatasetConfig
+    """The set that training, validation and test images are taken from."""
     external: tuple[DatasetConfig, ...] = ()
     """Sets judged with the frozen model and operating point, never trained or tuned on."""
     channels: Literal[1, 3] = 3
@@ -151,8 +161,9 @@ class DataConfig(Settings):
     normalise: Literal["none", "percentile"] = "none"
     """`none`: full scale to [0, 1]; `percentile`: each image's 1st..99.8th percentile to [0, 1]."""
     val_fraction: Fraction = 0.2
+    """Share of the images that aren't for testing: on these the best epoch and the operating point are chosen."""
     test_fraction: Fraction = 0.2
-    """Used where the data bring no official test split."""
+    """Share of the images set aside for testing, always the same; where the data bring no official test split."""
     split_seed: SeedNumber | None = None
     """Seed of the train/validation split; None: each trial's own seed, so that the split varies too."""
     folds: Annotated[int, Field(ge=3, le=20)] | None = None
@@ -190,19 +201,26 @@ class AugmentConfig(Settings):
     """Random changes of a training crop, drawn anew for each crop of a batch."""
 
     flips: bool = True
+    """Mirrored at random, left to right and top to bottom."""
     rotation_deg: float = Field(default=15.0, ge=0, le=180)
+    """Turned by up to so many degrees either way."""
     zoom: float = Field(default=0.1, ge=0, lt=1)
     """Scale factor in [1 - zoom, 1 + zoom]."""
     brightness: float = Field(default=0.1, ge=0, le=1)
+    """Up to so much of full scale is added or taken away."""
     contrast: float = Field(default=0.1, ge=0, le=1)
+    """Differences from the crop's mean are scaled by a factor in [1 - contrast, 1 + contrast]."""
 
 
 class RangeTestConfig(Settings):
     """Learning-rate range test: rates rise geometrically from low to high, one a step (Smith 2017)."""
 
     low: Positive = 1e-5
+    """First rate."""
     high: Positive = 1.0
+    """Last rate."""
     steps: int = Field(default=60, ge=10)
+    """Rates that are tried, a training step each."""
     rule: Literal["same_batches", "premature"] = "same_batches"
     """`same_batches`: a few batches by turns, so that rates and not batches are compared; it ends where a batch's loss
     exceeds 4 times what it was at first. `premature`, as the first ledgers have it: a new batch at each rate, and the
@@ -239,20 +257,29 @@ class TrainingConfig(Settings):
     epochs: int | None = Field(default=None, ge=1)
     """An epoch is one crop of every training image. Give epochs or steps."""
     steps: int | None = Field(default=None, ge=1)
+    """Batches trained on. With the same steps, and not epochs, studies of different sizes train alike."""
     batch_size: int = Field(default=32, ge=1)
+    """Crops in a step."""
     crop_px: int = Field(default=512, ge=16, multiple_of=8)
+    """Side of a training crop in pixels, no larger than the smallest image; some eight cells across do well."""
     foreground: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch's crops that are drawn around a cell; the others are uniform over their image."""
     lr: Positive | Literal["range_test", "tune"] = "tune"
     """Peak learning rate. `tune`: chosen for each configuration on validation images, the same for all its seeds;
     `range_test`: found anew for each trial."""
     range_test: RangeTestConfig = RangeTestConfig()
+    """Which rates a range test tries; with `lr: range_test`."""
     tune: TuneConfig = TuneConfig()
+    """Which rates are tried for each configuration; with `lr: tune`."""
     clip: Positive | None = 2.0
     """A step's gradient is shortened to so many times the median norm of the steps before it; None: never."""
     schedule: Literal["one_cycle", "triangular", "constant"] = "one_cycle"
+    """`one_cycle`: the rate rises for 30 % of a training and then falls to almost nothing (Smith 2018); `triangular`:
+    four rises and falls; `constant`."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of Adam: pull of the weights towards 0 (L2)."""
     augment: AugmentConfig = AugmentConfig()
+    """Random changes of the training crops."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast where the device has fast instructions for it, else float32."""
     validate_every: int = Field(default=1, ge=1)
@@ -306,9 +333,9 @@ class ResourcesConfig(Settings):
     """What one trial is given. Decides how fast, never what comes out."""
 
     cpus: Positive = 1
-    """For each worker of a trial."""
+    """Processors for each worker of a trial."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
-    """For the whole trial: below 1, trials share a GPU; above 1, a whole number, shared out evenly to its workers.
+    """GPUs for the whole trial: below 1, trials share a GPU; above 1, a whole number, shared out evenly to its workers.
     `auto`: one (with `workers`, one each) where the machine or cluster has GPUs, else none."""
     workers: int | None = Field(default=None, ge=1)
     """Processes that train one trial together. None: one for each whole GPU, at least one."""
@@ -352,10 +379,21 @@ class ResourcesConfig(Settings):
         return self.model_copy(update={"gpus": float(self.n_workers) if has_gpus else 0.0})
 
 
+class ReferenceConfig(Settings):
+    """Predictions made elsewhere, by another tool or a person, judged beside the configurations and never trained."""
+
+    label: Label
+    """What the tables call it, such as Cellpose."""
+    path: str
+    """Folder or zip of label images (0 background, cells 1 to n), one for each test image under its name, or under that
+    with an ending such as _cp_masks. ``${NAME}`` and relative paths as for data."""
+
+
 class ConfigurationConfig(Settings):
     """One contender: a label, and what differs from the study's own settings (the compared parameters)."""
 
     label: Label
+    """What tables and figures call it."""
     loss: LossConfig | None = None
     """None: the study's own loss."""
     model: dict[str, object] = Field(default={})

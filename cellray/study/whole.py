@@ -12,7 +12,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cellray.errors import StudyError, one_of
 from cellray.losses.check import CHECKS
 from cellray.study.adaptive import DecideConfig, SearchConfig, StoppingConfig
-from cellray.study.conflicts import decide_problems, fold_problems, repeated_seeds, search_problems
+from cellray.study.conflicts import (
+    decide_problems,
+    fold_problems,
+    repeated_labels,
+    repeated_seeds,
+    search_problems,
+)
 from cellray.study.group import Settings
 from cellray.study.keys import Recipe, Trial, canonical, short_hash
 from cellray.study.loss import LossConfig
@@ -25,6 +31,7 @@ from cellray.study.settings import (
     ConfigurationConfig,
     DataConfig,
     EvaluationConfig,
+    ReferenceConfig,
     ResourcesConfig,
     SeedNumber,
     StudyTitle,
@@ -49,8 +56,11 @@ class Study(Settings):
     allow: tuple[str, ...] = ()
     """Failures of the loss check that don't stop the sweep; keys of ``cellray.losses.check.CHECKS``."""
     data: DataConfig
+    """The images that are trained on, chosen by and judged on."""
     model: ModelConfig = ModelConfig()
+    """The network of every configuration that names no other."""
     training: TrainingConfig
+    """How each network is trained, unless its configuration says otherwise."""
     loss: LossConfig | None = None
     """The loss of configurations that don't name one."""
     configurations: tuple[ConfigurationConfig, ...] = ()
@@ -63,8 +73,12 @@ class Study(Settings):
     """Ends poor configurations early."""
     decide: DecideConfig | None = None
     """Which difference matters, and what may be spent on further seeds until that is decided."""
+    references: tuple[ReferenceConfig, ...] = ()
+    """Predictions made elsewhere on the test images, shown beside the ranking: is the best one better?"""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How trained networks are judged, and by what they are ranked."""
     resources: ResourcesConfig = ResourcesConfig()
+    """Processors and disk. They decide how fast, never what comes out."""
 
     @field_validator("quirks")
     @classmethod
@@ -103,6 +117,7 @@ class Study(Settings):
                 same = f"{configuration.label!r} has the same settings as {resolved[content]!r}"
                 problems.append(Problem(at, f"{same}: nothing is compared"))
             resolved.setdefault(content, configuration.label)
+        problems += repeated_labels([reference.label for reference in self.references], labels)
         if problems:
             raise SettingsError(problems)
         return self

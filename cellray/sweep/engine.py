@@ -12,7 +12,7 @@ from cellray.search import Agenda
 from cellray.study import Study
 from cellray.sweep.capacity import check_feasible, settle
 from cellray.sweep.nodes import check_nodes
-from cellray.trial import Sets
+from cellray.trial import Sets, judge_references
 
 
 def run_sweep(
@@ -44,7 +44,7 @@ def run_sweep(
         cluster: Connects to Ray (`connect`) if anything is to be run; not needed where that has been done.
 
     Raises:
-        DataError: If the data can't be split or cropped as a trial wants it.
+        DataError: If the data can't be split or cropped as a trial wants it, or a reference lacks a label image.
         KeyboardInterrupt: If the sweep was interrupted, after the observers' `on_finish`.
         LedgerError: If another sweep holds the ledger, or it can't be written.
         StorageError: If it couldn't be written or read any more: no trial counts as failed for that.
@@ -53,6 +53,7 @@ def run_sweep(
     ledger.prepare()
     with ledger.lease(on_wait=lambda words: tell(observers, "on_note", words)):
         ledger.write("study.yaml", study.dump_yaml().encode())
+        judge_references(study, sets, ledger)
         if retry_failed:
             _forget_failures(study, sets, ledger, chosen)
         agenda = Agenda(study, sets, ledger, chosen=chosen)

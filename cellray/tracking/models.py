@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,30 +12,38 @@ import cellray
 from cellray.errors import StudyError
 from cellray.ledger import Ledger
 from cellray.outside import find_module, is_dotted
-from cellray.record import TrialRecord
+from cellray.record import EnsembleRecord, TrialRecord
 from cellray.scratch import scratch_folder
 from cellray.study.network import DEFAULT
-from cellray.tracking.serving import CHECKPOINT, RECORD
+from cellray.tracking.serving import CHECKPOINT, ENSEMBLE, RECORD
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-_UNUSED = {"ray", "optuna", "mlflow", "matplotlib", "jinja2", "scikit-learn"}
+_UNUSED = {"ray", "optuna", "mlflow", "matplotlib", "jinja2", "scikit-learn", "roifile"}
 """Dependencies that finding cells doesn't import; MLflow names itself."""
 
 
-def log_model(client: MlflowClient, run: Run, ledger: Ledger, record: TrialRecord, checkpoint: bytes) -> LoggedModel:
-    """Log a trial's network, operating point and post-processing as a model of its run.
+def log_model(
+    client: MlflowClient,
+    run: Run,
+    ledger: Ledger,
+    members: Mapping[str, bytes],
+    record: TrialRecord,
+    ensemble: EnsembleRecord | None,
+) -> LoggedModel:
+    """Log a trial's network, operating point and post-processing, or those of an ensemble, as a model of a run.
 
-    The folder holds the trial's record, its weights and cellray's code; `cellray.tracking.serving` loads it.
+    The folder holds records, weights and cellray's code; `cellray.tracking.serving` loads it.
 
     Args:
         client: Of the store.
         run: Of the trial.
         ledger: Of the study.
-        record: Of the trial.
-        checkpoint: Contents of its `best.pt`.
+        members: Contents of the trials' `best.pt` by their keys.
+        record: Of the trial, or of a member.
+        ensemble: What they are together; None of one trial.
     """
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
@@ -60,8 +69,13 @@ def log_model(client: MlflowClient, run: Run, ledger: Ledger, record: TrialRecor
     with scratch_folder("models") as scratch:
         data, folder = Path(scratch, "data"), Path(scratch, "model")
         data.mkdir()
-        (data / RECORD).write_bytes(ledger.read(f"trials/{record.key}/trial.json"))
-        (data / CHECKPOINT).write_bytes(checkpoint)
+        for key, checkpoint in members.items():
+            place = data / key if ensemble else data
+            place.mkdir(exist_ok=True)
+            (place / RECORD).write_bytes(ledger.read(f"trials/{key}/trial.json"))
+            (place / CHECKPOINT).write_bytes(checkpoint)
+        if ensemble:
+            (data / ENSEMBLE).write_text(ensemble.model_dump_json())
         mlflow.pyfunc.save_model(
             folder,
             loader_module="cellray.tracking.serving",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellray.errors import CellrayError, LedgerError, StudyError
 from cellray.ledger import Ledger
 from cellray.outside import is_dotted
-from cellray.prediction import chosen_trial
-from cellray.record import TrialRecord
+from cellray.prediction import best_weights, chosen_trial
+from cellray.record import EnsembleRecord, TrialRecord
+from cellray.scores import best_record
 from cellray.study import Study
 from cellray.tracking.models import log_model
 from cellray.tracking.stores import open_client, public_uri, scrub
@@ -18,7 +19,7 @@ from cellray.tracking.values import digest, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Registered:
     """Whether this call made it."""
     key: str
     label: str
-    seed: int
+    seeds: tuple[int, ...]
+    """Of an ensemble all of its members'."""
     score: float
     """On validation, in the study's metric."""
 
@@ -43,6 +45,7 @@ def register_model(
     *,
     name: str | None = None,
     label: str | None = None,
+    ensemble: EnsembleRecord | None = None,
     allow_code: bool = False,
 ) -> Registered:
     """Give the trial with the best validation score a version in the registry, as a model that finds cells.
@@ -55,26 +58,34 @@ def register_model(
         tracking_uri: Of the store that holds the runs and the registry.
         name: In the registry; the study's by default.
         label: Of the configuration to choose from; None: from all.
+        ensemble: Register this one instead.
         allow_code: Put a network of the user's own into the model; else a trial of one is an error.
 
     Raises:
         LedgerError: If no such trial has finished, the store lacks its run, or it can't be asked.
     """
-    record, checkpoint = chosen_trial(ledger, label)
-    assert record.operating_point is not None and record.operating_point_score is not None
+    if ensemble is None:
+        record, checkpoint = chosen_trial(ledger, label)
+        members, point, score = {record.key: checkpoint}, record.operating_point, record.operating_point_score
+    else:
+        records = ledger.records(ensemble.members)
+        members = {each.key: best_weights(ledger, each) for each in records}
+        best = best_record(records, study.evaluation.rank_by)
+        record, point, score = best or records[0], ensemble.operating_point, ensemble.operating_point_score
+    assert point is not None and score is not None
     network = record.settings.model.name
     if is_dotted(network) and not allow_code:
         raise StudyError(f"the network {network!r} is code outside cellray; --allow-code takes it along")
     tags = {
         "study": study.name,
         "question": study.question,
-        "key": record.key,
+        "key": ensemble.key if ensemble else record.key,
         "label": record.label,
-        "seed": str(record.seed),
+        "seed": ", ".join(map(str, ensemble.seeds)) if ensemble else str(record.seed),
         "diameter_px": str(record.data.diameter_px),
-        f"val.{study.evaluation.rank_by}": str(record.operating_point_score),
-        "checkpoint": digest(checkpoint),
-        **flatten({"operating_point": record.operating_point.model_dump()}),
+        f"val.{study.evaluation.rank_by}": str(score),
+        "checkpoint": digest(b"".join(members.values())),
+        **flatten({"operating_point": point.model_dump()}),
     }
     tags = {f"cellray.{key}": value for key, value in tags.items() if value}
     name = name or study.name
@@ -86,12 +97,18 @@ def register_model(
                 f"MLflow at {public_uri(tracking_uri)} lacks the run of {record.label!r}, seed {record.seed}; "
                 f"bring it with: cellray track sync {study.name}"
             )
-        version, is_new = _version(client, run, ledger, record, checkpoint, name, tags)
+
+        def make() -> LoggedModel:
+            return log_model(client, run, ledger, members, record, ensemble)
+
+        title = ensemble.title if ensemble else f"{record.label}, seed {record.seed}"
+        version, is_new = _version(client, run, make, title, name, tags)
     except CellrayError:
         raise
     except Exception as error:
         raise LedgerError(f"MLflow at {public_uri(tracking_uri)}: {scrub(error, tracking_uri)}") from error
-    return Registered(name, version, is_new, record.key, record.label, record.seed, float(record.operating_point_score))
+    seeds = ensemble.seeds if ensemble else (record.seed,)
+    return Registered(name, version, is_new, tags["cellray.key"], record.label, seeds, float(score))
 
 
 def _run(client: MlflowClient, study: str, record: TrialRecord) -> Run | None:
@@ -103,13 +120,7 @@ def _run(client: MlflowClient, study: str, record: TrialRecord) -> Run | None:
 
 
 def _version(
-    client: MlflowClient,
-    run: Run,
-    ledger: Ledger,
-    record: TrialRecord,
-    checkpoint: bytes,
-    name: str,
-    tags: Mapping[str, str],
+    client: MlflowClient, run: Run, make: Callable[[], LoggedModel], title: str, name: str, tags: Mapping[str, str]
 ) -> tuple[str, bool]:
     """The version that is this model, and whether it was made now."""
     from mlflow.exceptions import MlflowException
@@ -123,13 +134,13 @@ def _version(
     for version in client.search_model_versions(f"name = '{name}'"):
         if all(version.tags.get(key) == tags[key] for key in decides):
             return str(version.version), False
-    model = log_model(client, run, ledger, record, checkpoint)
+    model = make()
     made = client.create_model_version(
         name,
         source=model.artifact_location,
         run_id=run.info.run_id,
         tags=dict(tags),
         model_id=model.model_id,
-        description=f"{record.label}, seed {record.seed}, of the study {tags['cellray.study']}",
+        description=f"{title}, of the study {tags['cellray.study']}",
     )
     return str(made.version), True

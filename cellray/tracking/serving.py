@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellray.record import parse_record
+from cellray.record import parse_ensemble, parse_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from cellray.prediction import TrainedModel
 
-RECORD, CHECKPOINT = "trial.json", "best.pt"
-"""The files of the model's data folder: a trial's record and its weights, as the ledger holds them."""
+RECORD, CHECKPOINT, ENSEMBLE = "trial.json", "best.pt", "ensemble.json"
+"""The files of the model's data folder: a trial's record and its weights, as the ledger holds them. Those of an
+ensemble lie in a folder for each member's key, beside what they are together."""
 
 
 class CellFinder:
-    """A trial's network, operating point and post-processing behind MLflow's `predict`."""
+    """A trained network, operating point and post-processing behind MLflow's `predict`."""
 
     def __init__(self, model: TrainedModel) -> None:
         self._model = model
@@ -61,6 +62,14 @@ def _load_pyfunc(data_path: str) -> CellFinder:
     from cellray.prediction import TrainedModel
 
     prepare(torch.device("cpu"), os.cpu_count() or 1)
+
+    def model_in(folder: Path) -> TrainedModel:
+        record = parse_record((folder / RECORD).read_bytes(), str(folder / RECORD))
+        return TrainedModel.of(record, (folder / CHECKPOINT).read_bytes(), allow_code=True)
+
     folder = Path(data_path)
-    record = parse_record((folder / RECORD).read_bytes(), str(folder / RECORD))
-    return CellFinder(TrainedModel.of(record, (folder / CHECKPOINT).read_bytes(), allow_code=True))
+    file = folder / ENSEMBLE
+    if not file.exists():
+        return CellFinder(model_in(folder))
+    ensemble = parse_ensemble(file.read_bytes(), str(file))
+    return CellFinder(TrainedModel.together([model_in(folder / key) for key in ensemble.members], ensemble))

@@ -1,7 +1,18 @@
 """One configuration, one seed -> one record in the ledger."""
 
 from cellray.trial.recording import code_version, new_network
+from cellray.trial.references import judge_references, read_references
 from cellray.trial.run import home, record_failure, record_stopped, run_trial
 from cellray.trial.sets import Sets
 
-__all__ = ["Sets", "code_version", "home", "new_network", "record_failure", "record_stopped", "run_trial"]
+__all__ = [
+    "Sets",
+    "code_version",
+    "home",
+    "judge_references",
+    "new_network",
+    "read_references",
+    "record_failure",
+    "record_stopped",
+    "run_trial",
+]

@@ -24,6 +24,8 @@ from cellray.report.text import (
     format_value,
     may_be_best,
     metric_title,
+    more_of,
+    reference_title,
     table_notes,
 )
 from cellray.statistics import N_KEPT_OF
@@ -124,6 +126,18 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
                 TableCell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
             ]
         )
+    for one in rows_of(tables.references.of(set_name, metric)) if tables.references else ():
+        body.append(
+            [
+                {
+                    "Configuration": head(reference_title(one.label)),
+                    metric_title(metric): number_cell(
+                        one.value, format_value(metric, one.value), format_interval(metric, one.low, one.high)
+                    ),
+                }.get(title, TableCell("–", ""))
+                for title, _ in columns
+            ]
+        )
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
     if len(rows) and rows.order_differs.any():
         notes.append("Where a rank stands below the mean of the runs that ended, these alone would take that place.")
@@ -173,4 +187,8 @@ def metrics_table(tables: Tables, metric: str, set_name: str) -> PageTable:
             note = [spread, format_interval(key, row.low, row.high)]
             cells.append(number_cell(row.mean, format_value(key, row.mean), "\n".join(filter(None, note))))
         body.append(cells)
+    for one in rows_of(tables.references.of(set_name, metric)) if tables.references else ():
+        values = {key: more_of(tables, one.label, key) for key in keys}
+        numbers = [number_cell(value, format_value(key, value)) for key, value in values.items()]
+        body.append([head(reference_title(one.label)), *numbers])
     return PageTable(columns, body)
