@@ -42,11 +42,11 @@ class Gallery:
     """Overlays by where the page shows them."""
 
     by_configuration: dict[str, dict[str, Picture]] = field(default_factory=dict)
-    """Label -> role -> picture, of test images, in the order of the ranking."""
+    """Label -> role -> picture, of test images: the recommended one, then the others in the order of the ranking."""
     crowded: dict[str, list[Picture]] = field(default_factory=dict)
-    """Set -> the same image for every configuration, in the order of the ranking."""
+    """Set -> the same image for every configuration, in the same order."""
     leader: str = ""
-    """The first in the ranking that has overlays."""
+    """The first of these that has overlays."""
     leader_abroad: dict[str, dict[str, Picture]] = field(default_factory=dict)
     """External set -> role -> the leader's picture."""
     left_out: str = ""
@@ -67,7 +67,9 @@ def make_gallery(found: Findings) -> Gallery:
     image, the same for all, comes from every set but `val`.
     """
     ledger, chosen = found.results.ledger, median_trials(found)
-    with_overlays = {label: chosen[label] for label in found.everyone if label in chosen}
+    choice = found.tables.choice_of("test", found.metric)
+    order = dict.fromkeys([*([choice.take] if choice else []), *found.everyone])
+    with_overlays = {label: chosen[label] for label in order if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
     judged = ["test", *found.external]
