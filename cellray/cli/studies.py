@@ -84,7 +84,7 @@ def sweep(
     tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, markup=False, highlight=False))
     observers: list[Observer] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
-        observers.append(ProgressObserver(out))
+        observers.append(ProgressObserver(out, ledger))
     try:
         records = run_sweep(
             study,

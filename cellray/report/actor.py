@@ -27,7 +27,7 @@ from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
 from cellray.report.build import build_report, live_metrics, load_tables, table_files
 from cellray.report.findings import Findings
-from cellray.report.progress import Progress, slim
+from cellray.report.progress import SweepProgress, slim
 from cellray.report.ranking import Tables
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import TextTable, format_table
@@ -72,7 +72,7 @@ class ReportActor:
         self._flush_s, self._clock, self._background = flush_s, clock, background
         self._metrics = live_metrics(plan)
         self._results = Results(ledger, plan, metric=plan.rank_by)
-        self._progress = Progress(plan, clock)
+        self._progress = SweepProgress(plan, clock)
         self._table: TextTable | None = None
         self._answer: list[str] = []
         self._table_of = 0  # results

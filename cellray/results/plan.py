@@ -22,6 +22,8 @@ class Plan:
     """The quirk of that name: means and ranks leave out collapsed and failed trials. The default rule never does."""
     epochs: int | None = None
     """Epochs of a trial where all have the same number; for progress and ETA, and where a record doesn't say."""
+    steps: int | None = None
+    """Steps of a trial where these are what is planned."""
     within: float | None = None
     """A difference of the ranked metric that doesn't matter; None: `margin` has a default."""
     is_drawn: bool = False
@@ -69,6 +71,7 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
         tuple(trial.bare for trial in trials),
         skip_collapsed="skip_collapsed" in study.all_quirks,
         epochs=study.training.epochs,
+        steps=study.training.steps,
         within=None if study.decide is None else study.decide.within,
         is_drawn=study.data.train.synthetic is not None,
     )
