@@ -20,6 +20,7 @@ from cellray.outside import allow_code_in
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
+    from cellray.ledger.files import StudyFiles
     from cellray.record import SearchLog
     from cellray.results import Plan, Results
     from cellray.study import Study
@@ -209,6 +210,17 @@ def find(study_name: str, storage: str) -> StoredStudy:
             raise StudyError(f"no study {study_name!r} in {storage}; give its YAML file, or --storage")
         study = read_study(ledger.read("study.yaml").decode(), f"{ledger.uri}/study.yaml")
     return StoredStudy.of(study, ledger)
+
+
+def find_files(study_name: str, storage: str) -> StudyFiles:
+    """The files of a study, named as for `find`; without what it takes to read the study itself."""
+    from cellray.ledger.files import StudyFiles
+    from cellray.study.yaml_tree import name_in
+
+    path = Path(study_name)
+    name = name_in(path) if path.suffix in (".yaml", ".yml") else study_name
+    files = StudyFiles(storage, name) if name else None
+    return files if files and files.exists("study.yaml") else find(study_name, storage).ledger
 
 
 def tell_damaged(*studies: Results) -> None:

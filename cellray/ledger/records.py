@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from cellray.errors import LedgerError
 from cellray.ledger.files import StudyFiles
-from cellray.ledger.lease import current_holder, held
+from cellray.ledger.lease import Lease, current_holder, held
 from cellray.record import (
     EpochRow,
-    Lease,
     PlannedTrial,
     SearchLog,
     TrialRecord,

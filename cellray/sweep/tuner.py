@@ -41,7 +41,7 @@ WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
 loss of a node that its cluster took back (preemption) doesn't count."""
 
-STOPPING = (
+ENDS_SOON = (
     "stopping: the trials that run come to the end of their epoch, then the report is written; a second Ctrl-C doesn't "
     "wait for that; nothing is lost either way"
 )
@@ -158,7 +158,7 @@ class News(TrialProgressCallback):
         if self._scheduler.interrupted.is_set() and not self._is_ending:
             self._is_ending = True
             if self.trouble is None:
-                tell(self._observers, "on_note", STOPPING)
+                tell(self._observers, "on_note", ENDS_SOON)
         states = [trial.status for trial in trials]
         if "RUNNING" in states or "PENDING" not in states or self._scheduler.is_any_starting:
             self._idle_since = time.monotonic()

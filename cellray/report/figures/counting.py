@@ -79,12 +79,12 @@ def sketch_counts(found: Findings) -> Iterator[Sketch]:
         "Predicted against true number of cells in each test image, all seeds, one panel a configuration, with the "
         "line of equal counts, the mean error and its limits of agreement."
     )
-    yield Sketch(CELL_COUNTS.title, alt, count_scatter(counts, known[:FIRST]))
+    yield Sketch(CELL_COUNTS.title, alt, count_scatter(counts, known[:SEEN_AT_ONCE]))
     title = f"{CELL_COUNTS.title}: the other configurations"
-    yield Sketch(title, alt, count_scatter(counts, known[FIRST:]), part="others", is_folded=True)
+    yield Sketch(title, alt, count_scatter(counts, known[SEEN_AT_ONCE:]), part="others", is_folded=True)
 
 
-FIRST = 4
+SEEN_AT_ONCE = 4
 """Configurations whose counts are seen at once."""
 CELL_COUNTS = ReportFigure(
     name="counts",
