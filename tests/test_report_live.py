@@ -12,6 +12,7 @@ from pandas.testing import assert_frame_equal
 from report_data import key_of, plan_for, record, results_of, scores, search_file, tried, write_realistic
 from tiny_study import tiny_study
 
+from cellray.cli.progress import PageOpener
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
 from cellray.report import ReportActor, ReportObserver, StudyFacts, make_tables
@@ -256,6 +257,48 @@ def test_tables_are_written_again_only_if_something_came_in(tmp_path):
     actor.epoch("A", 1, {"epoch": 4})
     assert not ledger.exists("report/ranking.csv")
     assert json.loads(ledger.read("report/status.json"))["running"][0]["epoch"] == 4
+
+
+# The page of a sweep that runs.
+
+
+def test_the_live_page_shows_curves_the_table_and_the_last_trial(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    plan = write_realistic(ledger, labels=["A", "<b>"], seeds=SEEDS, n_images=4, epochs=4, missing=[("A", 1)])
+    actor = ReportActor(ledger, plan, flush_s=1e9)
+    actor.trial_started("A", 1, key_of("A", 1))
+    for epoch, dice in ((1, 0.2), (2, float("nan")), (3, 0.6)):
+        actor.epoch("A", 1, {"epoch": epoch, "val_dice": dice, "seconds": 2.0})
+    actor.trial_ended(next(r for r in ledger.records() if r.label == "<b>"))
+    actor.flush()
+    page = ledger.read("report/live.html").decode()
+    assert "3 of 4 trials (3 finished)" in page
+    # two validated epochs of ten, at 0.2 and 0.6 of 28 px above the line at 30 px
+    assert '<polyline points="18.0,24.4 54.0,13.2"/>' in page
+    assert page.count("data:image/webp;base64,") == 3
+    assert "The last trial that ended: &lt;b&gt;, seed" in page
+    assert "<b>," not in page
+
+
+def test_the_live_page_gives_way_to_the_report(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    actor = ReportActor(ledger, plan_for(["A"], (0,)))
+    actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
+    actor.finish()
+    assert b"url=index.html" in ledger.read("report/live.html")
+    assert ledger.exists("report/index.html")
+
+
+def test_the_page_is_opened_once_it_is_there(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    study = tiny_study(tmp_path)
+    ledger = Ledger(str(tmp_path), study.name)
+    PageOpener(ledger).on_start(study, [])
+    assert opened == []
+    ledger.write("report/live.html", b"")
+    until(lambda: opened)
+    assert opened == [(tmp_path / study.name / "report" / "live.html").as_uri()]
 
 
 # The observer.

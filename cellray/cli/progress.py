@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import webbrowser
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -67,6 +70,8 @@ class ProgressObserver(Observer):
             for trial in plan:
                 if trial.record is not None:
                     self._progress.learn(trial.record)
+            page = f"{self._ledger.uri}/report/live.html"
+            self._console.print(f"follow it in a browser: {page}", markup=False, highlight=False, soft_wrap=True)
             self._bars.start()
             left = self._progress.eta_s
             self._whole = self._bars.add_task("study", total=todo, state=f"0/{todo} trials", left=left)
@@ -155,6 +160,22 @@ class ProgressObserver(Observer):
             f"{head} {escape(record.label)}, seed {record.seed}: "
             f"[{style}]{record.outcome}[/{style}]{reason}{score} ({record.seconds.total:.0f} s)"
         )
+
+
+class PageOpener(Observer):
+    """Shows the page of a sweep that runs, and then its report, in this machine's browser, as soon as it is there."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._page = Path(ledger.uri) / "report" / "live.html"
+        self._began = time.time()
+
+    def on_start(self, study: Study, plan: list[PlannedTrial]) -> None:
+        threading.Thread(target=self._open, daemon=True, name="cellray-open").start()
+
+    def _open(self) -> None:
+        while not (self._page.exists() and self._page.stat().st_mtime >= self._began - 2):
+            time.sleep(0.5)
+        webbrowser.open(self._page.absolute().as_uri())
 
 
 class _Left(ProgressColumn):

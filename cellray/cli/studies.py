@@ -58,6 +58,7 @@ def sweep(
         Literal["failed"] | None, typer.Option(help="Run trials with this outcome again.", show_default=False)
     ] = None,
     allow_code: AllowCode = False,
+    opens: Annotated[bool, typer.Option("--open", help="Show the sweep in a browser while it runs.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,7 @@ def sweep(
 
     Example: [bold]cellray sweep search_spaces/quickstart.yaml[/bold]
     """
-    from cellray.cli.progress import ProgressObserver
+    from cellray.cli.progress import PageOpener, ProgressObserver
     from cellray.ledger import Ledger
     from cellray.report import ReportObserver
     from cellray.sweep import connect, run_sweep
@@ -86,6 +87,8 @@ def sweep(
     observers: list[Observer] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
         observers.append(ProgressObserver(out, ledger))
+    if opens:
+        observers.append(PageOpener(ledger))
     try:
         records = run_sweep(
             study,

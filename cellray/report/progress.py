@@ -75,7 +75,9 @@ class SweepProgress:
         """A trial ended an epoch. One that nobody announced (after a restart) counts as running from here."""
         state = self.running.setdefault((label, seed), {"key": self._key(label, seed), "since": self._clock()})
         state["epoch"], state["step"] = int(row.get("epoch", 0)), int(row.get("step", 0))
-        state["val_dice"] = as_float(row.get("val_dice", state.get("val_dice")))
+        if math.isfinite(dice := as_float(row.get("val_dice"))):  # not every epoch is validated
+            state["val_dice"] = dice
+            state.setdefault("curve", []).append((state["epoch"], dice))
         state["epoch_s"], state["at"] = as_float(row.get("seconds")), self._clock()
 
     def _key(self, label: str, seed: int) -> str:
@@ -130,6 +132,11 @@ class SweepProgress:
             }
             for trial in first
         ]
+
+    @property
+    def curves(self) -> dict[tuple[str, int], list[tuple[int, float]]]:
+        """Epoch and validation Dice of the running trials, by label and seed, as far as they were watched."""
+        return {who: list(state.get("curve", ())) for who, state in self.running.items()}
 
     def running_rows(self) -> list[dict[str, Any]]:
         """The running trials: epoch, validation Dice, seconds so far and seconds left."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.figures import Drawing
 from cellray.report.findings import Findings
-from cellray.report.gallery import ROLES, Gallery
+from cellray.report.gallery import LEGEND, ROLES, Gallery
 from cellray.report.page.cost_table import cost_table
 from cellray.report.page.differences import find_differences
 from cellray.report.page.published_table import published_table
@@ -73,8 +73,7 @@ def ranking_context(page: PageContents) -> Context:
 
 def images_context(page: PageContents) -> Context | None:
     """The overlays."""
-    legend = {"hit": "found", "missed": "missed (true outline)", "spurious": "spurious (predicted outline)"}
-    context: Context = {"gallery": page.gallery, "roles": ROLES, "legend": legend, "colours": OVERLAY_COLOURS}
+    context: Context = {"gallery": page.gallery, "roles": ROLES, "legend": LEGEND, "colours": OVERLAY_COLOURS}
     return None if page.gallery.is_empty else context
 
 
