@@ -25,10 +25,10 @@ from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
-from cellray.report.build import build_report, live_metrics, load_tables, table_files
+from cellray.report.build import build_report, is_built, live_metrics, load_tables, table_files
 from cellray.report.findings import Findings
 from cellray.report.gallery import Picture, pictures_of
-from cellray.report.page.live import ENDED, LIVE, render_live
+from cellray.report.page.live import GIVES_WAY, LIVE, render_live
 from cellray.report.progress import SweepProgress, slim
 from cellray.report.ranking import Tables
 from cellray.report.study_facts import StudyFacts
@@ -155,15 +155,17 @@ class ReportActor:
             self._flush()
 
     def finish(self) -> list[str]:
-        """Build the whole report from the ledger; the paths written."""
+        """Build the whole report from the ledger; the paths written, none if it is there already."""
         with self._work:
             with self._state:
                 self._progress.running.clear()
+            if not self._told and is_built(Results.now(self._ledger, self._progress.plan), self._facts):
+                return []
             self._read_records()
             self._make()
             self._write_status()
             paths = build_report(Results.now(self._ledger, self._progress.plan), self._facts)
-            self._ledger.write(f"report/{LIVE}", ENDED)
+            self._ledger.write(f"report/{LIVE}", GIVES_WAY)
             return paths
 
     def _status(self, limit: int) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from cellray.report.page.templates import environment
 from cellray.times import duration
 
 AGAIN_S = 10
-WIDTH, HEIGHT = 180, 32
+_WIDTH, _HEIGHT = 180, 32
 LIVE = "live.html"
 """Beside the report's own page."""
-ENDED = (
+GIVES_WAY = (
     b'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=index.html">'
     b'<title>The sweep has ended</title><p>The sweep has ended: <a href="index.html">its report</a>.</p></html>'
 )
@@ -67,12 +67,13 @@ def draw_curve(points: Sequence[tuple[int, float]], epochs: int | None) -> Marku
     if not points:
         return Markup("")
     last = max(epochs or 0, points[-1][0], 1)
-    places = [(WIDTH * epoch / last, HEIGHT - 2 - (HEIGHT - 4) * min(max(dice, 0.0), 1.0)) for epoch, dice in points]
+    places = [(_WIDTH * epoch / last, _HEIGHT - 2 - (_HEIGHT - 4) * min(max(dice, 0.0), 1.0)) for epoch, dice in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     x, y = places[-1]
     said = f"Validation Dice by epoch, now {points[-1][1]:.3f}"
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH + 4} {HEIGHT}" width="{WIDTH + 4}" height="{HEIGHT}" role="img" aria-label="{said}">'
-        f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 2}" y2="{HEIGHT - 2}"/>'
+        f'<svg viewBox="0 0 {_WIDTH + 4} {_HEIGHT}" width="{_WIDTH + 4}" height="{_HEIGHT}" role="img" '
+        f'aria-label="{said}">'
+        f'<line x1="0" x2="{_WIDTH}" y1="{_HEIGHT - 2}" y2="{_HEIGHT - 2}"/>'
         f'<polyline points="{line}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/></svg>'
     )
