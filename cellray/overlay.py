@@ -35,7 +35,7 @@ def draw_overlay(
         max_side_px: Longest side of the picture.
 
     Returns:
-        RGB picture, shape (h, w, 3). Lines are 2 px wide.
+        RGB picture, shape (h, w, 3). Lines are 2 px wide, between black ones so as to be seen on any cell.
 
     Raises:
         ShapeError: If image and labels differ in height or width.
@@ -68,11 +68,16 @@ def draw_outlines(
     """
     scale = _scale(image.shape[:2], max_side_px)
     picture = _resized(_stretched(image), scale)
+    edges = []
     for kind, labels, ids in outlines:
         small = _resized_labels(labels, picture.shape[:2], scale)
         cells = np.where(np.isin(small, ids), small, 0)
         edge = _outlines(cells)
-        picture[edge & (cells > 0) if thin else edge] = _rgb(OVERLAY_COLOURS[kind])
+        edges.append((kind, edge & (cells > 0) if thin else edge))
+        if not thin:
+            picture[ndimage.maximum_filter(edge, size=3)] = 0
+    for kind, edge in edges:
+        picture[edge] = _rgb(OVERLAY_COLOURS[kind])
     return picture
 
 

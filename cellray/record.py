@@ -1,4 +1,4 @@
-"""What a ledger's JSON files say, each parsed in one place: trial.json, plan.json, search.json and lease.json.
+"""What a ledger's JSON files say, each parsed in one place: trial.json, plan.json and search.json.
 
 Each file has a frozen type. A key that a record of an older version lacks has a default here, and one that a newer
 version added is left out, so that readers never ask whether something is there. A file that doesn't fit its type is a
@@ -483,18 +483,6 @@ class SearchLog(_Part):
     def in_state(self, state: str) -> list[Tried]:
         """The configurations in one state."""
         return [c for c in self.configurations if c.state == state]
-
-
-class Lease(_Part):
-    """The contents of lease.json: the process that sweeps."""
-
-    host: str
-    pids: str = ""
-    """What tells containers of one host name apart: a process number means something in its own only."""
-    pid: int
-    id: str
-    seen: float
-    """Seconds since 1970 when it last said that it lives."""
 
 
 REMEDY = "remove it and the trial runs again"

@@ -40,7 +40,7 @@ def test_two_configurations_whichever_is_named_first(tmp_path):
     assert (forth["95 % interval"], forth["verdict"]) == ("[0.192, 0.221]", "the first is better")
     back = row_of(compare_configurations(Results.now(ledger, plan), "B", "A"), ["test", "F1 (IoU)"])
     assert (back["difference"], back["95 % interval"]) == ("−0.207", "[−0.221, −0.192]")
-    assert (back["P(first > second)"], back["verdict"]) == ("0.00", "the second is better")
+    assert (back["first wins a rerun"], back["verdict"]) == ("0.00", "the second is better")
     assert back["p"] == forth["p"]
 
 

@@ -10,13 +10,12 @@ from report_data import record
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
+from cellray.ledger.lease import Lease
 from cellray.record import (
-    Lease,
     PlannedTrial,
     SearchLog,
     TrialRecord,
     Tried,
-    parse,
     parse_plan,
     parse_record,
     plan_text,
@@ -124,7 +123,7 @@ def test_a_search_reads_back_and_names_what_is_wrong(tmp_path):
 
 
 def test_a_lease_of_an_older_version_names_no_space_of_processes():
-    found = parse(Lease, '{"host": "a", "pid": 7, "id": "x", "seen": 1.5}', "lease.json", "a lease")
+    found = Lease.model_validate_json('{"host": "a", "pid": 7, "id": "x", "seen": 1.5}')
     assert (found.host, found.pids, found.seen) == ("a", "", 1.5)
 
 

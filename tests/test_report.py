@@ -441,6 +441,22 @@ def test_the_actor_keeps_the_table_current_without_reading_or_writing_much(tmp_p
     assert actor.status()["running"][0]["eta_s"] == 6 * 2.0 + 6.0  # six of ten epochs are left, and an evaluation
 
 
+def test_a_report_of_the_same_results_is_not_built_again(tmp_path):
+    ledger = Counting(str(tmp_path), "made_up")
+    plan = plan_for(["A"], seeds=(0, 1))
+    for seed in (0, 1):
+        ledger.write_record(record("A", seed, {"test": scores(0.8)}), {}, {})
+    assert "report/index.html" in ReportActor(ledger, plan).finish()
+    ledger.log.clear()
+    assert ReportActor(ledger, plan).finish() == []
+    assert not any(line.startswith("write") for line in ledger.log)
+    assert ReportActor(ledger, plan, study_facts=StudyFacts(notes=("Another note.",))).finish()
+    ledger.write("trials/" + key_of("A", 1) + "/images.parquet", b"damaged since")
+    assert ReportActor(ledger, plan).finish()
+    ledger.delete("report/index.html")
+    assert ReportActor(ledger, plan).finish()
+
+
 def test_a_restarted_actor_knows_everything_again(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     plan = plan_for([f"c{i}" for i in range(12)])

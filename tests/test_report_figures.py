@@ -18,7 +18,7 @@ from cellray.record import Tried, TriedRate
 from cellray.report import Findings, make_tables
 from cellray.report.figures import FIGURES, draw
 from cellray.report.figures.budget import cheapest, costs, term_scales
-from cellray.report.figures.counting import bland_altman, count_scatter
+from cellray.report.figures.counting import count_scatter
 from cellray.report.figures.detection import iou_curves, iou_curves_by_set, mean_curves, precision_recall
 from cellray.report.figures.drawing import ReportFigure
 from cellray.report.figures.error_kinds import error_kinds, strata
@@ -118,7 +118,6 @@ def every_figure(study):
         "iou-sets": (iou_curves_by_set, (iou, labels, ["test", "far", "val"]), {}),
         "precision-recall": (precision_recall, (tables.scores, labels), {}),
         "counts": (count_scatter, (counts, labels), {}),
-        "bland-altman": (bland_altman, (counts, labels), {}),
         "strata": (strata, (levels, labels, ["test", "far"]), {}),
         "errors": (error_kinds, (tables.scores, labels, tables.sets), {}),
         "curves": (curves, (details.histories, outcomes, labels), {"column": "val_dice", "title": "Dice"}),
@@ -187,7 +186,6 @@ def test_nothing_to_draw_is_none(study):
     assert iou_curves_by_set(empty_curves, ["A"], ["test"]) is None
     assert precision_recall(tables.scores.iloc[:0], ["A"]) is None
     assert count_scatter({}, ["A"]) is None
-    assert bland_altman({}, ["A"]) is None
     assert strata(empty_levels, ["A"], ["test"]) is None
     assert error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
     assert curves({}, {}, ["A"], column="val_dice", title="") is None
@@ -274,12 +272,22 @@ def test_a_collapsed_trial_missed_every_cell():
     assert widths == pytest.approx([0.6, 0.05, 0.0, 0.25])  # missed, merged, split, spurious
 
 
-def test_bland_altman_draws_bias_and_limits():
+def test_counts_say_bias_and_limits():
     counts = pd.DataFrame({"n_true": [4, 8, 6], "n_pred": [5, 5, 5]})  # errors -1, 3, 1: mean 1, SD 2
-    figure = bland_altman({"A": counts}, ["A"])
-    heights = sorted(line.get_ydata()[0] for line in figure.axes[0].lines)
-    assert heights == pytest.approx([1 - 3.92, 0, 1, 1 + 3.92])
-    assert "bias +1.0, limits -2.9 to +4.9" in figure.axes[0].get_title(loc="left")
+    title = count_scatter({"A": counts}, ["A"]).axes[0].get_title(loc="left")
+    assert title == "A\nbias +1.0, limits -2.9 to +4.9"
+
+
+def test_counts_are_not_squeezed_by_one_image():
+    wild = pd.DataFrame({"n_true": [4] * 19 + [400], "n_pred": [4] * 18 + [900, 4]})  # 90 % have no more than 4
+    axis = count_scatter({"A": wild}, ["A"]).axes[0]
+    assert axis.get_xlim()[1] == pytest.approx(15)  # 1.25 x 3 x 4
+    assert "(2 beyond)" in axis.get_title(loc="left")
+
+
+def test_two_configurations_need_no_matrix():
+    pairs, *_ = inference(["A", "B"])
+    assert pair_matrix(pairs, ["A", "B"], metric="f1_iou") is None
 
 
 def test_drop_prints_the_change_from_the_test_set():

@@ -12,19 +12,20 @@ from pandas.testing import assert_frame_equal
 from report_data import key_of, plan_for, record, results_of, scores, search_file, tried, write_realistic
 from tiny_study import tiny_study
 
+from cellray.cli.progress import PageOpener
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
 from cellray.report import ReportActor, ReportObserver, StudyFacts, make_tables
 from cellray.report.actor import LedgerReportActor
 from cellray.report.build import live_metrics
-from cellray.report.progress import Progress, slim
+from cellray.report.progress import SweepProgress, slim
 
 SEEDS = (0, 1)
 
 
 def progress_of(labels, seeds=SEEDS):
     """Nothing has happened yet; time stands still."""
-    return Progress(plan_for(labels, seeds), clock=lambda: 0.0)
+    return SweepProgress(plan_for(labels, seeds), clock=lambda: 0.0)
 
 
 def until(holds, seconds=60.0):
@@ -53,7 +54,7 @@ def test_counts_follow_the_news():
 def test_labels_with_the_same_settings_share_a_trial_and_count_each():
     plan = plan_for(["A"], (0,))
     plan = replace(plan, trials=(*plan.trials, PlannedTrial("twin of A", 0, key_of("A", 0))))
-    progress = Progress(plan, clock=lambda: 0.0)
+    progress = SweepProgress(plan, clock=lambda: 0.0)
     progress.ended(record("A", 0, None, outcome="collapsed"))
     assert progress.n_done == 2
     assert [(row["label"], row["outcome"]) for row in progress.troubles(9)] == [
@@ -65,7 +66,7 @@ def test_labels_with_the_same_settings_share_a_trial_and_count_each():
 
 def test_a_record_judged_otherwise_is_not_done():
     plan = replace(plan_for(["A"], (0,)), trials=(PlannedTrial("A", 0, key_of("A", 0), evaluation_key="another"),))
-    progress = Progress(plan, clock=lambda: 0.0)
+    progress = SweepProgress(plan, clock=lambda: 0.0)
     progress.learn(record("A", 0, {"test": scores(0.5)}))
     assert progress.n_done == 0
 
@@ -81,6 +82,36 @@ def test_a_grown_plan_keeps_what_is_known():
     assert list(progress.running) == [("A", 1)]
     # each took 60 + 6 s, two are left, one runs
     assert progress.eta_s() == pytest.approx(2 * 66)
+
+
+def test_the_time_left_is_known_from_the_first_epoch():
+    progress = progress_of(["A"])
+    assert progress.eta_s() is None
+    progress.started("A", 0)
+    progress.epoch("A", 0, {"epoch": 4, "seconds": 2.0})
+    assert progress.trial_eta_s("A", 0) == 6 * 2.0  # of ten epochs
+    assert progress.eta_s() == 6 * 2.0 + 10 * 2.0  # and the other trial whole
+    progress.started("A", 1)
+    progress.epoch("A", 1, {"epoch": 9, "seconds": 2.0})
+    assert progress.eta_s() == 6 * 2.0  # both run: the longer one
+
+
+def test_steps_tell_the_time_left_too():
+    plan = replace(plan_for(["A"], (0,)), epochs=None, steps=100)
+    progress = SweepProgress(plan, clock=lambda: 0.0)
+    progress.epoch("A", 0, {"epoch": 4, "step": 20, "seconds": 3.0})
+    assert progress.running_rows()[0]["epochs"] == 20
+    assert progress.eta_s() == 16 * 3.0
+
+
+def test_a_trial_that_goes_on_has_less_left_than_a_new_one():
+    now = [0.0]
+    progress = SweepProgress(plan_for(["A"], (0, 1)), clock=lambda: now[0])
+    progress.learn(record("A", 0, {"test": scores(0.5)}))  # took 60 s, and 6 s to be judged
+    progress.started("A", 1)
+    progress.epoch("A", 1, {"epoch": 8, "seconds": 6.0})
+    now[0] = 2.0  # in the ninth epoch
+    assert progress.eta_s() == 4.0 + 6.0 + 6.0
 
 
 def test_a_slim_record_gives_the_same_table(tmp_path):
@@ -226,6 +257,48 @@ def test_tables_are_written_again_only_if_something_came_in(tmp_path):
     actor.epoch("A", 1, {"epoch": 4})
     assert not ledger.exists("report/ranking.csv")
     assert json.loads(ledger.read("report/status.json"))["running"][0]["epoch"] == 4
+
+
+# The page of a sweep that runs.
+
+
+def test_the_live_page_shows_curves_the_table_and_the_last_trial(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    plan = write_realistic(ledger, labels=["A", "<b>"], seeds=SEEDS, n_images=4, epochs=4, missing=[("A", 1)])
+    actor = ReportActor(ledger, plan, flush_s=1e9)
+    actor.trial_started("A", 1, key_of("A", 1))
+    for epoch, dice in ((1, 0.2), (2, float("nan")), (3, 0.6)):
+        actor.epoch("A", 1, {"epoch": epoch, "val_dice": dice, "seconds": 2.0})
+    actor.trial_ended(next(r for r in ledger.records() if r.label == "<b>"))
+    actor.flush()
+    page = ledger.read("report/live.html").decode()
+    assert "3 of 4 trials (3 finished)" in page
+    # two validated epochs of ten, at 0.2 and 0.6 of 28 px above the line at 30 px
+    assert '<polyline points="18.0,24.4 54.0,13.2"/>' in page
+    assert page.count("data:image/webp;base64,") == 3
+    assert "The last trial that ended: &lt;b&gt;, seed" in page
+    assert "<b>," not in page
+
+
+def test_the_live_page_gives_way_to_the_report(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    actor = ReportActor(ledger, plan_for(["A"], (0,)))
+    actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
+    actor.finish()
+    assert b"url=index.html" in ledger.read("report/live.html")
+    assert ledger.exists("report/index.html")
+
+
+def test_the_page_is_opened_once_it_is_there(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    study = tiny_study(tmp_path)
+    ledger = Ledger(str(tmp_path), study.name)
+    PageOpener(ledger).on_start(study, [])
+    assert opened == []
+    ledger.write("report/live.html", b"")
+    until(lambda: opened)
+    assert opened == [(tmp_path / study.name / "report" / "live.html").as_uri()]
 
 
 # The observer.

@@ -16,11 +16,12 @@ from cellray.ledger import Ledger
 from cellray.report import Findings, make_tables
 from cellray.report import gallery as gallery_module
 from cellray.report import page as page_module
+from cellray.report.answer import meaning
 from cellray.report.mixtures import ENOUGH_MIXTURES
 from cellray.report.page import PAGE_SECTIONS, cost_table, differences, ranking_tables, table_cells
 from cellray.report.page.published_table import published_table, spearman
 from cellray.report.ranking import select
-from cellray.report.text import format_interval, format_p
+from cellray.report.text import format_interval, format_p, format_table, interval_cell
 from cellray.results import Results
 from cellray.results.details import NO_DETAILS
 
@@ -266,3 +267,32 @@ def test_a_strip_has_no_cross_for_a_seed_that_was_ended_early():
     drawn = str(table_cells.strip(seeds, NAN, 0.0, 1.0, "f1_iou"))
     assert drawn.count("<path") == 1
     assert "seed 0 ended early; seed 1 collapsed" in drawn
+
+
+def test_an_interval_that_says_nothing_is_not_printed():
+    assert format_interval("f1_iou", 0.4, 0.9) == "[0.400, 0.900]"
+    assert format_interval("f1_iou", 0.027, 1.0) == ""
+    assert interval_cell("f1_iou", 0.027, 1.0) == "too few seeds to tell"
+    assert interval_cell("f1_iou", NAN, NAN) == ""
+    assert interval_cell("mae", 0.0, 9.0) == "[0.00, 9.00]"  # an error without bound has no width that is too wide
+
+
+def test_a_table_without_any_telling_interval_says_so_once():
+    plan = plan_for(["A", "B"], (0, 1))
+    tables = make_tables(results_of([record(t.label, t.seed, {"test": scores(0.5)}) for t in plan.trials], plan))
+    for width, has_column in ((0.8, False), (0.2, True)):
+        wide = replace(tables, ranking=tables.ranking.assign(low=0.1, high=0.1 + width))
+        table = format_table(wide, metric="f1_iou")
+        assert ("95 % interval" in table.columns) == has_column
+        assert ("No interval is shown: these are too few seeds to tell." in table.notes) != has_column
+
+
+@pytest.mark.parametrize(("mpe", "words"), [(3.0, "3 % low"), (-4.0, "4 % high")])
+def test_the_answer_says_what_scores_mean_in_cells(mpe, words):
+    """MPE is of true less predicted cells: above 0, too few are counted."""
+    numbers = {"recall_iou": 0.95, "precision_iou": 0.94, "mpe": mpe}
+    plan = plan_for(["A"], (0,))
+    results = results_of([record("A", 0, {"test": scores(0.9, **numbers)})], plan)
+    assert meaning(Findings(results, make_tables(results)), "A") == (
+        f"In cells: of 100 it finds 95, of 100 that it draws 6 are none, and its counts are {words}."
+    )

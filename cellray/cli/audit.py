@@ -17,9 +17,10 @@ from cellray.errors import one_of
 audit_app = typer.Typer(help="What was published, and why: published, quirks.", no_args_is_help=True)
 
 NOTES = (
-    "slides: mean ± SD of the published table; * where the runs give another mean or SD. survivors only: the same from "
-    "the five runs of each configuration that the quartiles in the public notebook 05-results-and-visualizations.ipynb "
-    "(clissa/fluocells-BVPAI) reveal, without those that have no value (NaN); n have one. SDs divide by n - 1.",
+    "slides: mean ± SD of the published table; * where the runs give another mean or SD. runs that ended: the same "
+    "from the five runs of each configuration that the quartiles in the public notebook "
+    "05-results-and-visualizations.ipynb (clissa/fluocells-BVPAI) reveal, without those that have no value (NaN); n "
+    "have one. SDs divide by n - 1.",
     "collapse as worst: a run that predicts nothing counts as F1 0 or, for an error, as the largest of any run.",
     "MAE, MedAE and MPE are of TP by distance - TP by IoU, as all_metrics in fluocells/utils/metrics.py "
     "(clissa/fluocells-scientific-data) computes them: false positives don't enter, and a run that predicts nothing "
@@ -62,7 +63,7 @@ def audit_published(
             for row in part.to_dict("records")
         ]
         out.print(f"[bold]{title}[/bold], {'higher' if higher_is_better else 'lower'} is better", highlight=False)
-        print_table(["configuration", "slides", "survivors only", "n", "rank", "collapse as worst", "rank"], rows, [])
+        print_table(["configuration", "slides", "runs that ended", "n", "rank", "collapse as worst", "rank"], rows, [])
         out.print()
     for note in NOTES:
         out.print(note, highlight=False)

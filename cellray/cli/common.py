@@ -22,6 +22,7 @@ from cellray.processes import answer_ending
 
 if TYPE_CHECKING:
     from cellray.ledger import Ledger
+    from cellray.ledger.files import StudyFiles
     from cellray.prediction import TrainedModel
     from cellray.record import SearchLog
     from cellray.results import Plan, Results
@@ -260,6 +261,17 @@ def trained_model(
     if seed is not None:
         raise StudyError("--ensemble takes all seeds of a configuration: leave out --seed")
     return found.ensemble(config, allow_code=look_beside(study_name, allow_code))
+
+
+def find_files(study_name: str, storage: str) -> StudyFiles:
+    """The files of a study, named as for `find`; without what it takes to read the study itself."""
+    from cellray.ledger.files import StudyFiles
+    from cellray.study.yaml_tree import name_in
+
+    path = Path(study_name)
+    name = name_in(path) if path.suffix in (".yaml", ".yml") else study_name
+    files = StudyFiles(storage, name) if name else None
+    return files if files and files.exists("study.yaml") else find(study_name, storage).ledger
 
 
 def tell_damaged(*studies: Results) -> None:

@@ -79,7 +79,7 @@ def train(
     planned = [p for p in plan if (p.label, p.seed) in chosen]
     if planned[0].trial.training.lr == "tune":
         raise StudyError(f"{config}: its learning rate isn't chosen yet; a sweep does that first, or give training.lr")
-    observer = None if as_json else ProgressObserver(out)
+    observer = None if as_json else ProgressObserver(out, ledger)
     resources = study.resources.settled(has_gpu())
     with ledger.lease(observer.on_note if observer else lambda words: None):
         if observer:

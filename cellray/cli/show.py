@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cellray.data.check import DatasetReport
-    from cellray.ledger import Ledger
+    from cellray.ledger.files import StudyFiles
     from cellray.record import Number
 
 DROPPABLE = ("published threshold", "worst seed", "runs that ended", "best of 3")
@@ -108,7 +108,7 @@ def print_dataset(found: DatasetReport) -> None:
         out.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
 
 
-def verdict(ledger: Ledger) -> list[str]:
+def verdict(ledger: StudyFiles) -> list[str]:
     """The sentences of the report's answer, as they were written last; none before the first report."""
     if not ledger.exists("report/verdict.txt"):
         return []

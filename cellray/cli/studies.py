@@ -29,6 +29,7 @@ from cellray.cli.common import (
     choose,
     err,
     find,
+    find_files,
     interruptible,
     load,
     open_sets,
@@ -57,6 +58,7 @@ def sweep(
         Literal["failed"] | None, typer.Option(help="Run trials with this outcome again.", show_default=False)
     ] = None,
     allow_code: AllowCode = False,
+    opens: Annotated[bool, typer.Option("--open", help="Show the sweep in a browser while it runs.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def sweep(
 
     Example: [bold]cellray sweep search_spaces/quickstart.yaml[/bold]
     """
-    from cellray.cli.progress import ProgressObserver
+    from cellray.cli.progress import PageOpener, ProgressObserver
     from cellray.ledger import Ledger
     from cellray.report import ReportObserver
     from cellray.sweep import connect, run_sweep
@@ -84,7 +86,9 @@ def sweep(
     tracker = MLflowTracker(ledger, uri, say=lambda text: err.print(text, markup=False, highlight=False))
     observers: list[Observer] = [ReportObserver(ledger), tracker]
     if not (quiet or as_json):
-        observers.append(ProgressObserver(out))
+        observers.append(ProgressObserver(out, ledger))
+    if opens:
+        observers.append(PageOpener(ledger))
     try:
         records = run_sweep(
             study,
@@ -124,15 +128,18 @@ def status(
     if context is not None:
         _status_there(study_name, context, namespace, as_json)
         return
-    ledger, study, _ = found = find(study_name, storage)
+    from cellray.ledger.lease import current_holder
+
+    ledger = find_files(study_name, storage)
     try:
         state = json.loads(ledger.read("report/status.json"))
         state["planned"], state["table"]["columns"]
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):  # there is none, or it is damaged
         from cellray.report import ReportActor, facts_of
 
-        state = ReportActor(ledger, found.plan(), study_facts=facts_of(study)).status()
-    held = ledger.holder()
+        found = find(study_name, storage)
+        state = ReportActor(found.ledger, found.plan(), study_facts=facts_of(found.study)).status()
+    held = current_holder(ledger)
     state["held_by"] = held.model_dump() if held else None
     state["verdict"] = state.get("verdict", []) if held else verdict(ledger)
     if as_json:
@@ -140,7 +147,8 @@ def status(
         return
     done = ", ".join(f"{n} {outcome}" for outcome, n in state["done"].items()) or "none done"
     who = f"running (process {held.pid} on {held.host})" if held else "no sweep is running"
-    out.print(f"[bold]{escape(study.name)}[/bold]: {state['planned']} trials planned, {done}; {who}", highlight=False)
+    name = escape(ledger.study)
+    out.print(f"[bold]{name}[/bold]: {state['planned']} trials planned, {done}; {who}", highlight=False)
     for row in state["running"] if held else []:
         of = f"/{row['epochs']}" if row["epochs"] else ""
         dice = f", val Dice {row['val_dice']:.3f}" if row["val_dice"] is not None else ""

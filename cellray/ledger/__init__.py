@@ -1,7 +1,9 @@
-"""The ledger: a folder or bucket that holds every trial's record, whole or not at all."""
+"""The ledger: a folder or bucket that holds every trial's record, whole or not at all.
 
-from cellray.ledger.files import StoredFile
-from cellray.ledger.records import DAMAGED, TABLES, Ledger
-from cellray.ledger.weights import read_weights, weights_of
+What it offers is listed in the stub file beside this one, and imported when first asked for: `cellray status` needs
+the files alone.
+"""
 
-__all__ = ["DAMAGED", "TABLES", "Ledger", "StoredFile", "read_weights", "weights_of"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,14 +10,29 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from cellray.errors import LedgerError, StorageError
 from cellray.ledger.files import StudyFiles
 from cellray.processes import is_running
-from cellray.record import Lease, parse
 
 LEASE_S = 60.0
 """A sweep that hasn't renewed its lease for so long is taken for dead."""
 LEASE_FILE = "lease.json"
+
+
+class Lease(BaseModel):
+    """The contents of lease.json: the process that sweeps."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    host: str
+    pids: str = ""
+    """What tells containers of one host name apart: a process number means something in its own only."""
+    pid: int
+    id: str
+    seen: float
+    """Seconds since 1970 when it last said that it lives."""
 
 
 @contextmanager
@@ -110,10 +125,10 @@ def _renew(files: StudyFiles, holder: Lease) -> None:
 def _stored(files: StudyFiles) -> Lease | None:
     """The lease as it lies there; one that can't be read holds nobody off."""
     try:
-        return parse(Lease, files.read(LEASE_FILE), LEASE_FILE, "a lease")
+        return Lease.model_validate_json(files.read(LEASE_FILE))
     except StorageError:
         raise
-    except (FileNotFoundError, LedgerError):
+    except (FileNotFoundError, LedgerError, ValidationError):
         return None
 
 

@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from cellray.errors import LedgerError
 from cellray.ledger.files import StudyFiles
-from cellray.ledger.lease import current_holder, held
+from cellray.ledger.lease import Lease, current_holder, held
 from cellray.record import (
     REMEDY,
     EnsembleRecord,
     EpochRow,
-    Lease,
     PlannedTrial,
     Reference,
     SearchLog,

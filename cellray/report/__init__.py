@@ -5,6 +5,7 @@ from cellray.report.answer import write_answer
 from cellray.report.build import build_report, load_tables
 from cellray.report.findings import Findings
 from cellray.report.observer import ReportObserver
+from cellray.report.progress import SweepProgress
 from cellray.report.ranking import Tables, ahead_on_test, make_tables
 from cellray.report.study_facts import StudyFacts, facts_of
 from cellray.report.text import TextTable, format_table
@@ -14,6 +15,7 @@ __all__ = [
     "ReportActor",
     "ReportObserver",
     "StudyFacts",
+    "SweepProgress",
     "Tables",
     "TextTable",
     "actor_name",

@@ -25,9 +25,11 @@ from cellray.errors import LedgerError
 from cellray.ledger import Ledger
 from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
-from cellray.report.build import build_report, live_metrics, load_tables, table_files
+from cellray.report.build import build_report, is_built, live_metrics, load_tables, table_files
 from cellray.report.findings import Findings
-from cellray.report.progress import Progress, slim
+from cellray.report.gallery import Picture, pictures_of
+from cellray.report.page.live import GIVES_WAY, LIVE, render_live
+from cellray.report.progress import SweepProgress, slim
 from cellray.report.ranking import Tables
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import TextTable, format_table
@@ -72,7 +74,7 @@ class ReportActor:
         self._flush_s, self._clock, self._background = flush_s, clock, background
         self._metrics = live_metrics(plan)
         self._results = Results(ledger, plan, metric=plan.rank_by)
-        self._progress = Progress(plan, clock)
+        self._progress = SweepProgress(plan, clock)
         self._table: TextTable | None = None
         self._answer: list[str] = []
         self._table_of = 0  # results
@@ -83,6 +85,8 @@ class ReportActor:
         self._has_news = True
         self._is_replanned = False  # told of a newer plan than it was made with
         self._told: set[str] = set()  # keys of the trials whose end was news
+        self._last: TrialRecord | None = None  # that ended
+        self._pictures: tuple[str, list[Picture]] = "", []  # of the trial with that key
         self._state = threading.Condition()  # held for moments only: whoever brings news or asks waits for it
         self._work = threading.Lock()  # held by the one who reads, makes tables or writes
         self._asked = False  # for a newer table
@@ -112,6 +116,7 @@ class ReportActor:
         with self._state:
             self._progress.ended(slim(record, self._metrics))
             self._told.add(record.key)
+            self._last = record
             self._version += 1
             self._has_news = True
         self._flush_when_due()
@@ -150,14 +155,18 @@ class ReportActor:
             self._flush()
 
     def finish(self) -> list[str]:
-        """Build the whole report from the ledger; the paths written."""
+        """Build the whole report from the ledger; the paths written, none if it is there already."""
         with self._work:
             with self._state:
                 self._progress.running.clear()
+            if not self._told and is_built(Results.now(self._ledger, self._progress.plan), self._facts):
+                return []
             self._read_records()
             self._make()
             self._write_status()
-            return build_report(Results.now(self._ledger, self._progress.plan), self._facts)
+            paths = build_report(Results.now(self._ledger, self._progress.plan), self._facts)
+            self._ledger.write(f"report/{LIVE}", GIVES_WAY)
+            return paths
 
     def _status(self, limit: int) -> dict[str, Any]:
         with self._state:
@@ -230,6 +239,7 @@ class ReportActor:
         begun = self._clock()
         self._make()
         self._write_status()
+        self._write_page()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
             for name, data in table_files(tables, plan, self._answer).items():
@@ -244,6 +254,15 @@ class ReportActor:
     def _write_status(self) -> None:
         status = json.dumps(self._status(ROWS), indent=1, ensure_ascii=False)
         self._ledger.write("report/status.json", status.encode())
+
+    def _write_page(self) -> None:
+        """The page of a sweep that runs."""
+        with self._state:
+            last, curves = self._last, self._progress.curves
+        if last is not None and last.key != self._pictures[0]:
+            self._pictures = last.key, pictures_of(self._ledger, last)
+        page = render_live(self._progress.plan.question, self._status(ROWS), curves, self._pictures[1])
+        self._ledger.write(f"report/{LIVE}", page)
 
     def _is_due(self) -> bool:
         return self._has_news and self._clock() - self._flushed >= self._pause_s

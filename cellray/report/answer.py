@@ -17,7 +17,7 @@ from cellray.report.findings import Findings
 from cellray.report.inference import MOST_COMPARED
 from cellray.report.ranking import Advice, rows_of, select
 from cellray.report.search_answer import found_sentence, seeds_sentence, stopped_clause
-from cellray.report.text import format_interval, format_rate, format_value, metric_title
+from cellray.report.text import TOO_FEW, format_interval, format_rate, format_value, interval_cell, metric_title
 from cellray.report.words import listing, listing_some, plural
 from cellray.statistics import LEAST_SEEDS, N_KEPT_OF, SEED_LOOKS, rate_interval
 from cellray.times import duration
@@ -188,7 +188,7 @@ def meaning(found: Findings, label: str) -> str:
         if values.empty or not np.isfinite(values).all():
             return ""
         seen[key] = float(values.mean())
-    more = "high" if seen["mpe"] >= 0 else "low"
+    more = "low" if seen["mpe"] > 0 else "high"  # true less predicted
     return (
         f"In cells: of 100 it finds {100 * seen['recall_iou']:.0f}, of 100 that it draws "
         f"{100 * (1 - seen['precision_iou']):.0f} are none, and its counts are {abs(seen['mpe']):.0f} % {more}."
@@ -270,7 +270,7 @@ def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, un
     gap = format_value(metric, abs(first["mean"] - second["mean"]))
     pair = pair_of(pairs, first.label, second.label)
     if pair is not None and pair.a == first.label and math.isfinite(pair.low):
-        gap = f"{format_value(metric, pair.difference)} {format_interval(metric, pair.low, pair.high)}"
+        gap = f"{format_value(metric, pair.difference)} {format_interval(metric, pair.low, pair.high)}".strip()
     return f"{so_far}{first.label} leads by {score}; {second.label} follows, {gap} behind."
 
 
@@ -279,9 +279,12 @@ def scored(row: pd.Series, pairs: pd.DataFrame, metric: str, unit: str) -> str:
     over = plural(int(row.n), "seed")
     if len(pairs) and pairs.n_images.max() > 1:
         over += f" and {plural(int(pairs.n_images.max()), unit)}"
-    interval = format_interval(metric, row.low, row.high)
-    score = f"{metric_title(metric)} {format_value(metric, row['mean'])} on the test set"
-    return f"{score} (mean over {over}; 95 % interval {interval})" if interval else f"{score} (mean over {over})"
+    interval = interval_cell(metric, row.low, row.high)
+    if interval == TOO_FEW:
+        over += ", too few seeds to tell how far chance would move it"
+    elif interval:
+        over += f"; 95 % interval {interval}"
+    return f"{metric_title(metric)} {format_value(metric, row['mean'])} on the test set (mean over {over})"
 
 
 def pair_of(pairs: pd.DataFrame, one: str, other: str) -> pd.Series | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from cellray import __version__
 from cellray.report import exports
 from cellray.report.answer import write_answer
 from cellray.report.figures import draw_figures
@@ -19,6 +21,9 @@ from cellray.report.references import add_references
 from cellray.report.study_facts import StudyFacts
 from cellray.results import Plan, Results
 from cellray.results.details import read_details
+
+BUILT = "report/built.txt"
+"""What the report was made of, as a hash."""
 
 
 def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]:
@@ -47,7 +52,21 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
     for name, data in files.items():
         results.ledger.write(f"report/{name}", data)
         paths.append(f"report/{name}")
+    results.ledger.write(BUILT, _made_of(results, facts).encode())
     return paths
+
+
+def is_built(results: Results, facts: StudyFacts) -> bool:
+    """Whether the ledger has the report of these very results already, as this version of cellray makes it."""
+    ledger = results.ledger
+    there = ledger.exists(BUILT) and ledger.exists("report/index.html")
+    return there and ledger.read(BUILT).decode() == _made_of(results, facts)
+
+
+def _made_of(results: Results, facts: StudyFacts) -> str:
+    """A hash of what a report is made of: facts, plan, and when each file of a trial was written."""
+    files = sorted(file for file in results.ledger.files("trials") if "/checkpoints/" not in file.path)
+    return hashlib.sha256(repr((__version__, facts, results.plan, results.log, files)).encode()).hexdigest()
 
 
 @contextmanager

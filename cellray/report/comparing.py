@@ -14,9 +14,9 @@ from cellray.report.ranking import Tables, make_tables, rows_of, select, stopped
 from cellray.report.text import (
     TextTable,
     format_difference,
-    format_interval,
     format_p,
     format_value,
+    interval_cell,
     metric_title,
 )
 from cellray.results import Results
@@ -75,7 +75,7 @@ def compare_studies(studies: Sequence[Results]) -> TextTable:
 
 
 def _columns(a: str, b: str) -> list[str]:
-    return [a, b, "difference", "95 % interval", "p", "P(first > second)", "verdict"]
+    return [a, b, "difference", "95 % interval", "p", "first wins a rerun", "verdict"]
 
 
 def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, metric: str) -> list[str]:
@@ -94,7 +94,7 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
     return [
         *shown,
         format_difference(metric, sign * pair.difference),
-        format_interval(metric, low, high) or "–",
+        interval_cell(metric, low, high) or "–",
         format_p(pair.p_adjusted),
         f"{chance:.2f}" if np.isfinite(chance) else "–",
         f"{better} is better" if pair.decided else "undecided",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from cellray.ledger import Ledger
 from cellray.metrics import METRICS
 from cellray.record import OverlayFile, TrialRecord
 from cellray.report.findings import Findings
 from cellray.report.ranking import select
 
 ROLES = ("worst", "median", "best")
+LEGEND = {"hit": "found", "missed": "missed (true outline)", "spurious": "spurious (predicted outline)"}
 BUDGET_BYTES = 4_500_000
 """Of all embedded images together, before base64 adds a third: leaves the page below 10 MB."""
+LIVE_BYTES = 60_000
+"""Of a picture of a page that is written again and again."""
 LARGEST_PX, SMALLEST_PX = 640, 120
 MOST_CONFIGURATIONS = 24
 """The best-ranked so many are shown; more would leave too few bytes for each picture to be worth looking at."""
@@ -42,11 +47,11 @@ class Gallery:
     """Overlays by where the page shows them."""
 
     by_configuration: dict[str, dict[str, Picture]] = field(default_factory=dict)
-    """Label -> role -> picture, of test images, in the order of the ranking."""
+    """Label -> role -> picture, of test images: the recommended one, then the others in the order of the ranking."""
     crowded: dict[str, list[Picture]] = field(default_factory=dict)
-    """Set -> the same image for every configuration, in the order of the ranking."""
+    """Set -> the same image for every configuration, in the same order."""
     leader: str = ""
-    """The first in the ranking that has overlays."""
+    """The first of these that has overlays."""
     leader_abroad: dict[str, dict[str, Picture]] = field(default_factory=dict)
     """External set -> role -> the leader's picture."""
     left_out: str = ""
@@ -67,7 +72,9 @@ def make_gallery(found: Findings) -> Gallery:
     image, the same for all, comes from every set but `val`.
     """
     ledger, chosen = found.results.ledger, median_trials(found)
-    with_overlays = {label: chosen[label] for label in found.everyone if label in chosen}
+    choice = found.tables.choice_of("test", found.metric)
+    order = dict.fromkeys([*([choice.take] if choice else []), *found.everyone])
+    with_overlays = {label: chosen[label] for label in order if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
     judged = ["test", *found.external]
@@ -112,6 +119,17 @@ def make_gallery(found: Findings) -> Gallery:
         else "",
         missing=missing,
     )
+
+
+def pictures_of(ledger: Ledger, record: TrialRecord) -> list[Picture]:
+    """Worst, median and best test image of one trial, as far as the ledger has them."""
+    found = {overlay.role: overlay for overlay in record.overlays if overlay.set == "test"}
+    pictures = []
+    for overlay in (found[role] for role in ROLES if role in found):
+        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # missing, or no picture
+            png = ledger.read(f"trials/{record.key}/{overlay.file}")
+            pictures.append(make_picture(record.label, record.seed, overlay, png, LIVE_BYTES))
+    return pictures
 
 
 def median_trials(found: Findings) -> dict[str, TrialRecord]:

@@ -35,7 +35,7 @@ def slim(record: TrialRecord, metrics: Collection[str]) -> TrialRecord:
     )
 
 
-class Progress:
+class SweepProgress:
     """Counts, running trials and the time left.
 
     Args:
@@ -67,18 +67,22 @@ class Progress:
         for record in self.records.values():
             self._count(record, 1)
 
-    def started(self, label: str, seed: int, key: str) -> None:
-        """A trial begins; a resumed one may begin again."""
-        self.running[label, seed] = {"key": key, "epoch": 0, "since": self._clock()}
+    def started(self, label: str, seed: int, key: str = "") -> None:
+        """A trial begins; a resumed one may begin again. Its key is the plan's, unless that is older than it."""
+        self.running[label, seed] = {"key": key or self._key(label, seed), "epoch": 0, "since": self._clock()}
 
     def epoch(self, label: str, seed: int, row: EpochRow) -> None:
         """A trial ended an epoch. One that nobody announced (after a restart) counts as running from here."""
+        state = self.running.setdefault((label, seed), {"key": self._key(label, seed), "since": self._clock()})
+        state["epoch"], state["step"] = int(row.get("epoch", 0)), int(row.get("step", 0))
+        if math.isfinite(dice := as_float(row.get("val_dice"))):  # not every epoch is validated
+            state["val_dice"] = dice
+            state.setdefault("curve", []).append((state["epoch"], dice))
+        state["epoch_s"], state["at"] = as_float(row.get("seconds")), self._clock()
+
+    def _key(self, label: str, seed: int) -> str:
         at = self._order.get((label, seed))
-        key = "" if at is None else self.plan.trials[at].key
-        state = self.running.setdefault((label, seed), {"key": key, "since": self._clock()})
-        state["epoch"] = int(row.get("epoch", 0))
-        state["val_dice"] = as_float(row.get("val_dice", state.get("val_dice")))
-        state["epoch_s"] = as_float(row.get("seconds"))
+        return "" if at is None else self.plan.trials[at].key
 
     def ended(self, record: TrialRecord) -> None:
         """A trial that ran has its record."""
@@ -129,6 +133,11 @@ class Progress:
             for trial in first
         ]
 
+    @property
+    def curves(self) -> dict[tuple[str, int], list[tuple[int, float]]]:
+        """Epoch and validation Dice of the running trials, by label and seed, as far as they were watched."""
+        return {who: list(state.get("curve", ())) for who, state in self.running.items()}
+
     def running_rows(self) -> list[dict[str, Any]]:
         """The running trials: epoch, validation Dice, seconds so far and seconds left."""
         return [self._running_row(*who, self.running[who]) for who in sorted(self.running)]
@@ -139,34 +148,65 @@ class Progress:
             "label": label,
             "seed": seed,
             "epoch": state["epoch"],
-            "epochs": self._n_epochs(),
+            "epochs": self._n_epochs(state),
             "val_dice": dice if math.isfinite(dice) else None,
             "running_s": round(self._clock() - state["since"], 1),
             "eta_s": self._trial_eta(state),
         }
 
-    def _n_epochs(self) -> int | None:
-        """Epochs of every trial: as planned, or, where the plan counts steps, as in the trials that ended."""
+    def _n_epochs(self, state: Mapping[str, Any]) -> int | None:
+        """Epochs of a running trial: as planned, or, where the plan counts steps, as in the trials that ended or by the
+        steps that it has made."""
         seen = [n for n, times in self._epochs.items() if times]
-        return self.plan.epochs or (seen[0] if len(seen) == 1 else None)
+        if self.plan.epochs or len(seen) == 1:
+            return self.plan.epochs or seen[0]
+        step = state.get("step")
+        return round(state["epoch"] * self.plan.steps / step) if self.plan.steps and step else None
 
     def _trial_eta(self, state: Mapping[str, Any]) -> float | None:
         """Seconds until a running trial ends: its epochs at the pace of the last one, and an evaluation as usual."""
-        epoch_s = state.get("epoch_s", math.nan)
-        epochs = self._n_epochs()
+        epochs, epoch_s = self._n_epochs(state), state.get("epoch_s", math.nan)
         if not (epochs and math.isfinite(epoch_s)):
             return None
+        since = self._clock() - state["at"]  # seconds of the next epoch that are over
+        left = max(max(epochs - state["epoch"], 0) * epoch_s - since, 0.0)
+        return round(left + self._judging_s, 1)
+
+    @property
+    def _judging_s(self) -> float:
+        """What evaluating a trial takes."""
         judging, n = self._judged
-        return round(max(epochs - state["epoch"], 0) * epoch_s + (judging / n if n else 0.0), 1)
+        return judging / n if n else 0.0
+
+    def trial_eta_s(self, label: str, seed: int) -> float | None:
+        """Seconds until a running trial ends; None before its first epoch has."""
+        state = self.running.get((label, seed))
+        return None if state is None else self._trial_eta(state)
 
     def eta_s(self) -> float | None:
-        """Seconds until the last trial ends, from the mean of those that ended; None before the first."""
-        left = len(self._planned) - len(self._keys_done)
-        if left == 0:
+        """Seconds until the last trial ends: what is left of those that run, and as much for each further one as those
+        that ended took, or before the first has as those that run will. None before anything can be said."""
+        waiting = len(self._planned) - len(self._keys_done) - len(self.running)
+        if waiting + len(self.running) == 0:
             return 0.0
-        seconds, n = self._took
-        if not n or not self.running:
+        each = self._each_s()
+        if each is None or not self.running:
             return None
-        each = seconds / n
-        spent = sum(min(self._clock() - state["since"], each) for state in self.running.values())
-        return round(max(left * each - spent, 0.0) / len(self.running), 1)
+        left = [self._left_s(state, each) for state in self.running.values()]
+        return round(max(max(left), (sum(left) + max(waiting, 0) * each) / len(self.running)), 1)
+
+    def _each_s(self) -> float | None:
+        """What a whole trial takes."""
+        seconds, n = self._took
+        if n:
+            return seconds / n
+        known = [
+            epochs * state["epoch_s"]
+            for state in self.running.values()
+            if (epochs := self._n_epochs(state)) and math.isfinite(state.get("epoch_s", math.nan))
+        ]
+        return sum(known) / len(known) + self._judging_s if known else None
+
+    def _left_s(self, state: Mapping[str, Any], each: float) -> float:
+        eta = self._trial_eta(state)
+        return max(each - (self._clock() - state["since"]), 0.0) if eta is None else eta

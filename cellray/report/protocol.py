@@ -168,7 +168,7 @@ def point_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     return [
         "configuration",
         *(name.replace("_", " ") for name in names),
-        "gain (validation)",
+        "gained by choosing",
     ], rows
 
 

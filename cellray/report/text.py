@@ -54,9 +54,25 @@ def format_spread(key: str, mean: float, sd: float) -> str:
     return format_value(key, mean) + (f" ± {format_value(key, sd)}" if np.isfinite(sd) else "")
 
 
+WIDEST = 0.5
+"""An interval of a metric between 0 and 1, or of a difference in one, that is wider says nothing and isn't shown."""
+TOO_FEW = "too few seeds to tell"
+"""In its place."""
+
+
+def is_telling(key: str, low: float, high: float) -> bool:
+    """Whether there is an interval, and it isn't too wide to say anything."""
+    return bool(np.isfinite([low, high]).all()) and (METRICS[key].worst is None or high - low <= WIDEST)
+
+
 def format_interval(key: str, low: float, high: float) -> str:
-    """`[low, high]`; empty where there is none."""
-    return f"[{format_value(key, low)}, {format_value(key, high)}]" if np.isfinite([low, high]).all() else ""
+    """`[low, high]`; empty where there is none that says anything."""
+    return f"[{format_value(key, low)}, {format_value(key, high)}]" if is_telling(key, low, high) else ""
+
+
+def interval_cell(key: str, low: float, high: float) -> str:
+    """The same for a table, where an interval that says nothing is told from none."""
+    return format_interval(key, low, high) or (TOO_FEW if np.isfinite([low, high]).all() else "")
 
 
 def format_rank(rank: float, low: float = math.nan, high: float = math.nan) -> str:
@@ -108,12 +124,14 @@ def format_table(
     choice = tables.choice_of(set_name, metric)
     kept, lost = bool(rows.kept_mean.notna().any()), bool((rows.survivors_n < rows.n).any())
     other = any(format_counts(row) for row in rows_of(rows))
-    columns = ["rank", *(["may be best"] if choice else []), "configuration", metric_title(metric), "95 % interval"]
+    intervals = [interval_cell(metric, row.low, row.high) for row in rows_of(rows)]
+    columns = ["rank", *(["may be best"] if choice else []), "configuration", metric_title(metric)]
+    columns += ["95 % interval"] if tells_anything(intervals) else []
     columns += [KEPT] if kept else []
     columns += [*([ENDED] if lost else []), "worst seed", SHARED]
     columns += [metric_title(key) for key in extra] + ["finished", *(["else"] if other else [])]
     text = []
-    for row in rows_of(rows.head(limit or len(rows))):
+    for row, interval in zip(rows_of(rows.head(limit or len(rows))), intervals, strict=False):
         ended = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
         if row.order_differs and np.isfinite(row.survivors_rank):
             ended += f" [{format_rank(row.survivors_rank)}]"
@@ -123,7 +141,7 @@ def format_table(
                 *([may_be_best(choice, str(row.label))] if choice else []),
                 str(row.label),
                 format_spread(metric, row.mean, row.sd),
-                format_interval(metric, row.low, row.high) or "–",
+                *([interval or "–"] if tells_anything(intervals) else []),
                 *([format_value(metric, row.kept_mean)] if kept else []),
                 *([ended] if lost else []),
                 format_value(metric, row.worst),
@@ -137,11 +155,21 @@ def format_table(
         known = {
             "configuration": reference_title(one.label),
             metric_title(metric): format_value(metric, one.value),
-            "95 % interval": format_interval(metric, one.low, one.high) or "–",
+            "95 % interval": interval_cell(metric, one.low, one.high) or "–",
             **{metric_title(key): format_value(key, more_of(tables, one.label, key)) for key in extra},
         }
         text.append([known.get(column, "" if column == "else" else "–") for column in columns])
-    return TextTable(columns, text, table_notes(tables, rows, metric, set_name))
+    return TextTable(columns, text, [*table_notes(tables, rows, metric, set_name), *unsaid_intervals(intervals)])
+
+
+def tells_anything(intervals: Sequence[str]) -> bool:
+    """Whether any row of a table has an interval, or none has even one that says nothing."""
+    return not any(intervals) or any(text not in ("", TOO_FEW) for text in intervals)
+
+
+def unsaid_intervals(intervals: Sequence[str]) -> list[str]:
+    """Why a table shows no interval; empty where it does."""
+    return [] if tells_anything(intervals) else ["No interval is shown: these are too few seeds to tell."]
 
 
 def reference_title(label: str) -> str:

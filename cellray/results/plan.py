@@ -22,6 +22,8 @@ class Plan:
     """The quirk of that name: means and ranks leave out collapsed and failed trials. The default rule never does."""
     epochs: int | None = None
     """Epochs of a trial where all have the same number; for progress and ETA, and where a record doesn't say."""
+    steps: int | None = None
+    """Steps of a trial where these are what is planned."""
     within: float | None = None
     """A difference of the ranked metric that doesn't matter; None: `margin` has a default."""
     folds: int | None = None
@@ -71,6 +73,7 @@ def plan_of(study: Study, trials: Iterable[PlannedTrial]) -> Plan:
         tuple(trial.bare for trial in trials),
         skip_collapsed="skip_collapsed" in study.all_quirks,
         epochs=study.training.epochs and study.training.epochs * (study.data.folds or 1),
+        steps=study.training.steps and study.training.steps * (study.data.folds or 1),
         within=None if study.decide is None else study.decide.within,
         folds=study.data.folds,
         is_drawn=study.data.train.synthetic is not None,

@@ -20,9 +20,7 @@ from cellray.study.network import OF_A_STUDY, ReadWeights
 from cellray.study.problems import Path as KeyPath
 from cellray.study.problems import Problem, problems_in, shown, shown_path
 from cellray.study.whole import Study
-from cellray.study.yaml_tree import line_of, read_tree
-
-MAX_STUDY_BYTES = 1_000_000
+from cellray.study.yaml_tree import MAX_STUDY_BYTES, line_of, read_tree
 
 Code = Literal["allowed", "forbidden", "stored"]
 

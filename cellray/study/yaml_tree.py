@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 
 import yaml
 
 from cellray.errors import StudyError
+from cellray.storage import read_plain
 from cellray.study.problems import Path
 
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+MAX_STUDY_BYTES = 1_000_000
 MAX_NODES = 100_000
 """More than any study needs; stops a file whose aliases multiply."""
 
@@ -82,6 +85,16 @@ def read_tree(text: str) -> tuple[object, yaml.Node | None]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def name_in(file: pathlib.Path) -> str:
+    """The name that a study file gives, without a look at the rest; empty where it has none, or can't be read."""
+    try:
+        tree, _ = read_tree(read_plain(file, MAX_STUDY_BYTES).decode())
+    except (OSError, StudyError, UnicodeDecodeError):
+        return ""
+    name = tree.get("name") if isinstance(tree, dict) else None
+    return name if isinstance(name, str) and "/" not in name else ""
 
 
 def _check_keys(root: yaml.Node) -> None:

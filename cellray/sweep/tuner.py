@@ -41,6 +41,11 @@ WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
 loss of a node that its cluster took back (preemption) doesn't count."""
 
+ENDS_SOON = (
+    "stopping: the trials that run come to the end of their epoch, then the report is written; a second Ctrl-C doesn't "
+    "wait for that; nothing is lost either way"
+)
+"""The answer to an interruption."""
 WAITING_S = 30.0
 """Without any running trial before the sweep says that it waits for resources."""
 
@@ -142,12 +147,18 @@ class News(TrialProgressCallback):
         """What the storage refused, in words; the sweep ends with it as if it was interrupted."""
         self._idle_since = time.monotonic()
         self._said = ""
+        self._is_ending = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **_: object) -> None:
-        """Say so when nothing runs for a while because resources are missing; again only when the nodes change."""
+        """Answer an interruption; and say so when nothing runs for a while because resources are missing, again only
+        when the nodes change."""
+        if self._scheduler.interrupted.is_set() and not self._is_ending:
+            self._is_ending = True
+            if self.trouble is None:
+                tell(self._observers, "on_note", ENDS_SOON)
         states = [trial.status for trial in trials]
         if "RUNNING" in states or "PENDING" not in states or self._scheduler.is_any_starting:
             self._idle_since = time.monotonic()

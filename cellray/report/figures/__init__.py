@@ -1,7 +1,7 @@
 """Figures of a report: matplotlib without a display. A file a theme holds each figure whole; `FIGURES` lists them."""
 
 from cellray.report.figures.budget import COSTS, TERM_SCALES
-from cellray.report.figures.counting import BLAND_ALTMAN, CELL_COUNTS
+from cellray.report.figures.counting import CELL_COUNTS
 from cellray.report.figures.detection import IOU_CURVES, IOU_CURVES_BY_SET, PRECISION_RECALL
 from cellray.report.figures.drawing import Drawing, ReportFigure, draw
 from cellray.report.figures.error_kinds import ERROR_KINDS, STRATA
@@ -22,7 +22,6 @@ FIGURES = (
     IOU_CURVES_BY_SET,
     PRECISION_RECALL,
     CELL_COUNTS,
-    BLAND_ALTMAN,
     DROP,
     TRANSFER,
     STRATA,

@@ -129,4 +129,5 @@ COSTS = ReportFigure(
     alt="Mean {metric} of each configuration against its mean training time, and its peak memory where "
     "known; the table of costs holds the numbers.",
     plot=lambda found: costs(found.compared.trials, found.compared.ranking, metric=found.metric),
+    is_folded=True,
 )

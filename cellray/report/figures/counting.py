@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BLUE, MEAN, MOST_PANELS, MUTED, as_label, panels
+from cellray.report.figures.drawing import ReportFigure, Sketch
+from cellray.report.figures.parts import BLUE, MOST_PANELS, MUTED, as_label, panels
+from cellray.report.findings import Findings
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
 """Diameters of dots, in points, for 1, 2 to 3, 4 to 7 and more images."""
 
 
 def count_scatter(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> Figure | None:
-    """Predicted against true cells of each test image, all seeds; area tells how many images share a point."""
+    """Predicted against true cells of each test image, all seeds; area tells how many images share a point.
+
+    A panel's title has the mean of true - predicted cells and, 1.96 standard deviations from it, the limits of
+    agreement (Bland and Altman 1986); they include collapsed trials, which found nothing. One image and seed alone has
+    no limits.
+    The axes follow the bulk of the true counts: what lies beyond stands at the edge, and is counted in the title.
+
+    Args:
+        counts: Label -> one row an image and seed, with the columns n_true and n_pred.
+        labels: In the order to show.
+    """
     known = [label for label in labels if label in counts and len(counts[label])]
     if not known:
         return None
     shown = known[:MOST_PANELS]
-    top = max(float(max(counts[label].n_true.max(), counts[label].n_pred.quantile(0.995))) for label in shown)
-    top = max(top, 1.0) * 1.05
-    shared = {label: counts[label].groupby(["n_true", "n_pred"]).size().reset_index(name="n") for label in shown}
-    figure, axes = panels(known, "true cells in an image", "predicted cells", height=2.2, same_y=True)
+    true = pd.concat([counts[label].n_true for label in shown])
+    top = max(1.25 * min(float(true.max()), 3 * float(true.quantile(0.9))), 2.0)
+    figure, axes = panels(known, "true cells in an image", "predicted cells", height=2.3, same_y=True, is_narrow=True)
     for label, axis in axes.items():
-        pairs = shared[label]
-        beyond = int(pairs.n[pairs.n_pred > top].sum())
+        shared = counts[label].groupby(["n_true", "n_pred"]).size().reset_index(name="n")
         axis.plot([0, top], [0, top], color=MUTED, lw=1)
-        draw_dots(axis, pairs.n_true, pairs.n_pred.clip(upper=top), pairs.n)
-        if beyond:
-            axis.set_title(f"{as_label(label, 32)}  ({beyond} above)", loc="left")
+        draw_dots(axis, shared.n_true.clip(upper=top), shared.n_pred.clip(upper=top), shared.n)
+        beyond = int(shared.n[(shared.n_pred > top) | (shared.n_true > top)].sum())
+        name = as_label(label, 26) + (f"  ({beyond} beyond)" if beyond else "")
+        axis.set_title(f"{name}\n{agreement(counts[label])}", loc="left", fontsize=9)
         axis.set_xlim(-0.03 * top, top)
         axis.set_ylim(-0.03 * top, top * 1.02)
     return figure
+
+
+def agreement(counts: pd.DataFrame) -> str:
+    """Bias and limits of agreement of counts, in words."""
+    error = (counts.n_true - counts.n_pred).astype(float)
+    bias, spread = float(error.mean()), 1.96 * float(error.std())
+    text = f"bias {bias:+.1f}"
+    return f"{text}, limits {bias - spread:+.1f} to {bias + spread:+.1f}" if np.isfinite(spread) else text
 
 
 def draw_dots(axis: Axes, x: pd.Series, y: pd.Series, n: pd.Series) -> None:
@@ -54,69 +71,27 @@ def draw_dots(axis: Axes, x: pd.Series, y: pd.Series, n: pd.Series) -> None:
         axis.add_patch(PathPatch(path, fill=False, ec=BLUE, lw=width, alpha=0.55, capstyle="round", snap=False))
 
 
-def bland_altman(counts: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> Figure | None:
-    """Difference of the two counts of an image against their mean, one panel a configuration, all seeds together.
-
-    The difference is true minus predicted, as in the count errors: above 0, too few were found. Lines are at the mean
-    difference and at 1.96 standard deviations from it, the limits of agreement (Bland and Altman 1986); they include
-    collapsed trials, which found nothing. One image and seed alone has no limits.
-
-    Args:
-        counts: Label -> one row an image and seed, with the columns n_true and n_pred.
-        labels: In the order to show.
-    """
-    known = [label for label in labels if label in counts and len(counts[label])]
-    if not known:
-        return None
-    shown = known[:MOST_PANELS]
-    errors = {label: (counts[label].n_true - counts[label].n_pred).astype(float) for label in shown}
-    means = {label: (counts[label].n_true + counts[label].n_pred) / 2 for label in shown}
-    every = pd.concat(list(errors.values()))
-    reach = max(float(every.abs().quantile(0.995)), 1.0) * 1.1
-    right = max(max(float(mean.quantile(0.995)) for mean in means.values()), 1.0) * 1.05
-    figure, axes = panels(
-        known, "mean of true and predicted cells in an image", "true − predicted cells", height=2.2, same_y=True
+def sketch_counts(found: Findings) -> Iterator[Sketch]:
+    """The first few configurations, and, to be unfolded, the others."""
+    counts = found.details.counts_of("test")
+    known = [label for label in found.labels if label in counts and len(counts[label])]
+    alt = (
+        "Predicted against true number of cells in each test image, all seeds, one panel a configuration, with the "
+        "line of equal counts, the mean error and its limits of agreement."
     )
-    for label, axis in axes.items():
-        points = pd.DataFrame({"mean": means[label], "error": errors[label]})
-        shared = points.groupby(["mean", "error"]).size().reset_index(name="n")
-        draw_dots(axis, shared["mean"].clip(upper=right), shared.error.clip(-reach, reach), shared.n)
-        bias, spread = float(errors[label].mean()), 1.96 * float(errors[label].std())
-        axis.axhline(0, color=MUTED, lw=0.8)
-        axis.axhline(bias, color=MEAN, lw=1.6)
-        text = f"bias {bias:+.1f}"
-        if np.isfinite(spread):
-            for limit in (bias - spread, bias + spread):
-                axis.axhline(limit, color=MEAN, lw=1.1, ls="--")
-            text += f", limits {bias - spread:+.1f} to {bias + spread:+.1f}"
-        axis.set_title(f"{as_label(label, 32)}\n{text}", loc="left", fontsize=9.5)
-        axis.set_xlim(-0.03 * right, right)
-        axis.set_ylim(-reach, reach)
-    handles = [
-        Line2D([], [], lw=1.6, color=MEAN, label="bias"),
-        Line2D([], [], lw=1.1, ls="--", color=MEAN, label="limits of agreement (1.96 SD)"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2)
-    return figure
+    yield Sketch(CELL_COUNTS.title, alt, count_scatter(counts, known[:SEEN_AT_ONCE]))
+    title = f"{CELL_COUNTS.title}: the other configurations"
+    yield Sketch(title, alt, count_scatter(counts, known[SEEN_AT_ONCE:]), part="others", is_folded=True)
 
 
+SEEN_AT_ONCE = 4
+"""Configurations whose counts are seen at once."""
 CELL_COUNTS = ReportFigure(
     name="counts",
     section="quality",
     reading="A dot is an image (a larger one several): on the line the count is right, below it cells are missing, "
-    "above it there are too many.",
+    "above it there are too many. The bias is the mean of true less predicted cells, and most images lie within the "
+    "limits.",
     title="Cells counted on test images",
-    alt="Predicted against true number of cells in each test image, all seeds, with the line of equal counts.",
-    plot=lambda found: count_scatter(found.details.counts_of("test"), found.labels),
-)
-BLAND_ALTMAN = ReportFigure(
-    name="bland-altman",
-    section="quality",
-    reading="How wrong a count is (up: too few found) against how many cells there are. The middle line is the mean "
-    "error, and most images lie between the outer two; a fan opening to the right means that crowded images "
-    "fare worse.",
-    title="Agreement of predicted and true counts, test set (Bland–Altman)",
-    alt="True minus predicted number of cells against the mean of both, one panel a configuration, with the mean "
-    "difference and the limits of agreement.",
-    plot=lambda found: bland_altman(found.details.counts_of("test"), found.labels),
+    series=sketch_counts,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from cellray.report.figures.parts import (
     GROUP_COLOURS,
     MOST_PANELS,
     MUTED,
+    NARROW,
     PAPER,
     as_label,
     best_of,
@@ -132,7 +134,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     alive = points[points.note == ""]
     known = [label for label in labels if label in set(alive.label)]
     shown = known[:MOST_PANELS]
-    figure = new_figure(8.6, 5.4)
+    figure = new_figure(NARROW, 4.6 + 0.2 * math.ceil((len(shown) + 1) / 2))
     axis = figure.add_subplot()
     low = max(0.0, float(alive[["precision", "recall"]].min().min()) - 0.06) if len(alive) else 0.0
     draw_equal_f1(axis, low)
@@ -150,7 +152,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     axis.set_aspect("equal")
     axis.set_xlabel(f"recall on {as_label(set_name)}" + best_of(known, len(shown)))
     axis.set_ylabel("precision")
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -176,6 +178,7 @@ IOU_CURVES = ReportFigure(
     title="F1 against the overlap that a hit needs, test set",
     alt="F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its seeds.",
     plot=lambda found: iou_curves(found.details.iou, found.labels),
+    is_folded=True,
 )
 IOU_CURVES_BY_SET = ReportFigure(
     name="iou-curves-sets",
@@ -184,6 +187,7 @@ IOU_CURVES_BY_SET = ReportFigure(
     title="F1 against the overlap that a hit needs, every set",
     alt="F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
     plot=lambda found: iou_curves_by_set(found.details.iou, found.labels, found.tables.sets),
+    is_folded=True,
 )
 PRECISION_RECALL = ReportFigure(
     name="precision-recall",

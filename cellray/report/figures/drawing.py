@@ -16,7 +16,7 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, PAPER
+from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, NARROW, PAPER
 from cellray.report.figures.saving import FONT, render
 from cellray.report.findings import Findings
 
@@ -67,6 +67,8 @@ class Sketch:
     """None: there is nothing to draw."""
     part: str = ""
     """Of what, where there is a figure for each of several sets or losses; ends the file's name."""
+    is_folded: bool | None = None
+    """None: as all of its kind."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Drawing:
     svg: bytes
     png: bytes
     kind: ReportFigure
+    is_folded: bool = False
+    """Whether it is opened only on demand."""
 
     @property
     def inline(self) -> Markup:
@@ -122,10 +126,12 @@ class Drawing:
         head, rest = text.split(">", 1)
         width = re.search(r'width="([\d.]+)pt"', head)
         head = re.sub(r' (width|height)="[^"]*"', "", head)
-        # a minimum width keeps letters legible on a phone, where the figure scrolls
-        narrow = min(float(width.group(1)) if width else 600, 620)
+        points = float(width.group(1)) if width else 600.0
+        style = f"max-width:{1.6 * points:.0f}px"
+        if points > 72 * NARROW:  # on a phone it scrolls, or its letters couldn't be read
+            style += f";min-width:{min(points, 620):.0f}px"
         label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-        return Markup(f'{head} role="img" aria-label="{label}" style="min-width:{narrow:.0f}px">{rest}')
+        return Markup(f'{head} role="img" aria-label="{label}" style="{style}">{rest}')
 
 
 def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
@@ -135,5 +141,6 @@ def draw(kind: ReportFigure, found: Findings) -> list[Drawing]:
         for sketch in kind.sketches(found):
             if sketch.figure is not None:
                 name = f"{kind.name}-{sketch.part}" if sketch.part else kind.name
-                drawings.append(Drawing(name, sketch.title, sketch.alt, *render(sketch.figure), kind))
+                folded = kind.is_folded if sketch.is_folded is None else sketch.is_folded
+                drawings.append(Drawing(name, sketch.title, sketch.alt, *render(sketch.figure), kind, folded))
     return drawings

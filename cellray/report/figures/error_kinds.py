@@ -139,6 +139,7 @@ STRATA = ReportFigure(
     alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
     "every configuration.",
     plot=lambda found: strata(found.details.strata, found.labels, found.tables.sets),
+    is_folded=True,
 )
 ERROR_KINDS = ReportFigure(
     name="error-kinds",
@@ -149,4 +150,5 @@ ERROR_KINDS = ReportFigure(
     alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
     "configuration.",
     plot=lambda found: error_kinds(found.compared.scores, found.labels, found.tables.sets),
+    is_folded=True,
 )

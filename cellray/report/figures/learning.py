@@ -178,6 +178,7 @@ VALIDATION_DICE = ReportFigure(
     title="Learning curves: Dice on validation images",
     alt="Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
     plot=lambda found: learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
+    is_folded=True,
 )
 TRAINING_LOSS = ReportFigure(
     name="training-loss",
@@ -206,4 +207,5 @@ RATES = ReportFigure(
     title="Learning rates that were tried",
     alt="Best validation Dice against learning rate, one panel a configuration; a ring marks the rate that was used.",
     plot=lambda found: rate_choices(found.results.log.configurations if found.results.log else (), found.everyone),
+    is_folded=True,
 )

@@ -25,6 +25,8 @@ SEED_COLOURS = ("#0072b3", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 SEED_STYLES = ("-", "--", ":", "-.")
 GROUP_COLOURS = (*SEED_COLOURS, INK)
 MARKERS = ("o", "s", "^", "D", "v", "P")
+NARROW = 5.4
+"""Inches across that a phone shows whole; a wider figure scrolls there, so that only folded ones are wider."""
 MOST_PANELS = 24
 """Configurations that get a panel of their own; a study of more shows its best."""
 MOST_ROWS = 40
@@ -60,21 +62,28 @@ def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
 
 
 def panels(
-    names: Sequence[str], x: str, y: str = "", *, height: float = 1.95, same_x: bool = True, same_y: bool = False
+    names: Sequence[str],
+    x: str,
+    y: str = "",
+    *,
+    height: float = 1.95,
+    same_x: bool = True,
+    same_y: bool = False,
+    is_narrow: bool = False,
 ) -> tuple[Figure, dict[str, Axes]]:
-    """A grid of small panels, three across, one for each name or for the first of many; scales that all share stand at
-    the edge, and so do the titles x and y."""
+    """A grid of small panels, three across or two in a narrow figure, one for each name or for the first of many;
+    scales that all share stand at the edge, and so do the titles x and y."""
     shown = names[:MOST_PANELS]
-    columns = min(3, len(shown))
+    columns = min(2 if is_narrow else 3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = new_figure(8.6, 0.7 + height * rows)
+    figure = new_figure(NARROW if is_narrow else 8.6, 0.7 + height * rows)
     axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
     for axis in axes[len(shown) :]:
         axis.remove()
     for i, (name, axis) in enumerate(zip(shown, axes, strict=False)):
         axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= len(shown))
         axis.tick_params(axis="y", labelleft=not same_y or i % columns == 0)
-        axis.set_title(as_label(name, 32), loc="left")
+        axis.set_title(as_label(name, 26 if is_narrow else 32), loc="left")
     figure.supxlabel(x + best_of(names, len(shown)), fontsize=10)
     if y:
         figure.supylabel(y, fontsize=10)
@@ -82,7 +91,7 @@ def panels(
 
 
 def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tuple[Figure, list[Axes]]:
-    """A grid of panels with a row for each label, three across, labelled at the left and best on top.
+    """A narrow grid of panels with a row for each label, two across, labelled at the left and best on top.
 
     Args:
         n: Panels.
@@ -90,9 +99,9 @@ def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tupl
         row: Height of a row in inches.
         top: Height of what is above and below the rows of a panel.
     """
-    across = min(3, n)
+    across = min(2, n)
     down = math.ceil(n / across)
-    figure = new_figure(9.6 if across > 1 else 7.0, 0.8 + down * (top + row * len(labels)))
+    figure = new_figure(NARROW, 0.8 + down * (top + row * len(labels)))
     axes = list(np.atleast_1d(figure.subplots(down, across, sharey=True, squeeze=False)).ravel())
     for axis in axes[n:]:
         axis.remove()

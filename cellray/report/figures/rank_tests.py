@@ -114,7 +114,7 @@ def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_
     """
     rows = pairs[(pairs["set"] == set_name) & (pairs["metric"] == metric)]
     known = [label for label in labels if label in set(rows.a) | set(rows.b)]
-    if len(known) < 2:
+    if len(known) < 3:  # of two, it would say one number twice
         return None
     shown = known[:MOST_PANELS]
     place = {label: i for i, label in enumerate(shown)}
@@ -215,6 +215,7 @@ CRITICAL_DIFFERENCE = ReportFigure(
     alt="Axis of mean ranks over the test images with every configuration on it; bars join those within the critical "
     "difference of the Nemenyi test.",
     plot=lambda found: critical_difference(t.ranks, t.friedman) if (t := found.tables.inference) else None,
+    is_folded=True,
 )
 PAIR_MATRIX = ReportFigure(
     name="pair-matrix",
@@ -227,6 +228,7 @@ PAIR_MATRIX = ReportFigure(
     plot=lambda found: (
         pair_matrix(t.pairs, found.labels, metric=found.metric) if (t := found.tables.inference) else None
     ),
+    is_folded=True,
 )
 RANK_STABILITY = ReportFigure(
     name="rank-stability",
@@ -236,4 +238,5 @@ RANK_STABILITY = ReportFigure(
     title="Stability of the ranks",
     alt="Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
     plot=lambda found: rank_stability(t.stability, t.ranks) if (t := found.tables.inference) else None,
+    is_folded=True,
 )

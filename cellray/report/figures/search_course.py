@@ -287,6 +287,7 @@ SEEDS_GIVEN = ReportFigure(
     reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
     "than the leader; the longest bars are those between which the race could not decide sooner.",
     series=sketch_seeds,
+    is_folded=True,
 )
 IMPORTANCE = ReportFigure(
     name="importance",
@@ -295,4 +296,5 @@ IMPORTANCE = ReportFigure(
     "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
     "dashed mark, which is what random numbers would reach: the others may be chance.",
     series=sketch_importance,
+    is_folded=True,
 )

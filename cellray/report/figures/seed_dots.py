@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from cellray.report.figures.parts import (
     MEAN,
     MOST_ROWS,
     MUTED,
+    NARROW,
     as_label,
     axis_title,
     best_of,
@@ -28,7 +30,7 @@ from cellray.report.figures.parts import (
 )
 from cellray.report.findings import Findings
 from cellray.report.ranking import rows_of, select
-from cellray.report.text import format_rank, format_value, metric_title
+from cellray.report.text import format_rank, format_value, is_telling, metric_title
 from cellray.report.words import set_title_plain
 
 
@@ -57,13 +59,14 @@ def ranking_dots(
     if alive.empty and lost.empty:
         return None
     higher = METRICS[metric].higher_is_better
-    figure = new_figure(8.6, 1.5 + 0.34 * len(order))
+    figure = new_figure(NARROW, 1.5 + 0.26 * len(order))
     gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
     y = {label: i for i, label in enumerate(order.label)}
     has_interval = "low" in order and bool(order.low.notna().any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
     if has_interval:  # an interval that a collapse stretches runs off the axis, or it would squeeze all the others
-        intact = order[order.n == order.survivors_n]
+        tells = np.array([is_telling(metric, row.low, row.high) for row in rows_of(order)])
+        intact = order[(order.n == order.survivors_n) & tells]
         extremes += [intact.low.dropna(), intact.high.dropna()]
     low, high = limits(pd.concat(extremes))
     draw_ceiling(main, ceiling)
@@ -72,7 +75,7 @@ def ranking_dots(
         seeds = alive[alive.label == row.label].sort_values("seed")
         main.plot(seeds.counted, [at] * len(seeds), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
         draw_mean(main, row, at, low, high, metric)
-        if has_interval and math.isfinite(row.low):
+        if has_interval and is_telling(metric, row.low, row.high):
             main.plot([row.low, row.high], [at + 0.27] * 2, "-", color=MEAN, lw=1.1, solid_capstyle="butt")
         gone = lost[lost.label == row.label].sort_values("seed")
         for i, bad in enumerate(rows_of(gone)):
@@ -88,7 +91,7 @@ def ranking_dots(
     main.set_xlabel(axis_title(metric, set_name) + best_of(list(whole.label), len(order)))
     labels = gutter if (higher and gutter is not None) else main
     labels.set_yticks(range(len(order)))
-    labels.set_yticklabels([f"{as_label(row.label)}  {format_rank(row.rank)}" for row in rows_of(order)])
+    labels.set_yticklabels([f"{as_label(row.label, 24)}  {format_rank(row.rank)}" for row in rows_of(order)])
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -102,7 +105,7 @@ def ranking_dots(
     figure.legend(
         handles=dot_legend(points, order, has_interval, ceiling is not None),
         loc="outside upper right",
-        ncols=5,
+        ncols=3,
         handletextpad=0.3,
         columnspacing=1.2,
     )
@@ -113,7 +116,7 @@ def with_gutter(figure: Figure, *, has_gutter: bool, left: bool) -> tuple[Axes, 
     """The main axis and, on the bad side, a narrow one for trials that count as worst."""
     if not has_gutter:
         return None, figure.add_subplot()  # type: ignore[return-value]
-    ratios = [1, 7] if left else [7, 1]
+    ratios = [1, 6] if left else [6, 1]
     axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": ratios, "wspace": 0.02})
     return (axes[0], axes[1]) if left else (axes[1], axes[0])
 
@@ -183,7 +186,7 @@ def sketch_rankings(found: Findings) -> Iterator[Sketch]:
     scores, ranking, metric = found.compared.scores, found.compared.ranking, found.metric
     for name in ("test", *found.external):
         yield Sketch(
-            f"{found.title}, {set_title_plain(name)}",
+            f"Every seed: {found.title}, {set_title_plain(name)}",
             describe_ranking(ranking, metric, name),
             ranking_dots(scores, ranking, set_name=name, metric=metric, ceiling=found.ceiling.get(name)),
             part=name,
@@ -196,4 +199,5 @@ RANKING = ReportFigure(
     reading="A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin "
     "line its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
     series=sketch_rankings,
+    is_folded=True,
 )

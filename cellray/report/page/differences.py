@@ -16,7 +16,7 @@ from cellray.report.page.table_cells import (
     sort_key,
 )
 from cellray.report.ranking import Tables, rows_of, select
-from cellray.report.text import format_difference, format_interval, format_p, format_rank, format_value, metric_title
+from cellray.report.text import format_difference, format_p, format_rank, format_value, interval_cell, metric_title
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,16 @@ class Differences:
     schemes: PageTable | None = None
     """Ranks under three schemes, where they disagree."""
     sentences: list[str] = field(default_factory=list)
+    """What is said at once."""
+    statistics: list[str] = field(default_factory=list)
+    """What only a reader who knows statistics asks for."""
+    has_decided: bool = False
+    """Whether the leader is told apart from any other."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show."""
-        return self.leader is None and self.schemes is None and not self.sentences
+        return self.leader is None and self.schemes is None and not (self.sentences or self.statistics)
 
 
 def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
@@ -53,12 +58,12 @@ def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
             f"Of {len(pairs)} pairs of configurations, {n_decided} are told apart, all at once at 5\u00a0%, and "
             f"{len(pairs) - n_decided} aren't. Which may be the best is an easier question; the answer above has it."
         )
-    sentences += [
+    statistics = [
         *friedman_sentence(inference.friedman, set_name),
         *detectable_sentence(inference.detectable, set_name, metric),
     ]
     if pairs.empty or ranking.empty:
-        return Differences(schemes=scheme_table(ranks), sentences=sentences)
+        return Differences(schemes=scheme_table(ranks), sentences=sentences, statistics=statistics)
     first = ranking.iloc[0].label
     of_leader = pairs[(pairs.a == first) | (pairs.b == first)]
     undecided = pairs[~pairs.decided.astype(bool)]
@@ -68,6 +73,8 @@ def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
         undecided=pair_table(undecided, metric) if len(others_open) else None,
         schemes=scheme_table(ranks),
         sentences=sentences,
+        statistics=statistics,
+        has_decided=bool(of_leader.decided.any()),
     )
 
 
@@ -92,11 +99,11 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
             "of the loss, and decides nothing here",
         ),
         (
-            "P(A > B)",
-            "The chance that the first scores higher with a new seed and as many new images; a win worth the name has "
-            "0.75 or more, with an interval above 0.5",
+            "Wins a rerun",
+            "The chance that the first scores higher with a new seed and as many new images, P(A > B); a win worth the "
+            "name has 0.75 or more, with an interval above 0.5",
         ),
-        ("P(false claim)", "The probability that the claim that the first is better is false"),
+        ("Isn't better", "The probability that the first is not better, so that the claim that it is would be false"),
         (
             "Told apart",
             "Adjusted p below 0.05, with three common seeds or more. To be the best is a question of its own",
@@ -112,7 +119,7 @@ def pair_table(pairs: pd.DataFrame, metric: str, *, leader: str = "") -> PageTab
                 number_cell(
                     row.difference,
                     format_difference(metric, row.difference),
-                    format_interval(metric, row.low, row.high),
+                    interval_cell(metric, row.low, row.high),
                 ),
                 number_cell(row.p_adjusted, format_p(row.p_adjusted), f"alone {format_p(row.p)}"),
                 number_cell(row.p_wilcoxon_holm, format_p(row.p_wilcoxon_holm), f"alone {format_p(row.p_wilcoxon)}"),

@@ -87,11 +87,3 @@ const seen = new IntersectionObserver(entries => {
   }
 }, { rootMargin: "-15% 0px -80% 0px" });
 for (const id of links.keys()) seen.observe(document.getElementById(id));
-
-// Paper can't unfold: everything is opened for printing, and folded again afterwards.
-let folded = [];
-addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  folded.forEach(box => { box.open = true; });
-});
-addEventListener("afterprint", () => folded.forEach(box => { box.open = false; }));

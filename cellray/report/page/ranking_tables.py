@@ -22,11 +22,14 @@ from cellray.report.text import (
     format_rank,
     format_spread,
     format_value,
+    interval_cell,
     may_be_best,
     metric_title,
     more_of,
     reference_title,
     table_notes,
+    tells_anything,
+    unsaid_intervals,
 )
 from cellray.statistics import N_KEPT_OF
 
@@ -44,12 +47,12 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
     seeds = select(tables.scores, set_name=set_name, metric=metric)
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
     counted = "skipped, as the quirk has it" if tables.skip_collapsed else "counted as worst"
-    has_intervals = bool(rows.low.notna().any())
+    intervals = [interval_cell(metric, row.low, row.high) for row in rows_of(rows)]
+    has_intervals = any(intervals) and tells_anything(intervals)
     choice = tables.choice_of(set_name, metric)
     kept, lost = bool(rows.kept_mean.notna().any()), bool((rows.survivors_n < rows.n).any())
     brackets = "; below, its 95 % interval over new seeds and new images" if has_intervals else ""
     columns = [
-        ("Rank", f"By the mean, failed and collapsed trials {counted}"),
         *(
             [
                 (
@@ -60,6 +63,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
             if choice
             else []
         ),
+        ("Rank", f"By the mean, failed and collapsed trials {counted}"),
         ("Configuration", ""),
         (metric_title(metric), f"Mean ± SD over seeds, failed and collapsed {counted}: this ranks{brackets}"),
         ("Seeds", "A dot is a seed, the bar their mean; a cross is a failed or collapsed one at the worst value"),
@@ -76,27 +80,34 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
         ),
         *([("Runs that ended", "Mean ± SD over finished trials alone, and their number")] if lost else []),
         ("Worst seed", ""),
-        ("At the published threshold", "The same mean with the published threshold and post-processing for all"),
-        ("Gain", "What choosing them for each trial on its validation images gains over that"),
+        (
+            "At the published threshold",
+            "The same mean with the published threshold and post-processing for all; below, by how much choosing them "
+            "for each trial on its validation images is better (+) or worse (−)",
+        ),
         ("Finished", "Finished of planned trials"),
     ]
     low, high = strip_limits(seeds)
     body = []
-    for row in rows_of(rows):
+    for row, interval in zip(rows_of(rows), intervals, strict=True):
         mine = seeds[(seeds.label == row.label) & (seeds.outcome != "missing")]
+        drawn = strip(mine, row.mean, low, high, metric)
         at_shared = float(shared.get(row.label, np.nan))
         gain = sign * (row.mean - at_shared)
         place = f"rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
         moved = row.order_differs and row.survivors_n < row.n
         body.append(
             [
-                number_cell(row.rank, format_rank(row.rank)),
                 *([best_cell(may_be_best(choice, str(row.label)))] if choice else []),
+                number_cell(row.rank, format_rank(row.rank), kind="number spare" if choice else "number"),
                 head(str(row.label)),
-                number_cell(
-                    row.mean, format_spread(metric, row.mean, row.sd), format_interval(metric, row.low, row.high)
+                TableCell(
+                    format_spread(metric, row.mean, row.sd),
+                    sort_key(row.mean),
+                    note=interval if has_intervals else "",
+                    on_phone=drawn,
                 ),
-                TableCell("", sort_key(row.mean), "strip", html=strip(mine, row.mean, low, high, metric)),
+                TableCell("", sort_key(row.mean), "strip spare", html=drawn),
                 *(
                     [
                         number_cell(
@@ -121,8 +132,11 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
                     else []
                 ),
                 number_cell(row.worst, format_value(metric, row.worst)),
-                number_cell(at_shared, format_value(metric, at_shared)),
-                number_cell(gain, format_difference(metric, gain)),
+                number_cell(
+                    at_shared,
+                    format_value(metric, at_shared),
+                    f"own {format_difference(metric, gain)}" if np.isfinite(gain) else "",
+                ),
                 TableCell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
             ]
         )
@@ -141,7 +155,7 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
     if len(rows) and rows.order_differs.any():
         notes.append("Where a rank stands below the mean of the runs that ended, these alone would take that place.")
-    return PageTable(columns, body, notes)
+    return PageTable(columns, body, [*notes, *unsaid_intervals(intervals)])
 
 
 def best_cell(word: str) -> TableCell:

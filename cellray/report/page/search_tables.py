@@ -13,7 +13,7 @@ from cellray.record import LossSettings, Tried
 from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
 from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
-from cellray.report.text import format_interval, format_rank, format_value, metric_title
+from cellray.report.text import format_rank, format_value, interval_cell, metric_title
 from cellray.report.words import listing, plural
 from cellray.scores import as_float
 
@@ -154,7 +154,7 @@ def test_cells(c: Tried, test: pd.DataFrame, metric: str) -> list[TableCell]:
         return [number_cell(np.nan, ""), number_cell(np.nan, "")]
     mean, low, high, rank = (float(test[name][c.label]) for name in ("mean", "low", "high", "rank"))
     return [
-        number_cell(mean, format_value(metric, mean), format_interval(metric, low, high)),
+        number_cell(mean, format_value(metric, mean), interval_cell(metric, low, high)),
         number_cell(rank, format_rank(rank)),
     ]
 

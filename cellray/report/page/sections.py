@@ -12,7 +12,7 @@ from functools import cached_property
 from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.figures import Drawing
 from cellray.report.findings import Findings
-from cellray.report.gallery import ROLES, Gallery
+from cellray.report.gallery import LEGEND, ROLES, Gallery
 from cellray.report.page.cost_table import cost_table
 from cellray.report.page.differences import find_differences
 from cellray.report.page.published_table import published_table
@@ -44,8 +44,9 @@ class PageContents:
         return search_section(self.found)
 
     def figures_of(self, section: str) -> list[Drawing]:
-        """The figures of a section, in order."""
-        return [drawing for drawing in self.drawings.values() if drawing.kind.section == section]
+        """The figures of a section in order, folded ones last."""
+        mine = [drawing for drawing in self.drawings.values() if drawing.kind.section == section]
+        return sorted(mine, key=lambda drawing: drawing.is_folded)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def ranking_context(page: PageContents) -> Context:
         "dots": page.drawings.get("ranking-test"),
         "every_metric": metrics_table(found.tables, found.metric, "test"),
     }
+
+
+def images_context(page: PageContents) -> Context | None:
+    """The overlays."""
+    context: Context = {"gallery": page.gallery, "roles": ROLES, "legend": LEGEND, "colours": OVERLAY_COLOURS}
+    return None if page.gallery.is_empty else context
 
 
 def differences_context(page: PageContents) -> Context | None:
@@ -129,13 +136,6 @@ def training_context(page: PageContents) -> Context:
     }
 
 
-def images_context(page: PageContents) -> Context | None:
-    """The overlays."""
-    legend = {"hit": "found", "missed": "missed (true outline)", "spurious": "spurious (predicted outline)"}
-    context: Context = {"gallery": page.gallery, "roles": ROLES, "legend": legend, "colours": OVERLAY_COLOURS}
-    return None if page.gallery.is_empty else context
-
-
 def protocol_context(page: PageContents) -> Context:
     """What a reader needs to judge the report by."""
     return {"protocol": page.protocol, "published": published_table(page.found.tables)}
@@ -143,12 +143,12 @@ def protocol_context(page: PageContents) -> Context:
 
 PAGE_SECTIONS = (
     Section("ranking", "Ranking on the test set", ranking_context),
+    Section("images", "Found, missed and made up", images_context),
     Section("differences", "Which differences hold", differences_context),
     Section("weights", "Loss weights and search", weights_context),
     Section("quality", "How cells are found and counted", quality_context),
     Section("generalisation", "Beyond the test set", generalisation_context),
     Section("training", "Training, outcomes and cost", training_context),
-    Section("images", "Images", images_context),
     Section("protocol", "Protocol", protocol_context),
 )
 """Every section in order; one that has nothing to show is left out."""

@@ -21,11 +21,14 @@ class TableCell:
     text: str
     sort: float | str
     kind: str = "number"
-    """`number`, `text`, `words` (long text), `head` (the row's label), `strip` (drawn seeds), `moved` or `good`."""
+    """`number`, `number spare`, `text`, `words` (long text), `head` (the row's label), `strip spare` (drawn seeds),
+    `moved` or `good`; spare cells are left out on a phone."""
     note: str = ""
     """Shown small below the text, a line each."""
     html: Markup | None = None
     """Instead of the text."""
+    on_phone: Markup | None = None
+    """Shown below all that on a phone alone."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ class PageTable:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def text_columns(self) -> list[int]:
-        """Columns whose titles stand at the left, as their cells do."""
-        return (
-            [i for i, cell in enumerate(self.rows[0]) if cell.kind in ("head", "strip", "text", "words")]
-            if self.rows
-            else []
-        )
+    def column_looks(self) -> list[str]:
+        """How the title of each column looks: as its cells do, which may stand at the left, or be spare."""
+        if not self.rows:
+            return [""] * len(self.columns)
+        left = {"head": "text", "strip": "text", "text": "text", "words": "text"}
+        kinds = [cell.kind.partition(" ") for cell in self.rows[0]]
+        return [" ".join(filter(None, (left.get(kind), look))) for kind, _, look in kinds]
 
     @property
     def explained(self) -> list[tuple[str, str]]:

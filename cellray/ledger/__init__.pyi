@@ -1,0 +1,5 @@
+from .files import StoredFile
+from .records import DAMAGED, TABLES, Ledger
+from .weights import read_weights, weights_of
+
+__all__ = ["DAMAGED", "TABLES", "Ledger", "StoredFile", "read_weights", "weights_of"]

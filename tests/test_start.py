@@ -1,0 +1,54 @@
+"""Commands that only look import little: no torch, Ray, MLflow, pandas or matplotlib for help and status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from report_data import plan_for, record, scores
+
+from cellray.ledger import Ledger
+from cellray.report import ReportActor
+
+RUN = """
+import sys
+from cellray.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"matplotlib", "mlflow", "optuna", "pandas", "ray", "scipy", "skimage", "sklearn", "torch"}
+print("imported:", sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A storage with a study that has come halfway, and its file."""
+    folder = tmp_path_factory.mktemp("storage")
+    ledger = Ledger(str(folder), "made_up")
+    ledger.write("study.yaml", b"name: made_up\n")
+    actor = ReportActor(ledger, plan_for(["A", "B"], (0,)))
+    actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
+    actor.flush()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("--help",), "ranked answer"),
+        (("sweep", "--help"), "STUDY.yaml"),
+        (("status", "made_up"), "made_up: 2 trials planned, 1 finished"),
+        (("status", "made_up/study.yaml"), "0.800"),
+    ],
+)
+def test_what_only_looks_imports_little(storage, words, shown):
+    more = ["--storage", str(storage)] if words[0] == "status" else []
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, *words, *more], cwd=storage, capture_output=True, text=True, timeout=600
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert shown in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "imported: []"
