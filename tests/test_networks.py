@@ -78,10 +78,11 @@ RECORDED = {16: "096c7c073eb53fb4", 2: "6a64a422565a5e3c"}
 
 class TestTrialKeys:
     def test_are_those_of_older_ledgers(self):
-        trial = tiny_trial(base_features=16, checkpoint="coarse_dice")
+        first = {"checkpoint": "coarse_dice", "clip": None}
+        trial = tiny_trial(base_features=16, **first)
         assert ModelConfig().decisive() == {"name": "c_resunet", "base_features": 16}
         assert trial.key("f" * 16) == RECORDED[16]
-        assert tiny_trial(base_features=2, checkpoint="coarse_dice").key("f" * 16) == RECORDED[2]
+        assert tiny_trial(base_features=2, **first).key("f" * 16) == RECORDED[2]
 
     def test_settings_code_and_weights_decide_and_paths_dont(self):
         def key(**model: object) -> str:

@@ -470,7 +470,10 @@ def test_roles_name_how_a_loss_of_overlap_is_averaged() -> None:
 def test_schema_describes_keys_and_offers_names() -> None:
     schema = study_schema()
     types = schema["$defs"]
-    assert types["TermConfig"]["properties"]["weight"]["description"] == "lambda of this term."
+    assert (
+        types["TermConfig"]["properties"]["weight"]["description"]
+        == "What the term is multiplied by, its lambda; weights needn't add up to 1."
+    )
     names = types["TermConfig"]["properties"]["name"]["anyOf"][0]["enum"]
     assert set(names) == {*LOSSES, *RELEASED, *PRESETS}
     validator = jsonschema.Draft202012Validator(schema)
