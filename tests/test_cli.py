@@ -220,12 +220,12 @@ class TestOneStudy:
         assert labels.shape == (61, 97)
 
     def test_all_seeds_together_stand_beside_the_single_ones(self, place, swept):
-        told = here(place, "evaluate", "tiny", "images", "--config", "Dice", "--ensemble", "--out", "together")
-        assert "Dice, ensemble of seeds 0, 1 (f1_iou on validation" in told.stdout
+        told = here(place, "evaluate", "tiny", "images", "--config", "BCE", "--ensemble", "--out", "together")
+        assert "BCE, ensemble of seeds 0, 1 (f1_iou on validation" in told.stdout
         head = next(line for line in told.stdout.splitlines() if "ensemble" in line and "validation" not in line)
         assert head.split() == ["seed", "0", "seed", "1", "ensemble"]
         scores = json.loads((place / "together/scores.json").read_text())
-        alone = here(place, "evaluate", "tiny", "images", "--config", "Dice", "--seed", "1", "--json")
+        alone = here(place, "evaluate", "tiny", "images", "--config", "BCE", "--seed", "1", "--json")
         expected = {k: v for k, v in json.loads(alone.stdout).items() if k in scores}
         assert scores["single_runs"]["seed 1"] == expected
         assert (
@@ -260,7 +260,7 @@ class TestOneStudy:
         first, again = (cellray(place, "register", "tiny") for _ in range(2))
         assert "registered as tiny, version 1" in first.stdout
         assert "has its version already: tiny, version 1" in again.stdout
-        other = here(place, "register", "tiny", "--json", "--ensemble", "--config", "Dice")
+        other = here(place, "register", "tiny", "--json", "--ensemble", "--config", "BCE")
         assert json.loads(other.stdout)["seeds"] == [0, 1]
 
 
@@ -346,7 +346,7 @@ def test_the_reference_layout_is_trained_and_judged_on_its_real_images(place, sh
         ("epochs: 200", "epochs: 40\n  validate_every: 20"),
         ("batch_size: 32", "batch_size: 2"),
         ("crop_px: 512", "crop_px: 256"),
-        ("lr: range_test", "lr: 0.01"),
+        ("lr: tune", "lr: 0.01"),
         ("base_features: 16", "base_features: 2"),
         ("cpus: 2, gpus: auto", "cpus: 1, gpus: 0"),  # two threads would fight with the other tests for the processors
     ):
