@@ -16,7 +16,7 @@ from disturb import descendants, title
 from services import LOOPBACK, listening
 from tiny_study import draw_images, lasting, same, tiny_study
 
-from cellray.errors import ClusterError, LedgerError, StorageError, StudyError
+from cellray.errors import LedgerError, StorageError, StudyError
 from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.sweep import cluster as ray_cluster
@@ -100,42 +100,6 @@ def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_her
     raylet = next(title(pid) for pid in descendants(os.getpid()) if "/raylet/raylet " in title(pid))
     for name in ("metrics-agent-port", "runtime-env-agent-port"):
         assert re.search(rf"--{name}=[1-9]", raylet), raylet
-
-
-class TestStart:
-    """Of a Ray of this machine's own."""
-
-    @pytest.fixture
-    def begins(self, monkeypatch):
-        """What each start raises, None if it succeeds."""
-        found = []
-
-        def start(options):
-            if (error := found.pop(0)) is not None:
-                raise error
-
-        monkeypatch.setattr(ray_cluster, "_init", start)
-        return found
-
-    @pytest.mark.parametrize("error", [RuntimeError("node timed out"), TimeoutError("no port"), ConnectionError("no")])
-    def test_that_takes_too_long_is_tried_twice(self, begins, error, capsys):
-        begins += [error, None]
-        ray_cluster._start({})
-        assert not begins and "Trying once more" in capsys.readouterr().err
-        begins += [error, error]
-        with pytest.raises(ClusterError, match=r"Ray can't be started here: .*too busy"):
-            ray_cluster._start({})
-
-    @pytest.mark.parametrize("error", [ValueError("/dev/shm is too small"), PermissionError("/tmp/ray")])
-    def test_that_can_not_succeed_is_tried_once(self, begins, error):
-        begins += [error]
-        with pytest.raises(StudyError, match="Ray can't be started here"):
-            ray_cluster._start({})
-
-    def test_that_is_interrupted_is_not_tried_again(self, begins):
-        begins += [KeyboardInterrupt()]
-        with pytest.raises(KeyboardInterrupt):
-            ray_cluster._start({})
 
 
 @pytest.fixture(scope="module")

