@@ -92,7 +92,7 @@ def fold_dataset(dataset: HasNames, *, folds: int, fold: int | None, split_seed:
     test, val = set(parts[fold or 0]), set(parts[((fold or 0) + behind) % folds])
     train, validated = [i for i in order if i not in test | val], [i for i in order if i in val]
     tested = order if fold is None else [i for i in order if i in test]
-    return Split(train, validated, tested, _hash_parts(dataset, train, validated, tested, *([] if fold else parts)))
+    return Split(train, validated, tested, _hash_parts(dataset, train, validated, tested))
 
 
 def _group(dataset: HasNames, index: int) -> tuple[str, str]:

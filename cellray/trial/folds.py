@@ -61,8 +61,8 @@ def run_folds(
             break
     if not leads:
         return None
-    whole = _together(trial, sets, parts, records)
     tables = {name: _table(name, parts, records) for name in TABLES}
+    whole = _together(trial, sets, records, tables["images"])
     if not whole.metrics:
         tables |= {name: pd.DataFrame() for name in ("images", "objects")}
     files = {
@@ -78,8 +78,8 @@ def run_folds(
     return whole
 
 
-def _together(trial: Trial, sets: Sets, parts: Ledger, records: list[TrialRecord]) -> TrialRecord:
-    """The record of a whole trial from those of its trainings so far."""
+def _together(trial: Trial, sets: Sets, records: list[TrialRecord], images: pd.DataFrame) -> TrialRecord:
+    """The record of a whole trial from those of its trainings so far, and the image rows of all."""
     first, last = records[0], records[-1]
     key, evaluation_key = sets.keys(trial)
     lost = next((i for i, record in enumerate(records) if record.outcome == "failed"), None)
@@ -103,7 +103,7 @@ def _together(trial: Trial, sets: Sets, parts: Ledger, records: list[TrialRecord
             "provenance": first.provenance.model_copy(update={"ended": last.provenance.ended}),
             "epochs": sum(record.epochs or 0 for record in records),
             "steps": sum(record.steps or 0 for record in records),
-            "metrics": _metrics(trial, first, _table("images", parts, records)) if judged else {},
+            "metrics": _metrics(trial, first, images) if judged else {},
             "overlays": pictures,
         }
     )
