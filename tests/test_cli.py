@@ -73,7 +73,10 @@ def swept(place: Path) -> subprocess.CompletedProcess[str]:
 class TestOneStudy:
     def test_a_sweep_ends_with_the_ranked_table_and_the_reports_path(self, place, swept):
         page = place / "studies" / "tiny" / "report" / "index.html"
-        assert swept.stdout.strip().splitlines()[-1] == f"report: {page}"
+        assert swept.stdout.strip().splitlines()[-2:] == [
+            f"report: {page}",
+            "next: cellray predict tiny YOUR_IMAGES --out counted",
+        ]
         assert "rank" in swept.stdout
         assert "tiny: 4 trials planned, 0 in the ledger, 4 to do" in swept.stdout
         assert swept.stderr == ""
@@ -142,7 +145,8 @@ class TestOneStudy:
         assert (elsewhere / "tiny/report/index.html").read_bytes() == (
             place / "studies/tiny/report/index.html"
         ).read_bytes()
-        assert f"report: {elsewhere}/tiny/report/index.html" in again.stdout
+        page, goes_on = f"{elsewhere}/tiny/report/index.html", "cellray predict tiny YOUR_IMAGES --out counted"
+        assert again.stdout.endswith(f"report: {page}\nnext: {goes_on} --storage {elsewhere}\n")
         status = cellray(place, "status", "tiny", "--storage", str(elsewhere))
         assert "4 trials planned" in status.stdout
         assert "no sweep is running" in status.stdout

@@ -75,6 +75,13 @@ def with_allocator() -> None:
         os.execve(sys.executable, [sys.executable, "-P", "-m", "cellray", *sys.argv[1:]], {**os.environ, **missing})
 
 
+def tell_next(*words: str, storage: str = "studies") -> None:
+    """End a command with the one that follows it; `storage` is named where it isn't the usual folder."""
+    where = [] if storage == "studies" else ["--storage", storage]
+    line = escape(shlex.join(["cellray", *words, *where]))
+    out.print(f"next: [bold]{line}[/bold]", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """What ends a command in here (Ctrl-C and its like, a storage, Ray) is told, with the words that continue it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import Json, err, name_of, out
+from cellray.cli.common import Json, err, name_of, out, tell_next
 from cellray.cli.show import print_dataset
 from cellray.errors import StudyError
 
@@ -98,7 +98,7 @@ def data_convert(
         for note in notes:
             err.print(f"[yellow]Note:[/yellow] {escape(f'{marked.file}: {note}')}", highlight=False, soft_wrap=True)
     if output is None:
-        out.print(f"next: [bold]cellray init {escape(str(folder))}[/bold]", highlight=False, soft_wrap=True)
+        tell_next("init", str(folder))
 
 
 @data_app.command("synth")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cellray.cli.common import Storage, name_of, open_sets, out
+from cellray.cli.common import Storage, name_of, open_sets, out, tell_next
 from cellray.errors import StudyError
 from cellray.times import duration
 
@@ -66,7 +66,7 @@ def init(
     out.print(
         f"{proposal.n_seeds * len(proposal.losses)} trials, about {duration(takes_s)} on this machine", highlight=False
     )
-    out.print(f"next: [bold]cellray sweep {escape(str(file))}[/bold]", highlight=False, soft_wrap=True)
+    tell_next("sweep", str(file), storage=storage)
 
 
 def _print_found(proposal: Proposal) -> None:

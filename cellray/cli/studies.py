@@ -35,6 +35,7 @@ from cellray.cli.common import (
     open_sets,
     out,
     tell_damaged,
+    tell_next,
 )
 from cellray.cli.exposed import warn_of_exposed
 from cellray.cli.show import print_table, print_verdict, verdict
@@ -104,7 +105,7 @@ def sweep(
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):
             tracker.close()
     results = StoredStudy.of(study, ledger).results(study.evaluation.rank_by)
-    _finish(results, quiet=quiet, as_json=as_json)
+    _finish(results, storage, quiet=quiet, as_json=as_json)
     planned = {(trial.label, trial.seed) for trial in results.plan.trials} if chosen is None else chosen
     lost = planned - {record.pair for record in records}
     if lost:
@@ -198,7 +199,7 @@ def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = F
     found = find(study_name, storage)
     results = found.results()
     build_report(results, facts_of(found.study))
-    _finish(results, quiet=quiet, as_json=as_json)
+    _finish(results, storage, quiet=quiet, as_json=as_json)
 
 
 def fetch(
@@ -258,8 +259,11 @@ def schema(
     print(key_page() if markdown else json.dumps(study_schema(), indent=1), end="" if markdown else "\n")
 
 
-def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
-    """Print the ranked table, the verdict and the report's path; exit 2 if trials are damaged, 3 if some failed."""
+def _finish(results: Results, storage: str, *, quiet: bool, as_json: bool) -> None:
+    """Print the ranked table, the verdict, the report's path and what comes next.
+
+    Exits with 2 if trials are damaged, with 3 if some failed.
+    """
     from cellray.report import format_table, load_tables
 
     plan = results.plan
@@ -275,6 +279,8 @@ def _finish(results: Results, *, quiet: bool, as_json: bool) -> None:
         print_table(table.columns, table.rows, table.notes)
         print_verdict(verdict(results.ledger))
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
+        if outcomes.get("finished"):
+            tell_next("predict", plan.study, "YOUR_IMAGES", "--out", "counted", storage=storage)
     tell_damaged(results)
     if outcomes.get("failed"):
         raise typer.Exit(FAILED)
