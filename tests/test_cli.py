@@ -37,6 +37,7 @@ configurations:
   - {label: Dice, loss: {name: dice}}
   - {label: BCE, loss: {name: bce}}
 seeds: [0, 1]
+resources: {max_concurrent: 1} # a second worker would start for a second of work
 """
 
 
@@ -412,9 +413,7 @@ class TestLossesInAStudy:
             refused.stderr
         )
         assert not (place / "studies" / "own").exists()
-        swept = cellray(
-            place, "sweep", "lab/own.yaml", "--allow-code", "--seeds", "0", "--max-concurrent", "1", "--json"
-        )
+        swept = cellray(place, "sweep", "lab/own.yaml", "--allow-code", "--seeds", "0", "--json")
         assert json.loads(swept.stdout)["outcomes"] == {"finished": 2, "missing": 2}
         records = [json.loads(p.read_text()) for p in (place / "studies/own/trials").glob("*/trial.json")]
         loss = next(r["settings"]["loss"] for r in records if r["label"] == "Dice")
@@ -436,7 +435,7 @@ class TestLossesInAStudy:
             "{name: dice}", "{name: focal_tversky@code}"
         )
         (place / "quirky.yaml").write_text(text)
-        swept = here(place, "sweep", "quirky.yaml", "--seeds", "0", "--max-concurrent", "1")
+        swept = here(place, "sweep", "quirky.yaml", "--seeds", "0")
         assert "quirk double_activation of Dice; BCE: " in swept.stderr
         page = (place / "studies/quirky/report/index.html").read_text()
         assert "Quirk flattened_tversky of every configuration" in page

@@ -73,7 +73,7 @@ def lab(tmp_path_factory) -> Lab:
     for place in (lab.place, images, lab.place / "studies"):
         plant(place, INSTALLED + ABSENT, lab.marks)
     plant(lab.place / "lab", INSTALLED, lab.marks)  # where --allow-code lets the others be imported
-    study = yaml.safe_load(tiny_study(images).dump_yaml())
+    study = yaml.safe_load(tiny_study(images, resources={"max_concurrent": 1}).dump_yaml())
     (lab.place / "lab" / "tiny.yaml").write_text(yaml.safe_dump(study))
     study |= {"name": "own", "configurations": [{"label": "Own", "loss": {"name": "lab_losses:own"}}]}
     (lab.place / "lab" / "own.yaml").write_text(yaml.safe_dump(study))

@@ -52,7 +52,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study_file(images, tmp_path) -> Path:
-    (tmp_path / "tiny.yaml").write_text(tiny_study(images).dump_yaml())
+    (tmp_path / "tiny.yaml").write_text(tiny_study(images, resources={"max_concurrent": 1}).dump_yaml())
     return tmp_path / "tiny.yaml"
 
 
