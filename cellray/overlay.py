@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from cellray.arrays import Labels, Mask, Pixels
+from cellray.arrays import Labels, Mask, Pixels, brightest
 from cellray.errors import ShapeError
 from cellray.metrics import contingency, match_by_iou
 
@@ -101,7 +101,7 @@ def _scale(shape: tuple[int, ...], max_side_px: int) -> float:
 def _stretched(image: Pixels) -> Pixels:
     """Spread the range between the 1 % and the 99.8 % quantile of brightness over black to white."""
     colour = image.ndim == 3 and image.shape[2] == 3
-    brightness = image if image.ndim == 2 else image.max(axis=2)
+    brightness = brightest(image)
     shown = image if colour else np.repeat(brightness[:, :, None], 3, axis=2)
     low, high = np.percentile(brightness, (1, 99.8))
     steps = np.clip((np.arange(256) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cellray.arrays import Mask, Numbers
+from cellray.arrays import Mask, Numbers, brightest
 from cellray.data.decode import consecutive
 from cellray.data.image_file import PIXEL_LIMIT
 from cellray.errors import DataError
@@ -23,8 +23,8 @@ def convert_image(pixels: Numbers, *, channels: int, normalise: str, max_value: 
         normalise: `none` maps 0..`max_value` to 0..255; `percentile` the image's own 1st..99.8th percentile.
         max_value: Full-scale intensity of the file.
     """
-    if channels == 1 and pixels.ndim == 3:
-        pixels = pixels.max(axis=2)
+    if channels == 1:
+        pixels = brightest(pixels)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     low, high = 0.0, float(max_value or 255)

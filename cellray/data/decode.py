@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label as label_regions
 
-from cellray.arrays import Mask
+from cellray.arrays import Mask, brightest
 from cellray.data.image_file import Array, ImageFile, read_picture
 from cellray.errors import DataError
 
@@ -229,7 +229,7 @@ def _one_plane(picture: ImageFile, where: str, plane: int | str | None, mix: str
 
 def _mixed(pixels: Array, mix: str, axis: int) -> Array:
     if mix == "max":
-        return np.asarray(pixels.max(axis=axis))
+        return brightest(pixels) if axis == 2 else np.asarray(pixels.max(axis=axis))
     mean = pixels.mean(axis=axis, dtype=np.float64)
     return (mean + 0.5).astype(pixels.dtype) if pixels.dtype.kind == "u" else mean.astype(pixels.dtype)
 
@@ -278,7 +278,7 @@ def _one_value(pixels: Array, picture: ImageFile, where: str) -> tuple[Array, tu
     colours = pixels[..., :n]
     if picture.has_alpha and _varies(pixels[..., -1]):
         opacity = pixels[..., -1]
-        if not _varies(colours.max(axis=2)):
+        if not _varies(brightest(colours)):
             return opacity, ("alpha",)
         if (colours.any(axis=2) & (opacity == 0)).any():
             raise DataError(f"{where}: its alpha channel hides a part of the mask, expected a mask without one")

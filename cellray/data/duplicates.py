@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from cellray.arrays import Floats, Numbers
-from cellray.data.plausible import brightest
+from cellray.arrays import Floats, Numbers, brightest
 
 SIDE = 24
 """Of the small picture, in its pixels."""

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label as label_regions
 
-from cellray.arrays import Floats, Labels, Mask, Numbers
+from cellray.arrays import Floats, Labels, Mask, Numbers, brightest
 
 DIM = 0.35
 """Cells of less contrast than this are no brighter than what surrounds them; of real sets the lowest is 0.6."""
@@ -69,11 +69,6 @@ def signs_of(pixels: Numbers, labels: Labels, odd_label: int | None = None) -> S
         "area": median if len(areas) else 0.0,
         "spread": float(max(areas.max() / median, median / np.percentile(areas, 10))) if len(areas) else 1.0,
     }
-
-
-def brightest(pixels: Numbers) -> Numbers:
-    """The brightest channel of each pixel, shape (H, W)."""
-    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
 
 
 def contrast(gray: Numbers, labels: Labels) -> float | None:
@@ -175,9 +170,11 @@ DOUBTS: tuple[tuple[str, Callable[[Signs], bool], str], ...] = (
 
 
 def _owners(labels: Labels, pieces: Labels) -> Labels:
-    """Label of each piece, from the first."""
-    ids, first = np.unique(pieces, return_index=True)
-    return np.asarray(labels.ravel()[first[ids > 0]])
+    """Label of each piece 1..n."""
+    owners = np.zeros(int(pieces.max(initial=0)) + 1, labels.dtype)
+    inside = pieces > 0
+    owners[pieces[inside]] = labels[inside]
+    return owners[1:]
 
 
 def _n_scattered(pieces: Labels, owners: Labels) -> int:
