@@ -109,6 +109,8 @@ def _start(options: dict[str, Any]) -> None:
 
     others, get_node = _children(), services.get_node
     plain_params: Any = parameter.RayParams
+    # What a terminal or `timeout` tells all processes of this group is for this one to answer: it ends Ray in its turn.
+    apart = {"ConsolePopen": partial(services.ConsolePopen, start_new_session=True)}
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -128,7 +130,7 @@ def _start(options: dict[str, Any]) -> None:
             with (
                 _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
                 _replaced(parameter, RayParams=partial(plain_params, **ports)),
-                _replaced(services, start_raylet=_without_agents(ports), **patient),
+                _replaced(services, start_raylet=_without_agents(ports), **apart, **patient),
             ):
                 return _init(options)
         except BaseException as error:  # Ray raises plain ones, too
