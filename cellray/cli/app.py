@@ -21,6 +21,7 @@ from cellray.cli.common import err, out
 from cellray.errors import CellrayError
 
 PLAINER = {"−": "-", "–": "-", "≥": ">=", "≤": "<=", "±": "+-", "×": "x", "…": "..."}
+"""What stands for letters that a terminal lacks."""
 
 app = typer.Typer(
     name="cellray",
@@ -60,7 +61,7 @@ app.add_typer(track_app, name="track")
 
 
 def nearest(error: UnicodeError) -> tuple[str, int]:
-    """What stands for letters that a terminal lacks: a minus stays one, as no number may change."""
+    """What is shown in the place of letters that can't be: a minus stays one, as no number may change."""
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
     return "".join(PLAINER.get(letter, "?") for letter in letters), error.end
