@@ -128,7 +128,7 @@ def plain_reason(error: BaseException) -> str:
     for name, words in _HINTS.items():
         if name in text:
             return words
-    return text
+    return error.strerror if isinstance(error, OSError) and error.filename and error.strerror else text
 
 
 def is_full(error: BaseException) -> bool:

@@ -263,7 +263,7 @@ class TestOneStudy:
 
     def test_the_best_model_gets_a_version(self, place, swept):
         first, again = (cellray(place, "register", "tiny") for _ in range(2))
-        assert "registered as tiny, version 1" in first.stdout
+        assert "registered as tiny, version 1" in first.stdout and "Warning" not in first.stderr
         assert "has its version already: tiny, version 1" in again.stdout
         other = here(place, "register", "tiny", "--json", "--ensemble", "--config", "BCE")
         assert json.loads(other.stdout)["seeds"] == [0, 1]

@@ -33,6 +33,11 @@ INSTALLED = (
 )  # fmt: skip
 ABSENT = ("sitecustomize", "usercustomize", "bottleneck", "numexpr", "cupy", "triton_kernels")
 """Modules that libraries import where they are installed."""
+SETTINGS = (
+    "matplotlibrc", ".numba_config.yaml", ".env", ".flaskenv", ".mlflow", "MLproject", "pyproject.toml", "setup.cfg",
+    "ray.yaml", ".rayignore", "gunicorn.conf.py", "alembic.ini", "optuna.cfg", "logging.conf",
+)  # fmt: skip
+"""Files of a working folder that libraries read, or may come to read."""
 OWN_LOSS = """
 from lab_helpers import cross_entropy
 
@@ -72,6 +77,8 @@ def lab(tmp_path_factory) -> Lab:
     images = draw_images(lab.place / "data")
     for place in (lab.place, images, lab.place / "studies"):
         plant(place, INSTALLED + ABSENT, lab.marks)
+        for name in SETTINGS:
+            make_pipe(place / name)  # whoever opens it waits for ever
     plant(lab.place / "lab", INSTALLED, lab.marks)  # where --allow-code lets the others be imported
     study = yaml.safe_load(tiny_study(images, resources={"max_concurrent": 1}).dump_yaml())
     (lab.place / "lab" / "tiny.yaml").write_text(yaml.safe_dump(study))

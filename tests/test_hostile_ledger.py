@@ -63,6 +63,12 @@ def points_to(target: str) -> Make:
     return make
 
 
+def in_circles(study: Path) -> None:
+    """Two folders that lead to each other: as many ways as there are powers of two."""
+    for name in ("trials", "report"):
+        (study / name / "circle").symlink_to("..")
+
+
 def lease(ahead_s: float = 0.0, **changes: Any) -> Make:
     """Somebody elsewhere holds the ledger, by a clock that is ahead of ours."""
 
@@ -168,7 +174,9 @@ SITUATIONS = (
     Situation(
         LEASE, lease(ahead_s=10**6), "running (process 7 on elsewhere)"
     ),  # our clock went back; a sweep waits a minute
-    Situation("", is_gone, "no study 'tinier' in studies", command="status tinier", code=2),
+    Situation("", in_circles, "has no report yet", command="fetch tiny --to there", code=2),
+    Situation("", in_circles, DONE),
+    Situation("nothing", lambda file: None, "no study 'tinier' in studies", command="status tinier", code=2),
 )
 
 
@@ -191,10 +199,9 @@ def test_what_is_wrong_in_a_ledger_is_named_and_costs_no_other_trial(whole, tmp_
     shutil.copytree(whole, place, symlinks=True)
     keys = {record.label: record.key for record in Ledger(str(place / "studies"), "tiny").records()}
     file = place / "studies" / "tiny" / case.file.format(key=keys["Dice"])
-    if case.file:
-        case.make(file)
-        if file.is_symlink() and "{" in os.readlink(file):
-            points_to(os.readlink(file).format(other=keys["BCE"]))(file)
+    case.make(file)
+    if file.is_symlink() and "{" in os.readlink(file):
+        points_to(os.readlink(file).format(other=keys["BCE"]))(file)
     with limited():
         done = run_here(*case.command.split(), cwd=place, env={})
     said = " ".join((done.stdout + done.stderr).split())

@@ -185,7 +185,7 @@ def test_signals_end_a_sweep_and_a_second_one_is_told_who_holds_the_ledger(place
         assert sweep.wait_for(lambda: sweep.events("step")), sweep.output()
         worker = sweep.events("step")[0].pid
         os.kill(worker, signal.SIGSTOP)  # its epoch doesn't end
-        os.kill(sweep.pid, signal.SIGHUP)
+        os.killpg(sweep.pid, signal.SIGHUP)  # as a terminal does that is closed
         sweeps.append(second := place.sweep(tmp_path))
         assert second.end() == 2
         assert f"process {sweep.pid} on {socket.gethostname()}" in " ".join(second.output().split())

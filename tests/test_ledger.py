@@ -233,6 +233,18 @@ def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(local):
     assert not local.exists("lease.json")
 
 
+@pytest.mark.slow
+def test_a_lease_that_a_clock_left_in_the_future_is_watched_and_taken_over(local, monkeypatch):
+    """Its process has died, and another has its number now."""
+    monkeypatch.setattr(lease_module, "LEASE_S", 2.0)
+    here = {"host": socket.gethostname(), "pids": os.readlink("/proc/self/ns/pid"), "pid": os.getppid(), "id": "x"}
+    local.write("lease.json", json.dumps(here | {"seen": time.time() + 3600}).encode())
+    said = []
+    with local.lease(said.append):
+        assert json.loads(local.read("lease.json"))["pid"] == os.getpid()
+    assert len(said) == 1 and "was sweeping this ledger 0 s ago" in said[0]
+
+
 def test_a_lease_is_renewed_and_not_taken_back_from_another(local, monkeypatch):
     monkeypatch.setattr(lease_module, "LEASE_S", 0.4)
     with ExitStack() as stack:

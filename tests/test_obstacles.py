@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import html
 import importlib
@@ -20,6 +21,7 @@ import yaml
 from commands import run_here
 from tiny_study import draw_images, lasting, same, tiny_study
 
+from cellray.cli.app import nearest
 from cellray.errors import ClusterError, StorageError
 from cellray.ledger import Ledger
 from cellray.report.exports import csv_bytes
@@ -371,6 +373,11 @@ def test_letters_that_the_terminal_lacks_are_no_traceback(place):
     write_study(place, name="β")
     done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 2 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
+
+
+def test_a_minus_is_one_on_every_terminal():
+    codecs.register_error("nearest", nearest)
+    assert "[−0.18 ± 0.3] µ".encode("ascii", "nearest") == b"[-0.18 +- 0.3] ?"
 
 
 def write_study(place: Place, **changes) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
+import shutil
 
 import numpy as np
 import optuna
@@ -13,7 +15,7 @@ import pytest
 import torch
 from tiny_study import lasting, same, tiny_study
 
-from cellray.errors import StudyError
+from cellray.errors import LedgerError, StudyError
 from cellray.ledger import Ledger
 from cellray.record import TrialRecord
 from cellray.results import known_study
@@ -207,6 +209,21 @@ class TestSearch:
         assert len(agenda.plan) == 4 and all(f["values"] == [0.5] for f in sweep.facts)
         assert sum(f["reason"].startswith("the same settings as ") for f in sweep.facts) == 4
         assert len(known_study(sweep.study, sweep.ledger.search()).configurations) == 2
+
+    def test_a_damaged_journal_is_named_and_made_anew_once_it_is_removed(self, images, tmp_path):
+        sweep = Sweep(searching(images, budget=5), tmp_path, by_fn_weight)
+        sweep()
+        facts, ran, journal = sweep.facts, [*sweep.ran], tmp_path / "tiny" / "search" / "journal"
+        shutil.copytree(journal, tmp_path / "whole")
+        for number, content in itertools.product((0, 3), (b"\xff\xfe", b"", b"[]", b"7", b"{}", b"[" * 100_000, None)):
+            file = journal / f"{number:06}.json"
+            file.unlink() if content is None else file.write_bytes(content)
+            with pytest.raises(LedgerError, match=rf"{file} is no entry of a search \(.*or remove search/journal"):
+                sweep.agenda()
+            shutil.copy(tmp_path / "whole" / file.name, file)
+        shutil.rmtree(journal)
+        sweep()
+        assert (sweep.facts, sweep.ran) == (facts, ran)
 
     def test_constraints_reach_the_sampler(self, images, tmp_path):
         study = searching(images, constraints={"f1_iou": {"at_least": 0.6}}, budget=4)

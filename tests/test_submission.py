@@ -172,6 +172,18 @@ def test_no_report_is_said(tmp_path):
         copy_report(Ledger(str(tmp_path), "study"), tmp_path / "to")
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_tar_brings_nothing_but_plain_files(kind, tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo("index.html")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(LedgerError, match=r"can't be unpacked into .*index\.html"):
+        untar_report(io.BytesIO(stream.getvalue()), tmp_path / "to")
+    assert not list((tmp_path / "to").iterdir())
+
+
 @pytest.mark.parametrize("name", ["../outside", "link/outside"])
 def test_a_tar_writes_nothing_outside_of_its_folder(name, tmp_path):
     stream = io.BytesIO()

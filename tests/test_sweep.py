@@ -96,6 +96,19 @@ def test_nobody_outside_of_this_machine_reaches_a_local_sweep(ray_here):
     assert {title(pid): found for pid, found in addresses.items() if not LOOPBACK.issuperset(found)} == {}
 
 
+ASK = "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info()), 'nodes')"
+
+
+@pytest.mark.parametrize(("token", "answer"), [({}, "1 nodes"), ({"RAY_AUTH_TOKEN": "another"}, "")])
+def test_ray_answers_only_who_has_the_token_of_the_sweep(ray_here, tmp_path, token, answer):
+    import ray
+
+    client = [sys.executable, "-c", ASK, ray.get_runtime_context().gcs_address]
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path), **token}
+    done = subprocess.run(client, capture_output=True, text=True, env=env, check=False, timeout=100)
+    assert done.stdout.strip() == answer, done.stderr
+
+
 def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_here):
     raylet = next(title(pid) for pid in descendants(os.getpid()) if "/raylet/raylet " in title(pid))
     for name in ("metrics-agent-port", "runtime-env-agent-port"):

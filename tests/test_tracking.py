@@ -353,8 +353,18 @@ def test_notes_and_views_fit_into_a_tag_of_an_experiment():
     assert text.count("](#/") == 2
 
 
+def poison(folder: Path) -> Path:
+    """Make every model of a store one that leaves a mark when it is loaded; the mark."""
+    mark = folder / "mark"
+    (found,) = folder.rglob("MLmodel")
+    found.write_text("flavors: {python_function: {loader_module: evil, python_model: model.pkl, code: code}}")
+    (found.parent / "code" / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
+    (found.parent / "model.pkl").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
+    return mark
+
+
 @pytest.mark.slow
-def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, store):
+def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, store, tmp_path):
     plan = trials_of(study)
     with pytest.raises(LedgerError, match="no finished trial"):
         register_model(ledger, study, store)
@@ -368,6 +378,7 @@ def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, 
     first = register_model(ledger, study, store, name="cells")
     assert (first.name, first.version, first.is_new) == ("cells", "1", True)
     assert (first.key, first.score) == (plan[0].key, 0.85)
+    mark = poison(tmp_path)
     again = register_model(ledger, study, store, name="cells")
     assert (again.version, again.is_new) == ("1", False)
     (version,) = MlflowClient(tracking_uri=store).search_model_versions("name = 'cells'")
@@ -376,6 +387,8 @@ def test_the_best_on_validation_gets_one_version_in_the_registry(study, ledger, 
     assert expected.items() <= {name.removeprefix("cellray."): value for name, value in version.tags.items()}.items()
     assert register_model(ledger, study, store).name == "losses"
     assert register_model(ledger, study, store, name="cells", label="BCE: low").key == plan[1].key
+    sync(ledger, study, store)
+    assert not mark.exists()
 
 
 def test_a_table_of_cells_has_their_places_and_sizes():

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 unsound loss or network, 2 bad input, 3 some trials failed
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -18,6 +19,9 @@ import cellray
 from cellray.cli import audit, cluster, compare, data, init, losses, model, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
+
+PLAINER = {"−": "-", "–": "-", "≥": ">=", "≤": "<=", "±": "+-", "×": "x", "…": "..."}
+"""What stands for letters that a terminal lacks."""
 
 app = typer.Typer(
     name="cellray",
@@ -56,12 +60,22 @@ app.add_typer(model.model_app, name="model")
 app.add_typer(track_app, name="track")
 
 
+def nearest(error: UnicodeError) -> tuple[str, int]:
+    """What is shown in the place of letters that can't be: a minus stays one, as no number may change."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(PLAINER.get(letter, "?") for letter in letters), error.end
+
+
 def main() -> None:
     """Entry point: one clear line for what the user can mend, and an exit code for scripts."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no Python that is started from here imports from the working folder
+    if os.path.expanduser("~") == "~":  # a user of no name here; Ray and MLflow ask for a home, and can do without
+        os.environ["HOME"] = "/nonexistent"
+    codecs.register_error("cellray", nearest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to stop
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="cellray")
     try:
         app()
     except BrokenPipeError:  # the reader has gone, as `head` does

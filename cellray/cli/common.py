@@ -32,9 +32,17 @@ if TYPE_CHECKING:
 
 BAD_INPUT, FAILED, NO_STORAGE = 2, 3, 4
 
+
+class Terminal(Console):
+    """What a command says; once nobody reads that any more, as after ``| head``, it goes on unheard."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 # A file has no width: wide enough there for a whole table.
-out = Console(width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 140)
-err = Console(stderr=True)
+out = Terminal(width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 140)
+err = Terminal(stderr=True)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
 StudyName = Annotated[

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.markup import escape
@@ -48,7 +47,7 @@ def _has_ray_token() -> bool:
     if mode is not None:
         return mode.lower() == "token"
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+    return bool(named) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
 
 
 def _warn(where: str, what: str, advice: str) -> None:

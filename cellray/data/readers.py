@@ -292,4 +292,4 @@ READERS: dict[str, Callable[[Listing], None]] = {"fnc": _read_fnc, "pairs": _rea
 
 def expand(path: str) -> Path:
     """A path of a study file with ``~`` and environment variables replaced."""
-    return Path(os.path.expandvars(path)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(path)))

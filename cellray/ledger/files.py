@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -238,11 +239,13 @@ class StudyFiles:
         return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector), ""))
 
     def files(self, folder: str) -> list[StoredFile]:
-        """Every file below a folder.
+        """Every file below a folder; folders that are links, which may lead anywhere or in a circle, aren't entered.
 
         Raises:
             StorageError: If the storage can't be read.
         """
+        if self._local:
+            return self._do(lambda: list(self._walk(folder)), folder)
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
         found = self._do(lambda: self._fs.get_file_info(selector), "")
         return [
@@ -250,6 +253,19 @@ class StudyFiles:
             for info in found
             if info.type == fs.FileType.File
         ]
+
+    def _walk(self, folder: str) -> Iterator[StoredFile]:
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        for inner, _, names in os.walk(f"{self._root}/{folder}", onerror=refuse):
+            for name in names:
+                path = f"{inner}/{name}"
+                with suppress(OSError):  # removed meanwhile, or a link to nothing
+                    found = os.stat(path)
+                    if stat.S_ISREG(found.st_mode):
+                        yield StoredFile(path.removeprefix(f"{self._root}/"), found.st_size, found.st_mtime)
 
 
 def _read_at_most(stream: NativeFile, most: int) -> bytes:

@@ -53,7 +53,7 @@ def held(files: StudyFiles, on_wait: Callable[[str], None] = lambda words: None)
     if other is not None:
         raise LedgerError(
             f"{files.uri} is held by another sweep (process {other.pid} on {other.host}, last seen "
-            f"{time.time() - other.seen:.0f} s ago); wait for it, or stop it and try again in {LEASE_S:.0f} s"
+            f"{max(0.0, time.time() - other.seen):.0f} s ago); wait for it, or stop it and try again in {LEASE_S:.0f} s"
         )
     _renew(files, me)
     time.sleep(0.05)
@@ -100,9 +100,9 @@ def current_holder(files: StudyFiles) -> Lease | None:
 
 
 def _living_holder(files: StudyFiles, on_wait: Callable[[str], None]) -> Lease | None:
-    """Who holds it, after a look at whether one on another machine lives."""
+    """Who holds it, after a look at whether one lives that is on another machine, or seen by a clock that went back."""
     other = current_holder(files)
-    if other is None or _is_here(other):
+    if other is None or (_is_here(other) and other.seen <= time.time()):
         return other
     left_s = min(other.seen + LEASE_S - time.time(), LEASE_S)  # its clock may be ahead
     on_wait(

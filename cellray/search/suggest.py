@@ -41,9 +41,10 @@ class Suggester:
         up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         self._directions = [up if METRICS[m].higher_is_better else down for m in study.searched_by]
         optuna.logging.set_verbosity(logging.WARNING)
-        with _quiet():
+        journal = LedgerJournal(ledger)
+        with _quiet(), journal.reading():
             self._stored = optuna.create_study(
-                storage=optuna.storages.JournalStorage(LedgerJournal(ledger)),
+                storage=optuna.storages.JournalStorage(journal),
                 study_name=f"{study.name}-{_identity(study, fingerprint)}",
                 directions=self._directions,
                 load_if_exists=True,
@@ -99,7 +100,7 @@ class Suggester:
             self._stored.tell(trial.number, state=TrialState.PRUNED)
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._stored.get_trials(deepcopy=False)
+        return [trial for trial in self._stored.get_trials(deepcopy=False) if NUMBER in trial.user_attrs]
 
     def _find(self, number: int) -> FrozenTrial | None:
         return next((t for t in self._trials() if t.user_attrs[NUMBER] == number), None)

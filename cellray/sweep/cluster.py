@@ -62,6 +62,8 @@ def connect(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:  # else Ray writes one for all into the home folder, which others may read, or which may not be
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     # "local" starts a cluster of our own, whatever RAY_ADDRESS says and whatever else runs on this machine.
@@ -107,6 +109,8 @@ def _start(options: dict[str, Any]) -> None:
 
     others, get_node = _children(), services.get_node
     plain_params: Any = parameter.RayParams
+    # What a terminal or `timeout` tells all processes of this group is for this one to answer: it ends Ray in its turn.
+    apart = {"ConsolePopen": partial(services.ConsolePopen, start_new_session=True)}
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -126,7 +130,7 @@ def _start(options: dict[str, Any]) -> None:
             with (
                 _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
                 _replaced(parameter, RayParams=partial(plain_params, **ports)),
-                _replaced(services, start_raylet=_without_agents(ports), **patient),
+                _replaced(services, start_raylet=_without_agents(ports), **apart, **patient),
             ):
                 return _init(options)
         except BaseException as error:  # Ray raises plain ones, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -76,15 +77,17 @@ def log_model(
             (place / CHECKPOINT).write_bytes(checkpoint)
         if ensemble:
             (data / ENSEMBLE).write_text(ensemble.model_dump_json())
-        mlflow.pyfunc.save_model(
-            folder,
-            loader_module="cellray.tracking.serving",
-            data_path=str(data),
-            code_paths=[str(Path(cellray.__file__).parent), *_own_code(record.settings.model.name)],
-            mlflow_model=about,
-            signature=signature,
-            pip_requirements=_requirements(record.settings.model.name),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an example of input, which it lacks
+            mlflow.pyfunc.save_model(
+                folder,
+                loader_module="cellray.tracking.serving",
+                data_path=str(data),
+                code_paths=[str(Path(cellray.__file__).parent), *_own_code(record.settings.model.name)],
+                mlflow_model=about,
+                signature=signature,
+                pip_requirements=_requirements(record.settings.model.name),
+            )
         client.log_model_artifacts(model.model_id, str(folder))
     return client.finalize_logged_model(model.model_id, "READY")
 

@@ -120,7 +120,7 @@ def make_provenance(
         gpus=gpus * workers,
         host=socket.gethostname(),
         started=_iso(started),
-        ended=_iso(ended),
+        ended=_iso(max(started, ended)),  # the clock may have gone back
     )
 
 

@@ -1,5 +1,6 @@
 """Figures of a report: matplotlib without a display. A file a theme holds each figure whole; `FIGURES` lists them."""
 
+import cellray.report.figures.base  # noqa: F401  first
 from cellray.report.figures.budget import COSTS, TERM_SCALES
 from cellray.report.figures.counting import CELL_COUNTS
 from cellray.report.figures.detection import IOU_CURVES, IOU_CURVES_BY_SET, PRECISION_RECALL
