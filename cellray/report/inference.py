@@ -72,39 +72,35 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
             continue
         ranks_it = metric == plan.rank_by
         compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
-        means, by_image = _means(block)
-        # only the metric that ranks is ranked within images too, which takes longest
-        decided = compared if ranks_it else compared.iloc[:0]
-        places = rank_table(means, by_image if ranks_it else by_image[:, :0], decided, labels)
-        ranks.append(places.assign(set=name, metric=metric))
         pairs.append(compared.assign(set=name, metric=metric))
         effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
-        if ranks_it:
-            kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
-            if name == "test" and len(labels) <= MOST_COMPARED:
-                choice = _choose(rows, labels, seeds, results, alpha)
-        if ranks_it and 0 < len(labels) <= MOST_COMPARED:
+        if not ranks_it:
+            continue
+        means, by_image = _means(block)
+        ranks.append(rank_table(means, by_image, compared, labels).assign(set=name))
+        kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
+        if name == "test" and len(labels) <= MOST_COMPARED:
+            choice = _choose(rows, labels, seeds, results, alpha)
+        if 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
             test = friedman(by_image)
             if test is not None:
                 tests.append({"set": name, **vars(test)})
     found = pd.DataFrame(ends, columns=["set", "point", "metric", "label", "low", "high"])
-    if not ranks:  # no record has the metric
+    if not pairs:  # no record has the metric
         return tables
-    all_ranks = pd.concat(ranks, ignore_index=True)
+    nobody = rank_table(np.empty(0), np.empty((0, 0)), compared.iloc[:0], []).assign(set="")
+    all_ranks = pd.concat(ranks, ignore_index=True) if ranks else nobody
     ranking = tables.ranking.drop(columns=INTERVALS).merge(
         found, on=["set", "point", "metric", "label"], how="left", sort=False
     )
-    bounds = all_ranks[["set", "metric", "label", "rank_low", "rank_high"]].assign(point="own")
-    places = zip(bounds["set"], bounds.metric, bounds.label, strict=True)
-    of_three = [
-        kept.get((name, label), (np.nan,) * 3) if by == plan.rank_by else (np.nan,) * 3 for name, by, label in places
-    ]
+    bounds = all_ranks[["set", "label", "rank_low", "rank_high"]].assign(metric=plan.rank_by, point="own")
+    of_three = [kept.get(place, (np.nan,) * 3) for place in zip(bounds["set"], bounds.label, strict=True)]
     bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
     ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
         pairs=pd.concat(pairs, ignore_index=True)[["set", "metric", *compared.columns]],
-        ranks=all_ranks[all_ranks.metric == plan.rank_by].drop(columns="metric").reset_index(drop=True),
+        ranks=all_ranks,
         stability=pd.concat(shares, ignore_index=True)
         if shares
         else pd.DataFrame(columns=["set", "label", "rank", "share"]),

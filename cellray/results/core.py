@@ -180,16 +180,17 @@ class Results:
         """Keep what the image tables of some trials say; the tables themselves, by key."""
         tables: dict[str, ImageTable] = {}
         for record, data in zip(records, files, strict=True):
-            if record.metrics:
+            if not record.metrics:
+                continue
+            if data is None:
                 self._images[record.key, record.evaluation_key] = ImageRows({}, {})
+                continue
             try:
                 with self.ledger.reading(record.key, "images"):
-                    if data is not None:
-                        tables[record.key] = read_images(data, self._metric)
+                    tables[record.key] = read_images(data, self._metric)
             except LedgerError as error:
-                self._images.pop((record.key, record.evaluation_key), None)
                 self.drop(record.key, str(error))
-        judged = [record for record in records if record.metrics and record.key in tables]
+        judged = [record for record in records if record.key in tables]
         found = read_samples([tables[record.key] for record in judged], self._metric)
         for record, rows in zip(judged, found, strict=True):
             # the same images in every trial, so one copy of their names
