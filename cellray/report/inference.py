@@ -65,8 +65,10 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
             continue
         block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
         ends += [
-            (name, point, metric, label, *interval_of(v, metric, is_median=block.is_median))
-            for label, v in zip(labels, block.values, strict=True)
+            (name, point, metric, label, *interval)
+            for label, interval in zip(
+                labels, intervals_of(block.values, metric, is_median=block.is_median), strict=True
+            )
         ]
         if point != "own":
             continue
@@ -142,22 +144,25 @@ def versus(
     return table
 
 
-def interval_of(trials: np.ndarray, metric: str, *, is_median: bool) -> tuple[float, float]:
-    """95 % interval of one configuration's mean, in the metric's own direction and range.
+def intervals_of(values: np.ndarray, metric: str, *, is_median: bool) -> list[tuple[float, float]]:
+    """95 % interval of each configuration's mean, in the metric's own direction and range.
 
     Args:
-        trials: Shape (n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
+        values: Shape (n_configurations, n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
         metric: A key of ``METRICS``.
         is_median: As `Block.is_median`.
     """
-    known = trials[~np.isnan(trials).any(1)]
-    if len(known) == 0:
-        return np.nan, np.nan
-    if is_median:
-        _, low, high = mean_median(known)
-    else:
-        low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())
-    return _in_range(low, high, metric)
+    there = ~np.isnan(values).any(2)
+    found = np.full((len(values), 2), np.nan)
+    for seeds in np.unique(there, axis=0):
+        alike = np.flatnonzero((there == seeds).all(1))
+        if seeds.any():
+            known = np.ascontiguousarray(values[alike][:, seeds])  # the order of a sum moves its last digit
+            ends = (
+                [mean_median(v)[1:] for v in known] if is_median else np.stack(crossed_mean(known).interval(), axis=1)
+            )
+            found[alike] = ends
+    return [_in_range(low, high, metric) for low, high in found.tolist()]
 
 
 def _in_range(low: float, high: float, metric: str) -> tuple[float, float]:
