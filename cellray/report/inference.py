@@ -56,7 +56,8 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
     labels = [label for label in plan.labels if label not in stopped]
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
-    ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
+    ends, ranks, shares, tests, effects = [], [], [], [], []
+    pairs: dict[tuple[str, str], pd.DataFrame] = {}
     choice, alpha = None, ALPHA if results.log is None else results.log.alpha or ALPHA
     kept: dict[tuple[str, str], tuple[float, float, float]] = {}
     for by, rows in tables.scores.groupby(["set", "point", "metric"], sort=False):
@@ -74,7 +75,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
             continue
         ranks_it = metric == plan.rank_by
         compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
-        pairs.append(compared.assign(set=name, metric=metric))
+        pairs[name, metric] = compared
         effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
         if not ranks_it:
             continue
@@ -101,7 +102,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
     bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
     ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
-        pairs=pd.concat(pairs, ignore_index=True)[["set", "metric", *compared.columns]],
+        pairs=pd.concat(pairs, names=["set", "metric"]).reset_index(level=("set", "metric")).reset_index(drop=True),
         ranks=all_ranks,
         stability=pd.concat(shares, ignore_index=True)
         if shares
@@ -217,7 +218,9 @@ def _kept(
 def within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The same, columns low and high, with intervals cut where no difference of a bounded metric can lie."""
     worst, best = METRICS[metric].worst, METRICS[metric].best
-    span = np.inf if worst is None else abs(best - worst)
+    if worst is None:
+        return pairs
+    span = abs(best - worst)
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))
 
 
