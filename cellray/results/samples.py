@@ -84,11 +84,12 @@ def read_columns(data: bytes, columns: Collection[str] | None = None, *, words: 
         columns: Those wanted, as far as they are there; None: all.
         words: Those of them that hold texts.
     """
-    about = pq.read_metadata(io.BytesIO(data))
-    wanted = [name for name in about.schema.names if columns is None or name in columns]
+    file = pq.ParquetFile(io.BytesIO(data))
+    wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
     # a text that repeats itself is made once
     repeated = [name for name in words if name in wanted]
-    table = pq.ParquetFile(io.BytesIO(data), metadata=about, read_dictionary=repeated).read(columns=wanted)
+    file = pq.ParquetFile(io.BytesIO(data), metadata=file.metadata, read_dictionary=repeated)
+    table = file.read(columns=wanted, use_threads=False)  # so small a file gains nothing by them
     return {name: words_of(table[name]) if name in words else table[name].to_numpy() for name in wanted}
 
 
@@ -144,11 +145,14 @@ def samples_of(columns: Mapping[str, Floats], unit: np.ndarray) -> list[Sample]:
     terms = image_terms(columns)
     found = contributions(terms, number, metrics_of)
     names = tuple(map(str, units))
+    metrics = [key for key in METRICS if key in found]
+    medians = {key: terms[term] for key, term in MEDIANS.items() if term in terms}
+    values = np.stack([found[key] for key in metrics], axis=1)  # one block, as holes between small ones add up
     return [
         Sample(
             units=names,
-            values={key: found[key][i] for key in METRICS if key in found},
-            images={key: terms[term][i] for key, term in MEDIANS.items() if term in terms},
+            values=dict(zip(metrics, mine, strict=True)),
+            images={key: of[i] for key, of in medians.items()},
         )
-        for i in range(len(next(iter(terms.values()))))
+        for i, mine in enumerate(values)
     ]
