@@ -11,11 +11,21 @@ from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
 from cellray.metrics.released_rules import quirk_rows
 from cellray.metrics.rows import PARTS, columns_of, image_row, table_row
 from cellray.metrics.strata import stratify, stratum_rows
-from cellray.metrics.summary import CURVE_SOURCES, MEDIANS, detected, image_terms, iou_curve, metrics_of, summarise
+from cellray.metrics.summary import (
+    CURVE_SOURCES,
+    CURVE_THRESHOLDS,
+    MEDIANS,
+    detected,
+    image_terms,
+    iou_curve,
+    metrics_of,
+    summarise,
+)
 from cellray.metrics.table import Contingency, contingency, without_void
 
 __all__ = [
     "CURVE_SOURCES",
+    "CURVE_THRESHOLDS",
     "MATCHINGS",
     "MEDIANS",
     "METRICS",

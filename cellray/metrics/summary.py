@@ -115,7 +115,7 @@ def iou_curve(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows) == 0 or "tp_iou_10" not in rows:
         raise DataError("image rows: an IoU curve needs at least one image with the part 'grid'")
     sums = np.array([float(rows[name].sum()) for name in CURVE_SOURCES])
-    return pd.DataFrame({"threshold": np.array(TENTHS) / 10, **detected(sums)})
+    return pd.DataFrame({"threshold": CURVE_THRESHOLDS, **detected(sums)})
 
 
 def detected(sums: Floats) -> dict[str, Floats]:
@@ -126,6 +126,8 @@ def detected(sums: Floats) -> dict[str, Floats]:
 
 CURVE_SOURCES = ("n_true", "n_pred", *(f"tp_iou_{tenth}0" for tenth in TENTHS))
 """Columns of `image_row` that `iou_curve` is made from."""
+CURVE_THRESHOLDS = np.array(TENTHS) / 10
+"""Of IoU."""
 
 
 def _error_terms(name: str, error: Floats, true: Floats) -> dict[str, Floats]:

@@ -13,7 +13,7 @@ from cellray.results.plan import Plan
 from cellray.results.samples import GROUP, ImageRows, ImageTable, Sample, Samples, read_images, read_samples
 from cellray.scores import errors_of_nothing
 
-AT_ONCE = 64
+READ_TOGETHER = 64
 """Trials whose tables are read together."""
 
 
@@ -204,4 +204,4 @@ class Results:
 
 def in_parts(records: Sequence[TrialRecord]) -> Iterator[Sequence[TrialRecord]]:
     """So many at a time that their tables fit into memory."""
-    return (records[i : i + AT_ONCE] for i in range(0, len(records), AT_ONCE))
+    return (records[i : i + READ_TOGETHER] for i in range(0, len(records), READ_TOGETHER))

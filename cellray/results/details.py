@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from cellray.errors import LedgerError
-from cellray.metrics import CURVE_SOURCES, detected, stratum_rows
+from cellray.metrics import CURVE_SOURCES, CURVE_THRESHOLDS, detected, stratum_rows
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.results.core import Results
 from cellray.results.samples import ImageTable, read_columns
@@ -26,7 +26,6 @@ LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
 
 STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
 IMAGES = {*STRATUM_SOURCES, *CURVE_SOURCES}
-THRESHOLDS = np.arange(1, 10) / 10
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
@@ -151,7 +150,7 @@ def curves_of(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarra
     for name in dict.fromkeys(images["set"]):
         mine = images["set"] == name
         sums = np.array([images[column][mine].sum() for column in CURVE_SOURCES], dtype=float)
-        found[name] = {"threshold": THRESHOLDS, **detected(sums)}
+        found[name] = {"threshold": CURVE_THRESHOLDS, **detected(sums)}
     return found
 
 

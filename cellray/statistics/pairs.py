@@ -66,10 +66,10 @@ def paired_tests(
         return NO_PAIRS.copy()
     parts = [_differences(values[:, np.array(common)], pairs, detail=detail) for common, pairs in alike.items()]
     table = {name: np.concatenate([columns[name] for columns, _ in parts]) for name in parts[0][0]}
-    n_seeds, a, b = table["n_seeds"], table["a"], table["b"]
-    table["decided"] = np.zeros(len(a), dtype=bool)
+    n_seeds, first, second = table["n_seeds"], table["a"], table["b"]
+    table["decided"] = np.zeros(len(first), dtype=bool)
     if detail:
-        table["p_adjusted"] = holm(table["p"]) if leader_only else Bootstrap(moments(values)).pair_p()[a, b]
+        table["p_adjusted"] = holm(table["p"]) if leader_only else Bootstrap(moments(values)).pair_p()[first, second]
         table["decided"] = (n_seeds >= LEAST_SEEDS) & (table["p_adjusted"] < alpha)
         table["p_wilcoxon_holm"] = holm(table["p_wilcoxon"])
         table["p_false"] = table["p"] / 2
@@ -81,9 +81,9 @@ def paired_tests(
         table["more_images"] = np.where(lacking > 0, np.inf, more[:, 1])
     place = np.zeros(len(labels), dtype=int)
     place[order] = np.arange(len(order))
-    rows = np.lexsort((place[b], place[a]))
+    rows = np.lexsort((place[second], place[first]))
     names = np.array(labels, dtype=object)
-    table |= {"a": names[a], "b": names[b]}
+    table |= {"a": names[first], "b": names[second]}
     nothing = np.full(len(rows), np.nan)
     # a frame is made once: this is done for every metric of every set
     return pd.DataFrame({name: table.get(name, nothing)[rows] for name in PAIR_COLUMNS})
