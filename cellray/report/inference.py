@@ -65,12 +65,8 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         if only_ranking and (name, point, metric) != ("test", "own", plan.rank_by):
             continue
         block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
-        ends += [
-            (name, point, metric, label, *interval)
-            for label, interval in zip(
-                labels, intervals_of(block.values, metric, is_median=block.is_median), strict=True
-            )
-        ]
+        intervals = intervals_of(block.values, metric, is_median=block.is_median)
+        ends += [(name, point, metric, label, *both) for label, both in zip(labels, intervals, strict=True)]
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
