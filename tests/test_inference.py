@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from cellray.report import Tables, inference, make_tables
 from cellray.report.inference import infer, versus
 from cellray.report.ranking import select
 from cellray.results import Plan, Results, Samples
+from cellray.results.samples import read_images
 from cellray.statistics import PAIR_COLUMNS, crossed_mean, friedman, mean_median, median_pairs, nemenyi
 
 # Hits of ten cells, ten predicted, so that an image's F1 and what it adds to the set's are a tenth of it.
@@ -645,6 +647,39 @@ def test_one_metric_read_alone_is_the_same(metric):
     else:
         assert alone[1].values[metric] == pytest.approx(whole.values[metric])
         assert whole.values[metric].mean() == pytest.approx(summarise(rows)[metric])
+
+
+# More trials than are read at once; some share their images, one has others and one lacks columns.
+def test_trials_read_together_have_the_samples_that_each_has_alone():
+    rng = np.random.default_rng(5)
+    tables = {f"{i:03d}": image_rows(rng.integers(0, 10, 6), groups=("", "", "g", "", "g", "")) for i in range(70)}
+    tables["001"] = image_rows([9, 8, 7])
+    tables["002"] = tables["002"].drop(columns=["tp_iou", "fp_iou", "fn_iou"])
+    ledger = Files()
+    for key, rows in tables.items():
+        ledger.add(key, rows)
+    together = samples_in(ledger, *map(trial, tables))
+    for key in tables:
+        alone, found = samples_in(ledger, trial(key))[key]["test", "own"], together[key]["test", "own"]
+        assert (found.units, list(found.values), list(found.images)) == (
+            alone.units, list(alone.values), list(alone.images),
+        )  # fmt: skip
+        for of in ("values", "images"):
+            for name, values in getattr(alone, of).items():
+                np.testing.assert_array_equal(getattr(found, of)[name], values)
+    assert len(together["001"]["test", "own"].units) == 3
+
+
+def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
+    data = image_rows([9, 8]).to_parquet(index=False)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            read_images(data)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_an_older_table_has_neither_groups_nor_all_columns():

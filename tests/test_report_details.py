@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from report_data import key_of, plan_for, record, scores
 
@@ -171,16 +170,15 @@ def test_records_of_an_older_version_give_what_they_have(tmp_path):
     assert details.histories == {}
 
 
-def test_only_needed_columns_are_read(tmp_path, monkeypatch):
-    import cellray.results.details as module
-
+def test_of_objects_only_needed_columns_are_read(tmp_path, monkeypatch):
     asked = []
-    read_table = module.pq.read_table
+    read = pq.ParquetFile.read
 
-    def remember(data, columns, **how):
+    def remember(file, columns=None, **how):
         asked.append(columns)
-        return read_table(io.BytesIO(data.getvalue()), columns=columns, **how)
+        return read(file, columns=columns, **how)
 
-    monkeypatch.setattr(module.pq, "read_table", remember)
+    monkeypatch.setattr(pq.ParquetFile, "read", remember)
     details_of(tmp_path, {("A", 0): "finished"})
-    assert not any("unused" in columns or "iou" in columns for columns in asked)
+    of_objects = [set(columns) for columns in asked if columns is not None and "kind" in columns]
+    assert of_objects == [set(TABLES["objects"]) - {"iou"}]

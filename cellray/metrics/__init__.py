@@ -10,11 +10,22 @@ from cellray.metrics.matching import MATCHINGS, Matches, length_px, match_by_dis
 from cellray.metrics.objects import OBJECT_COLUMNS, object_rows
 from cellray.metrics.released_rules import quirk_rows
 from cellray.metrics.rows import PARTS, columns_of, image_row, table_row
-from cellray.metrics.strata import stratify
-from cellray.metrics.summary import MEDIANS, image_terms, iou_curve, metrics_of, summarise
+from cellray.metrics.strata import stratify, stratum_rows
+from cellray.metrics.summary import (
+    CURVE_SOURCES,
+    CURVE_THRESHOLDS,
+    MEDIANS,
+    detected,
+    image_terms,
+    iou_curve,
+    metrics_of,
+    summarise,
+)
 from cellray.metrics.table import Contingency, contingency, without_void
 
 __all__ = [
+    "CURVE_SOURCES",
+    "CURVE_THRESHOLDS",
     "MATCHINGS",
     "MEDIANS",
     "METRICS",
@@ -25,6 +36,7 @@ __all__ = [
     "Metric",
     "columns_of",
     "contingency",
+    "detected",
     "image_row",
     "image_terms",
     "iou_curve",
@@ -35,6 +47,7 @@ __all__ = [
     "object_rows",
     "quirk_rows",
     "stratify",
+    "stratum_rows",
     "summarise",
     "table_row",
     "without_void",

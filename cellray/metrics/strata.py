@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
+from cellray.arrays import Floats
 from cellray.errors import DataError
-from cellray.metrics.summary import summarise
+from cellray.metrics.summary import image_terms, metrics_of
 
 CROWDED_SHARE = 0.5
 SMALL_AREA, LARGE_AREA = 0.5, 1.5
@@ -40,10 +43,18 @@ def stratify(images: pd.DataFrame, objects: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: If a column is missing.
     """
-    _need("image rows", images, ("n_true", "n_pred", "tp_iou", "fp_iou", "fn_iou", "crowded"))
+    _need("image rows", images, (*_COUNTED, "crowded"))
     _need("object rows", objects, ("image", "true_id", "pred_id", "area_true", "area_pred", "kind"))
-    rows = _by_crowding(images) + _by_size(objects)
+    rows = stratum_rows(*({str(name): table[name].to_numpy() for name in table} for table in (images, objects)))
     return pd.DataFrame(rows, columns=list(STRATUM_COLUMNS))
+
+
+def stratum_rows(images: Mapping[str, np.ndarray], objects: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+    """The rows of `stratify` from the columns of both tables, without what isn't defined."""
+    return _by_crowding(images) + _by_size(objects)
+
+
+_COUNTED = ("n_true", "n_pred", "tp_iou", "fp_iou", "fn_iou")
 
 
 def _need(what: str, table: pd.DataFrame, columns: tuple[str, ...]) -> None:
@@ -52,45 +63,53 @@ def _need(what: str, table: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise DataError(f"{what}: strata need the columns {', '.join(missing)}, which aren't there")
 
 
-def _by_crowding(images: pd.DataFrame) -> list[dict[str, object]]:
+def _by_crowding(images: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
     is_empty = images["n_true"] == 0
     is_crowded = ~is_empty & (images["crowded"] >= CROWDED_SHARE * images["n_true"])
-    levels = {"empty": is_empty, "sparse": ~is_empty & ~is_crowded, "crowded": is_crowded}
-    rows = []
-    for level, chosen in levels.items():
-        if chosen.any():
-            summary = summarise(images[chosen])
-            scores = {name: summary[name] for name in ("f1_iou", "precision_iou", "recall_iou", "mae")}
-            counts = {name: int(summary[name]) for name in ("n_images", "n_true", "n_pred")}
-            rows.append({"stratum": "crowding", "level": level, **counts, **scores})
-    return rows
+    level = np.where(is_empty, 0, np.where(is_crowded, 2, 1))
+    columns = (*_COUNTED, *(name for name in ("count_error", "count_true") if name in images))
+    terms = image_terms({name: images[name].astype(np.float64) for name in columns})
+    sums: dict[str, Floats] = {name: np.bincount(level, values, 3).astype(float) for name, values in terms.items()}
+    there = np.flatnonzero(sums["n_images"])
+    scores = metrics_of({name: values[there] for name, values in sums.items()})
+    return [
+        {
+            "stratum": "crowding",
+            "level": ("empty", "sparse", "crowded")[k],
+            **{name: int(sums[name][k]) for name in ("n_images", "n_true", "n_pred")},
+            **{name: float(scores[name][i]) for name in ("f1_iou", "precision_iou", "recall_iou", "mae")},
+        }
+        for i, k in enumerate(there)
+    ]
 
 
-def _by_size(objects: pd.DataFrame) -> list[dict[str, object]]:
-    true, pred = objects[objects["true_id"] > 0], objects[objects["pred_id"] > 0]
-    if true.empty:
+def _by_size(objects: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+    is_true, is_pred = objects["true_id"] > 0, objects["pred_id"] > 0
+    if not is_true.any():
         return []
-    mean_area = float(true["area_true"].mean())
-    true_level, pred_level = _levels(true["area_true"], mean_area), _levels(pred["area_pred"], mean_area)
-    rows = []
-    for level in ("small", "medium", "large"):
-        cells, blobs = true[true_level == level], pred[pred_level == level]
-        if cells.empty and blobs.empty:
+    mean_area = float(objects["area_true"][is_true].mean())
+    true_level, pred_level = (_levels(objects[f"area_{side}"], mean_area) for side in ("true", "pred"))
+    rows: list[dict[str, object]] = []
+    for k, level in enumerate(("small", "medium", "large")):
+        cells, blobs = is_true & (true_level == k), is_pred & (pred_level == k)
+        n_cells, n_blobs = int(cells.sum()), int(blobs.sum())
+        if not n_cells and not n_blobs:
             continue
-        shares = cells["kind"].value_counts(normalize=True)
-        fared = {kind: float(shares.get(kind, 0.0)) for kind in ("hit", "merged", "split", "missed")}
+        kinds = objects["kind"][cells]
+        fared = {kind: float((kinds == kind).sum() / max(n_cells, 1)) for kind in ("hit", "merged", "split", "missed")}
         rows.append(
             {
                 "stratum": "size",
                 "level": level,
-                "n_images": pd.concat([cells["image"], blobs["image"]]).nunique(),
-                "n_true": len(cells),
-                "n_pred": len(blobs),
-                **({"recall_iou": fared["hit"], **fared} if len(cells) else {}),
+                "n_images": len({*objects["image"][cells], *objects["image"][blobs]}),
+                "n_true": n_cells,
+                "n_pred": n_blobs,
+                **({"recall_iou": fared["hit"], **fared} if n_cells else {}),
             }
         )
     return rows
 
 
-def _levels(areas: pd.Series, mean_area: float) -> np.ndarray:
-    return np.select([areas < SMALL_AREA * mean_area, areas > LARGE_AREA * mean_area], ["small", "large"], "medium")
+def _levels(areas: np.ndarray, mean_area: float) -> np.ndarray:
+    """0 for small, 1 for medium, 2 for large."""
+    return np.where(areas < SMALL_AREA * mean_area, 0, np.where(areas > LARGE_AREA * mean_area, 2, 1))

@@ -67,13 +67,13 @@ def image_terms(columns: Mapping[str, Floats]) -> dict[str, Floats]:
     """What a set's metrics are sums of: the columns of `image_row`, and terms made of them.
 
     Args:
-        columns: The number columns by name, each of shape (n_images,).
+        columns: The number columns by name, each of shape (…, n_images).
 
     Returns:
-        By name, one value an image, shape (n_images,); ``n_images`` is 1 for each.
+        By name, one value an image, of that shape; ``n_images`` is 1 for each.
     """
     terms = dict(columns)
-    terms["n_images"] = np.ones(len(terms["n_true"]))
+    terms["n_images"] = np.ones(np.shape(terms["n_true"]))
     # rows of the released protocol bring their own count errors
     error = terms.get("count_error", terms["n_true"] - terms["n_pred"])
     true = terms.get("count_true", terms["n_true"])
@@ -114,9 +114,20 @@ def iou_curve(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if len(rows) == 0 or "tp_iou_10" not in rows:
         raise DataError("image rows: an IoU curve needs at least one image with the part 'grid'")
-    n_true, n_pred = float(rows["n_true"].sum()), float(rows["n_pred"].sum())
-    tp = np.array([float(rows[f"tp_iou_{tenth}0"].sum()) for tenth in TENTHS])
-    return pd.DataFrame({"threshold": np.array(TENTHS) / 10, **_detection(tp, n_pred - tp, n_true - tp)})
+    sums = np.array([float(rows[name].sum()) for name in CURVE_SOURCES])
+    return pd.DataFrame({"threshold": CURVE_THRESHOLDS, **detected(sums)})
+
+
+def detected(sums: Floats) -> dict[str, Floats]:
+    """F1, precision and recall at each IoU threshold, shape (…, 9), from sums of `CURVE_SOURCES`, shape (…, 11)."""
+    n_true, n_pred, tp = sums[..., :1], sums[..., 1:2], sums[..., 2:]
+    return _detection(tp, n_pred - tp, n_true - tp)
+
+
+CURVE_SOURCES = ("n_true", "n_pred", *(f"tp_iou_{tenth}0" for tenth in TENTHS))
+"""Columns of `image_row` that `iou_curve` is made from."""
+CURVE_THRESHOLDS = np.array(TENTHS) / 10
+"""Of IoU."""
 
 
 def _error_terms(name: str, error: Floats, true: Floats) -> dict[str, Floats]:

@@ -56,7 +56,8 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
     labels = [label for label in plan.labels if label not in stopped]
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]
-    ends, pairs, ranks, shares, tests, effects = [], [], [], [], [], []
+    ends, ranks, shares, tests, effects = [], [], [], [], []
+    pairs: dict[tuple[str, str], pd.DataFrame] = {}
     choice, alpha = None, ALPHA if results.log is None else results.log.alpha or ALPHA
     kept: dict[tuple[str, str], tuple[float, float, float]] = {}
     for by, rows in tables.scores.groupby(["set", "point", "metric"], sort=False):
@@ -64,47 +65,41 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         if only_ranking and (name, point, metric) != ("test", "own", plan.rank_by):
             continue
         block = make_block(rows, samples, labels, seeds, skip_collapsed=tables.skip_collapsed)
-        ends += [
-            (name, point, metric, label, *interval_of(v, metric, is_median=block.is_median))
-            for label, v in zip(labels, block.values, strict=True)
-        ]
+        intervals = intervals_of(block.values, metric, is_median=block.is_median)
+        ends += [(name, point, metric, label, *both) for label, both in zip(labels, intervals, strict=True)]
         if point != "own":
             continue
         ranks_it = metric == plan.rank_by
         compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
-        means, by_image = _means(block)
-        # only the metric that ranks is ranked within images too, which takes longest
-        decided = compared if ranks_it else compared.iloc[:0]
-        places = rank_table(means, by_image if ranks_it else by_image[:, :0], decided, labels)
-        ranks.append(places.assign(set=name, metric=metric))
-        pairs.append(compared.assign(set=name, metric=metric))
+        pairs[name, metric] = compared
         effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
-        if ranks_it:
-            kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
-            if name == "test" and len(labels) <= MOST_COMPARED:
-                choice = _choose(rows, labels, seeds, results, alpha)
-        if ranks_it and 0 < len(labels) <= MOST_COMPARED:
+        if not ranks_it:
+            continue
+        means, by_image = _means(block)
+        ranks.append(rank_table(means, by_image, compared, labels).assign(set=name))
+        kept |= {(name, label): ends for label, ends in _kept(rows, block, labels, seeds, results).items()}
+        if name == "test" and len(labels) <= MOST_COMPARED:
+            choice = _choose(rows, labels, seeds, results, alpha)
+        if 0 < len(labels) <= MOST_COMPARED:
             shares.append(_stability(block, labels).assign(set=name))
             test = friedman(by_image)
             if test is not None:
                 tests.append({"set": name, **vars(test)})
     found = pd.DataFrame(ends, columns=["set", "point", "metric", "label", "low", "high"])
-    if not ranks:  # no record has the metric
+    if not pairs:  # no record has the metric
         return tables
-    all_ranks = pd.concat(ranks, ignore_index=True)
+    nobody = rank_table(np.empty(0), np.empty((0, 0)), compared.iloc[:0], []).assign(set="")
+    all_ranks = pd.concat(ranks, ignore_index=True) if ranks else nobody
     ranking = tables.ranking.drop(columns=INTERVALS).merge(
         found, on=["set", "point", "metric", "label"], how="left", sort=False
     )
-    bounds = all_ranks[["set", "metric", "label", "rank_low", "rank_high"]].assign(point="own")
-    places = zip(bounds["set"], bounds.metric, bounds.label, strict=True)
-    of_three = [
-        kept.get((name, label), (np.nan,) * 3) if by == plan.rank_by else (np.nan,) * 3 for name, by, label in places
-    ]
+    bounds = all_ranks[["set", "label", "rank_low", "rank_high"]].assign(metric=plan.rank_by, point="own")
+    of_three = [kept.get(place, (np.nan,) * 3) for place in zip(bounds["set"], bounds.label, strict=True)]
     bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
     ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
-        pairs=pd.concat(pairs, ignore_index=True)[["set", "metric", *compared.columns]],
-        ranks=all_ranks[all_ranks.metric == plan.rank_by].drop(columns="metric").reset_index(drop=True),
+        pairs=pd.concat(pairs, names=["set", "metric"]).reset_index(level=("set", "metric")).reset_index(drop=True),
+        ranks=all_ranks,
         stability=pd.concat(shares, ignore_index=True)
         if shares
         else pd.DataFrame(columns=["set", "label", "rank", "share"]),
@@ -146,22 +141,25 @@ def versus(
     return table
 
 
-def interval_of(trials: np.ndarray, metric: str, *, is_median: bool) -> tuple[float, float]:
-    """95 % interval of one configuration's mean, in the metric's own direction and range.
+def intervals_of(values: np.ndarray, metric: str, *, is_median: bool) -> list[tuple[float, float]]:
+    """95 % interval of each configuration's mean, in the metric's own direction and range.
 
     Args:
-        trials: Shape (n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
+        values: Shape (n_configurations, n_seeds, n_units), higher is better; NaN throughout where a trial is missing.
         metric: A key of ``METRICS``.
         is_median: As `Block.is_median`.
     """
-    known = trials[~np.isnan(trials).any(1)]
-    if len(known) == 0:
-        return np.nan, np.nan
-    if is_median:
-        _, low, high = mean_median(known)
-    else:
-        low, high = (float(end[0]) for end in crossed_mean(known[None]).interval())
-    return _in_range(low, high, metric)
+    there = ~np.isnan(values).any(2)
+    found = np.full((len(values), 2), np.nan)
+    for seeds in np.unique(there, axis=0):
+        alike = np.flatnonzero((there == seeds).all(1))
+        if seeds.any():
+            known = np.ascontiguousarray(values[alike][:, seeds])  # the order of a sum moves its last digit
+            ends = (
+                [mean_median(v)[1:] for v in known] if is_median else np.stack(crossed_mean(known).interval(), axis=1)
+            )
+            found[alike] = ends
+    return [_in_range(low, high, metric) for low, high in found.tolist()]
 
 
 def _in_range(low: float, high: float, metric: str) -> tuple[float, float]:
@@ -216,7 +214,9 @@ def _kept(
 def within_range(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The same, columns low and high, with intervals cut where no difference of a bounded metric can lie."""
     worst, best = METRICS[metric].worst, METRICS[metric].best
-    span = np.inf if worst is None else abs(best - worst)
+    if worst is None:
+        return pairs
+    span = abs(best - worst)
     return pairs.assign(low=pairs.low.clip(lower=-span), high=pairs.high.clip(upper=span))
 
 

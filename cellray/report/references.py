@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellray.metrics import MEDIANS, METRICS
 from cellray.record import Reference
-from cellray.report.inference import interval_of, within_range
+from cellray.report.inference import intervals_of, within_range
 from cellray.report.ranking import References, Tables, select, stopped_labels
 from cellray.results import Results, Sample, ended_runs
 from cellray.scores import as_float, magnitude, sign_of
@@ -48,7 +48,7 @@ def add_references(tables: Tables, results: Results) -> Tables:
     for key in METRICS:
         for reference, sample in results.references:
             if (one := _judged(reference, sample, key)) is not None:
-                low, high = interval_of(one.units[None], key, is_median=key in MEDIANS)
+                ((low, high),) = intervals_of(one.units[None, None], key, is_median=key in MEDIANS)
                 rows.append((one.label, "test", key, abs(one.score), low, high, len(one.units)))
     values = pd.DataFrame(rows, columns=VALUE_COLUMNS)
     return replace(tables, references=References(values, _against(tables, results)))

@@ -3,7 +3,7 @@
 from cellray.results.block import Block, ended_runs, make_block
 from cellray.results.core import Results
 from cellray.results.plan import Plan, known_study, known_trials, plan_of
-from cellray.results.samples import Sample, Samples, sample_of
+from cellray.results.samples import Sample, Samples
 
 __all__ = [
     "Block",
@@ -16,5 +16,4 @@ __all__ = [
     "known_trials",
     "make_block",
     "plan_of",
-    "sample_of",
 ]

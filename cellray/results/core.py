@@ -7,11 +7,14 @@ from dataclasses import replace
 from functools import cached_property
 
 from cellray.errors import LedgerError
-from cellray.ledger import DAMAGED, Ledger
+from cellray.ledger import DAMAGED, TABLES, Ledger
 from cellray.record import PlannedTrial, Reference, SearchLog, TrialRecord
 from cellray.results.plan import Plan
-from cellray.results.samples import GROUP, ImageRows, Sample, Samples, read_images
+from cellray.results.samples import GROUP, ImageRows, ImageTable, Sample, Samples, read_images, read_samples
 from cellray.scores import errors_of_nothing
+
+READ_TOGETHER = 64
+"""Trials whose tables are read together."""
 
 
 class Results:
@@ -122,7 +125,7 @@ class Results:
         for reference in self.ledger.references():
             path = f"references/{reference.key}.parquet"
             try:
-                rows = read_images(self.ledger.read(path))
+                rows = read_samples([read_images(self.ledger.read(path))])[0]
             except (FileNotFoundError, *DAMAGED) as error:
                 words = "is missing or damaged; remove references.json, and the next sweep judges the reference again"
                 raise LedgerError(f"{self.ledger.uri}/{path} {words}") from error
@@ -152,36 +155,53 @@ class Results:
                     into[key] = max(value, into.get(key, value))
         return merged
 
-    def tables(self, *names: str) -> Iterator[tuple[TrialRecord, list[bytes | None]]]:
-        """Each planned trial's record with the named table files in turn, None where one is missing.
+    def tables(self) -> Iterator[tuple[TrialRecord, bytes | None, ImageTable | None, bytes | None]]:
+        """Each planned trial's record with its history, images and objects in turn, None where one is missing.
 
         What image tables say is remembered on the way, so that none is opened twice: ask for this first.
         """
-        files = self.ledger.read_all(f"trials/{key}/{name}.parquet" for key in list(self.records) for name in names)
-        for record in list(self.records.values()):
-            found = [next(files) for _ in names]
-            if "images" in names and record.metrics:
-                self._remember(record, found[names.index("images")])
-            if record.key in self.records:
-                yield record, found
+        everyone = list(self.records.values())
+        files = self.ledger.read_all(f"trials/{record.key}/{name}.parquet" for record in everyone for name in TABLES)
+        for some in in_parts(everyone):
+            found = [[next(files) for _ in TABLES] for _ in some]
+            images = self._remember(some, [of[TABLES.index("images")] for of in found])
+            for record, (history, _, objects) in zip(some, found, strict=True):
+                if record.key in self.records:
+                    yield record, history, images.get(record.key), objects
 
     def _load(self, records: Iterable[TrialRecord]) -> None:
         """Read the image tables of these records that weren't read yet."""
         new = [r for r in records if r.metrics and (r.key, r.evaluation_key) not in self._images]
         files = self.ledger.read_all(f"trials/{record.key}/images.parquet" for record in new)
-        for record, data in zip(new, files, strict=True):
-            self._remember(record, data)
+        for some in in_parts(new):
+            self._remember(some, [next(files) for _ in some])
 
-    def _remember(self, record: TrialRecord, data: bytes | None) -> None:
-        try:
-            with self.ledger.reading(record.key, "images"):
-                rows = read_images(data, self._metric) if data is not None else ImageRows({}, {})
-        except LedgerError as error:
-            self.drop(record.key, str(error))
-            return
-        # the same images in every trial, so one copy of their names
-        samples = {
-            where: replace(sample, units=self._units.setdefault(sample.units, sample.units))
-            for where, sample in rows.samples.items()
-        }
-        self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)
+    def _remember(self, records: Sequence[TrialRecord], files: Sequence[bytes | None]) -> dict[str, ImageTable]:
+        """Keep what the image tables of some trials say; the tables themselves, by key."""
+        tables: dict[str, ImageTable] = {}
+        for record, data in zip(records, files, strict=True):
+            if not record.metrics:
+                continue
+            if data is None:
+                self._images[record.key, record.evaluation_key] = ImageRows({}, {})
+                continue
+            try:
+                with self.ledger.reading(record.key, "images"):
+                    tables[record.key] = read_images(data, self._metric)
+            except LedgerError as error:
+                self.drop(record.key, str(error))
+        judged = [record for record in records if record.key in tables]
+        found = read_samples([tables[record.key] for record in judged], self._metric)
+        for record, rows in zip(judged, found, strict=True):
+            # the same images in every trial, so one copy of their names
+            samples = {
+                where: replace(sample, units=self._units.setdefault(sample.units, sample.units))
+                for where, sample in rows.samples.items()
+            }
+            self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)
+        return tables
+
+
+def in_parts(records: Sequence[TrialRecord]) -> Iterator[Sequence[TrialRecord]]:
+    """So many at a time that their tables fit into memory."""
+    return (records[i : i + READ_TOGETHER] for i in range(0, len(records), READ_TOGETHER))

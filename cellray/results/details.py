@@ -7,25 +7,25 @@ image and object rows are those of each trial's own operating point.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from cellray.errors import LedgerError
-from cellray.ledger import TABLES
-from cellray.metrics import iou_curve, stratify
+from cellray.metrics import CURVE_SOURCES, CURVE_THRESHOLDS, detected, stratum_rows
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.results.core import Results
+from cellray.results.samples import ImageTable, read_columns
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
 LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
 
-IOU_COLUMNS = [f"tp_iou_{tenth}0" for tenth in range(1, 10)]
 STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
-IMAGES = ["set", "point", "image", "n_true", "n_pred", *STRATUM_SOURCES, *IOU_COLUMNS]
+IMAGES = {*STRATUM_SOURCES, *CURVE_SOURCES}
 OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
@@ -73,25 +73,23 @@ def read_details(results: Results) -> Details:
     """
     plan, records = results.plan, results.records
     histories: dict[tuple[str, int], pd.DataFrame] = {}
-    counts, curves, levels = [], [], []
+    counts, curves = Rows(COUNT_COLUMNS), Rows(CURVE_COLUMNS)
+    levels: list[dict[str, object]] = []
     lost: list[tuple[str, int, str]] = []
     by_key: dict[str, list[tuple[str, int]]] = {}
     for trial in plan.trials:  # two labels with the same settings share a trial
         if trial.key in records:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
     stopped = {t.label for t in plan.trials if t.key in records and records[t.key].outcome == "stopped"}
-    for record, (history, rows, objects) in results.tables(*TABLES):
-        is_lost, key = record.is_lost, record.key
+    for record, history, table, objects in results.tables():
+        outcome, key = record.outcome, record.key
         names = [name for name in by_key[key] if name[0] not in stopped]
+        images = {} if table is None or not names else shown_images(table)
         try:
             with results.ledger.reading(key, "history"):
-                course = read_columns(history)
-            with results.ledger.reading(key, "images"):
-                images = read_columns(rows, IMAGES)
-                images = images[(images["point"] == "own") & (images["set"] != "val")] if len(images) else images
+                course = pd.DataFrame() if history is None else pq.read_table(io.BytesIO(history)).to_pandas()
             with results.ledger.reading(key, "objects"):
-                summed = not is_lost and names
-                curve, level = sum_up(images, objects) if summed else (pd.DataFrame(), pd.DataFrame())
+                level = [] if record.is_lost else strata_of(images, objects)
         except LedgerError as error:
             results.drop(key, str(error))
             continue
@@ -99,50 +97,73 @@ def read_details(results: Results) -> Details:
             histories |= dict.fromkeys(by_key[key], course)
         for label, seed in names:
             who: dict[str, object] = {"label": label, "seed": seed}
-            if len(images) and record.outcome != "failed":
-                counts.append(images[["set", "image", "n_true", "n_pred"]].assign(**who))
-            if is_lost:
-                lost.append((label, seed, record.outcome))
+            if images and outcome != "failed":
+                counts.add(**{name: images[name] for name in COUNT_COLUMNS if name in images}, **who)
+            if record.is_lost:
+                lost.append((label, seed, outcome))
                 continue
-            curves.append(curve.assign(**who, outcome=record.outcome))
-            levels.append(level.assign(**who, outcome=record.outcome))
+            for name, curve in curves_of(images).items():
+                curves.add(**curve, **who, set=name, outcome=outcome)
+            levels += [row | who | {"outcome": outcome} for row in level]
     if plan.skip_collapsed:
         lost = []
-    iou, strata = stack(curves, CURVE_COLUMNS), stack(levels, LEVEL_COLUMNS)
+    iou, strata = curves.table(), pd.DataFrame(levels, columns=LEVEL_COLUMNS)
     return Details(
         histories=histories,
-        counts=stack(counts, COUNT_COLUMNS),
+        counts=counts.table(),
         iou=stack([iou, worst_curves(iou, lost)], CURVE_COLUMNS),
         strata=stack([strata, worst_levels(strata, lost)], LEVEL_COLUMNS),
     )
 
 
-def read_columns(file: bytes | None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A stored table, with those of the wanted columns that it has; without a row if there is no such file."""
-    if file is None:
-        return pd.DataFrame()
-    data = io.BytesIO(file)
-    stored = pq.read_schema(data).names
-    wanted = [name for name in columns or stored if name in stored]
-    # words repeat themselves: as a dictionary they are read several times as fast
-    words = [name for name in ("set", "image", "point", "kind") if name in wanted]
-    return pq.read_table(data, columns=wanted, read_dictionary=words).to_pandas()
+class Rows:
+    """A table in the making, column by column: a frame for each trial would take most of the time."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+
+    def add(self, **columns: object) -> None:
+        """Some rows: arrays, and values that are the same in all of them."""
+        n = next(len(values) for values in columns.values() if isinstance(values, np.ndarray))
+        for name, values in columns.items():
+            kind = object if isinstance(values, str) else None
+            self._parts[name].append(values if isinstance(values, np.ndarray) else np.full(n, values, dtype=kind))
+
+    def table(self) -> pd.DataFrame:
+        """All of them."""
+        return pd.DataFrame({name: np.concatenate(parts) if parts else [] for name, parts in self._parts.items()})
 
 
-def sum_up(images: pd.DataFrame, file: bytes | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The IoU curve and the strata of each set of one trial, with a column `set`; `file` holds its table of objects."""
-    curves, levels = [pd.DataFrame()], [pd.DataFrame()]
-    has_strata = set(STRATUM_SOURCES) <= set(images)
-    objects = read_columns(file if has_strata else None, OBJECTS)
-    cells = {str(name): rows for name, rows in objects.groupby("set", observed=True)} if len(objects) else {}
-    by_set = images.groupby("set", observed=True) if len(images) else ()
-    for name, rows in by_set:
-        if set(IOU_COLUMNS) <= set(rows):
-            curves.append(iou_curve(rows).assign(set=str(name)))
-        if len(objects):
-            found = cells.get(str(name), objects.iloc[:0])
-            levels.append(stratify(rows[["image", "n_true", "n_pred", *STRATUM_SOURCES]], found).assign(set=str(name)))
-    return stack(curves), stack(levels)
+def shown_images(table: ImageTable) -> dict[str, np.ndarray]:
+    """The columns of a trial's image table that figures need, at its own operating point and without validation."""
+    chosen = (table.words["point"] == "own") & (table.words["set"] != "val")
+    words, numbers = ({name: values[chosen] for name, values in of.items()} for of in table)
+    whole = {name: numbers[name].astype(int) for name in ("n_true", "n_pred")}
+    return {**words, **{name: numbers[name] for name in IMAGES if name in numbers}, **whole} if chosen.any() else {}
+
+
+def curves_of(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The IoU curve of each set of one trial, if its images have what that takes."""
+    if not set(CURVE_SOURCES) <= set(images):
+        return {}
+    found = {}
+    for name in dict.fromkeys(images["set"]):
+        mine = images["set"] == name
+        sums = np.array([images[column][mine].sum() for column in CURVE_SOURCES], dtype=float)
+        found[name] = {"threshold": CURVE_THRESHOLDS, **detected(sums)}
+    return found
+
+
+def strata_of(images: Mapping[str, np.ndarray], file: bytes | None) -> list[dict[str, object]]:
+    """The strata of each set of one trial, with a key `set`; `file` holds its table of objects."""
+    if file is None or not set(STRATUM_SOURCES) <= set(images):
+        return []
+    objects = read_columns(file, OBJECTS, words=("set", "image", "kind"))
+    rows: list[dict[str, object]] = []
+    for name in dict.fromkeys(images["set"]) if len(objects["set"]) else ():
+        parts = ({column: values[of["set"] == name] for column, values in of.items()} for of in (images, objects))
+        rows += [row | {"set": name} for row in stratum_rows(*parts)]
+    return rows
 
 
 def worst_curves(iou: pd.DataFrame, lost: Sequence[tuple[str, int, str]]) -> pd.DataFrame:

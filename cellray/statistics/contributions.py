@@ -19,21 +19,30 @@ def contributions(
     Stein 1981). A median is no smooth function of sums and is no business of this function.
 
     Args:
-        terms: What the metrics are sums of, by name, each of shape (n_images,).
+        terms: What the metrics are sums of, by name, each of shape (…, n_images).
         units: For each image the number of its cluster, 0 to n_units - 1.
         metrics_of: Metrics of sums; arrays in, arrays out.
 
     Returns:
-        By metric, shape (n_units,).
+        By metric, shape (…, n_units).
     """
     n = int(units.max()) + 1
-    by_unit = {name: np.bincount(units, weights=values, minlength=n) for name, values in terms.items()}
-    whole = metrics_of({name: values.sum(keepdims=True) for name, values in by_unit.items()})
+    by_unit = {name: _sums(values, units, n) for name, values in terms.items()}
+    sums = {name: values.sum(-1, keepdims=True) for name, values in by_unit.items()}
+    whole = metrics_of(sums)
     if n == 1:
         return dict(whole)
-    without = metrics_of({name: values.sum() - values for name, values in by_unit.items()})
+    without = metrics_of({name: sums[name] - values for name, values in by_unit.items()})
     found = {}
     for key, value in whole.items():
         pseudo = n * value - (n - 1) * without[key]
-        found[key] = pseudo + (value - pseudo.mean())
+        found[key] = pseudo + (value - pseudo.mean(-1, keepdims=True))
     return found
+
+
+def _sums(values: Floats, units: np.ndarray, n: int) -> Floats:
+    """Sums over the images of each unit, shape (…, n_units)."""
+    rows = values.reshape(-1, values.shape[-1])
+    place = n * np.arange(len(rows))[:, None] + units
+    sums: Floats = np.bincount(place.ravel(), rows.ravel(), n * len(rows)).astype(float)
+    return sums.reshape(*values.shape[:-1], n)

@@ -68,11 +68,12 @@ class CrossedMean:
         """Two-sided p of the mean being 0, not below 1e-16."""
         # halve the interval of log p: the critical value falls as p grows
         low, high = np.full_like(self.mean, np.log(LEAST_P)), np.zeros_like(self.mean)
+        t = self.t
         for _ in range(50):
             middle = (low + high) / 2
-            above = self.critical(np.exp(middle)) > self.t
+            above = self.critical(np.exp(middle)) > t
             low, high = np.where(above, middle, low), np.where(above, high, middle)
-        return np.where(np.isnan(self.t), np.nan, np.exp(high))
+        return np.where(np.isnan(t), np.nan, np.exp(high))
 
     @property
     def df(self) -> Floats:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
+from scipy.special import stdtrit
 
 from cellray.arrays import Floats
 from cellray.statistics.crossed import LEVEL
@@ -14,6 +16,7 @@ MeanMedian = tuple[float, float, float]
 """Mean over seeds of the medians over images, and the ends of its interval."""
 
 
+@lru_cache
 def order_ranks(n: int, level: float = LEVEL) -> tuple[int, int]:
     """Places (from 1, inclusive) of the sorted values between which the median lies with at least that confidence.
 
@@ -45,7 +48,7 @@ def mean_median(values: Floats) -> MeanMedian:
     low, high = float(ordered[:, first - 1].mean()), float(ordered[:, last - 1].mean())
     by_seed = 0.0
     if n_seeds > 1:
-        by_seed = float(stats.t.ppf((1 + LEVEL) / 2, n_seeds - 1) * medians.std(ddof=1) / math.sqrt(n_seeds))
+        by_seed = float(stdtrit(n_seeds - 1, (1 + LEVEL) / 2) * medians.std(ddof=1) / math.sqrt(n_seeds))
     return mean, mean - math.hypot(mean - low, by_seed), mean + math.hypot(high - mean, by_seed)
 
 

@@ -64,36 +64,35 @@ def paired_tests(
             alike.setdefault(tuple(there[a] & there[b]), []).append((a, b))
     if not alike:
         return NO_PAIRS.copy()
-    parts = [_differences(values[:, np.array(common)], pairs, labels, detail=detail) for common, pairs in alike.items()]
-    table = pd.concat([table for table, _ in parts], ignore_index=True)
+    parts = [_differences(values[:, np.array(common)], pairs, detail=detail) for common, pairs in alike.items()]
+    table = {name: np.concatenate([columns[name] for columns, _ in parts]) for name in parts[0][0]}
+    n_seeds, first, second = table["n_seeds"], table["a"], table["b"]
+    table["decided"] = np.zeros(len(first), dtype=bool)
     if detail:
-        number = {label: c for c, label in enumerate(labels)}
-        adjusted = None if leader_only else Bootstrap(moments(values)).pair_p()
-        table["p_adjusted"] = (
-            holm(table.p.to_numpy()) if adjusted is None else adjusted[table.a.map(number), table.b.map(number)]
-        )
-        table["decided"] = (table.n_seeds >= LEAST_SEEDS) & (table.p_adjusted < alpha)
-        table["p_wilcoxon_holm"] = holm(table.p_wilcoxon.to_numpy())
-        table["p_false"] = table.p / 2
-        level = ALPHA / max(int((~table.decided).sum()), 1)  # what Holm would ask of the next pair
-        more = [more for _, means in parts for more in more_needed(means, level)]
-        table[["more_seeds", "more_images"]] = np.where(table[["decided"]], 0.0, np.array(more))
-        lacking = LEAST_SEEDS - table.n_seeds
-        table["more_seeds"] = np.maximum(table.more_seeds, lacking)
-        table.loc[lacking > 0, "more_images"] = np.inf
-    rank = {labels[c]: place for place, c in enumerate(order)}
-    table = table.sort_values(["a", "b"], key=lambda column: column.map(rank), kind="stable", ignore_index=True)
-    return (
-        table.reindex(columns=list(PAIR_COLUMNS)).astype({"decided": bool})
-        if detail
-        else table.reindex(columns=list(PAIR_COLUMNS)).assign(decided=False)
-    )
+        table["p_adjusted"] = holm(table["p"]) if leader_only else Bootstrap(moments(values)).pair_p()[first, second]
+        table["decided"] = (n_seeds >= LEAST_SEEDS) & (table["p_adjusted"] < alpha)
+        table["p_wilcoxon_holm"] = holm(table["p_wilcoxon"])
+        table["p_false"] = table["p"] / 2
+        level = ALPHA / max(int((~table["decided"]).sum()), 1)  # what Holm would ask of the next pair
+        more = np.array([more for _, means in parts for more in more_needed(means, level)])
+        more[table["decided"]] = 0.0
+        lacking = LEAST_SEEDS - n_seeds
+        table["more_seeds"] = np.maximum(more[:, 0], lacking)
+        table["more_images"] = np.where(lacking > 0, np.inf, more[:, 1])
+    place = np.zeros(len(labels), dtype=int)
+    place[order] = np.arange(len(order))
+    rows = np.lexsort((place[second], place[first]))
+    names = np.array(labels, dtype=object)
+    table |= {"a": names[first], "b": names[second]}
+    nothing = np.full(len(rows), np.nan)
+    # a frame is made once: this is done for every metric of every set
+    return pd.DataFrame({name: table.get(name, nothing)[rows] for name in PAIR_COLUMNS})
 
 
 def _differences(
-    values: Floats, pairs: Sequence[tuple[int, int]], labels: Sequence[str], *, detail: bool
-) -> tuple[pd.DataFrame, CrossedMean]:
-    """Pairs that have all these seeds in common: what each says by itself."""
+    values: Floats, pairs: Sequence[tuple[int, int]], *, detail: bool
+) -> tuple[dict[str, np.ndarray], CrossedMean]:
+    """Pairs that have all these seeds in common: what each says by itself, ``a`` and ``b`` by their numbers."""
     a, b = np.array(pairs).T
     # over the common seeds the order of the means may turn
     turned = values[a].mean((1, 2)) < values[b].mean((1, 2))
@@ -101,15 +100,13 @@ def _differences(
     differences = values[a] - values[b]
     means = crossed_mean(differences)
     low, high = means.interval()
-    table = pd.DataFrame(
-        {
-            "a": [labels[c] for c in a], "b": [labels[c] for c in b], "n_seeds": means.n_seeds,
-            "n_images": means.n_images, "difference": means.mean, "low": low, "high": high, "p": means.p,
-        }
-    )  # fmt: skip
+    table = {
+        "a": a, "b": b, "n_seeds": np.full(len(a), means.n_seeds), "n_images": np.full(len(a), means.n_images),
+        "difference": means.mean, "low": low, "high": high, "p": means.p,
+    }  # fmt: skip
     if detail:
-        table["p_wilcoxon"] = [wilcoxon(by_image) for by_image in differences.mean(1)]
-        table[["superiority", "superiority_low", "superiority_high"]] = superiority(means).T
+        table["p_wilcoxon"] = np.array([wilcoxon(by_image) for by_image in differences.mean(1)])
+        table |= zip(("superiority", "superiority_low", "superiority_high"), superiority(means), strict=True)
     return table, means
 
 

@@ -23,6 +23,7 @@ from cellray.report.figures.parts import (
     as_label,
     best_of,
     label_looks,
+    labels_of,
     new_figure,
     panels,
     sets_of,
@@ -46,7 +47,7 @@ def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "tes
         set_name: The set.
     """
     rows = iou[iou["set"] == set_name]
-    known = [label for label in labels if label in set(rows.label)]
+    known = labels_of(rows, labels)
     if not known:
         return None
     shown = known[:MOST_PANELS]
@@ -73,7 +74,7 @@ def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[s
     if len(shown) < 2:
         return None
     figure, axes = panels(shown, "IoU that a hit needs", "F1, mean over seeds", height=2.3, same_y=True)
-    top = [label for label in labels if label in set(iou.label)][:TOP]
+    top = labels_of(iou, labels)[:TOP]
     for name, axis in axes.items():
         means = mean_curves(iou[iou["set"] == name])
         draw_together(axis, means, list(means.index.difference(top)))
@@ -132,7 +133,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
         return None
     lost = points[points.note != ""]
     alive = points[points.note == ""]
-    known = [label for label in labels if label in set(alive.label)]
+    known = labels_of(alive, labels)
     shown = known[:MOST_PANELS]
     figure = new_figure(NARROW, 4.6 + 0.2 * math.ceil((len(shown) + 1) / 2))
     axis = figure.add_subplot()

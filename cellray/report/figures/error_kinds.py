@@ -18,6 +18,7 @@ from cellray.report.figures.parts import (
     as_label,
     best_of,
     heat_cells,
+    labels_of,
     name_cells,
     named_rows,
     new_figure,
@@ -55,7 +56,7 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
     means = levels.groupby(["set", "stratum", "level", "label"])[["f1_iou", "recall_iou"]].mean()
     empty = levels[(levels.level == "empty") & levels.mae.notna()].groupby(["set", "label"])["mae"].mean()
     there = set(zip(levels["set"], levels.stratum, levels.level, strict=True))
-    known = [label for label in labels if label in set(levels.label)]
+    known = labels_of(levels, labels)
     shown = known[:MOST_PANELS]
     grids = {}
     for name in sets_of(levels, sets):
@@ -111,7 +112,7 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
     lost = rows.note != ""
     rows = rows.assign(rate=rows.value.where(~lost, (rows.metric == "missed").astype(float)))
     means = rows.groupby(["set", "metric", "label"])["rate"].mean()
-    known = [label for label in labels if label in set(rows.label)]
+    known = labels_of(rows, labels)
     shown = known[:MOST_PANELS]
     names = sets_of(rows, sets)
     figure, axes = named_rows(len(names), shown, row=0.235, top=0.5)

@@ -142,6 +142,12 @@ def sets_of(table: pd.DataFrame, sets: Sequence[str]) -> list[str]:
     return [name for name in sets if name != "val" and name in there]
 
 
+def labels_of(table: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """Those of the labels that a table has rows of, in their order."""
+    there = set(table["label"])
+    return [label for label in labels if label in there]
+
+
 def heat_cells(
     axis: Axes, image: AxesImage, grid: np.ndarray, texts: Sequence[Sequence[str]], *, bold: np.ndarray | None = None
 ) -> None:

@@ -113,7 +113,8 @@ def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_
         set_name: The set.
     """
     rows = pairs[(pairs["set"] == set_name) & (pairs["metric"] == metric)]
-    known = [label for label in labels if label in set(rows.a) | set(rows.b)]
+    compared = set(rows.a) | set(rows.b)
+    known = [label for label in labels if label in compared]
     if len(known) < 3:  # of two, it would say one number twice
         return None
     shown = known[:MOST_PANELS]
