@@ -315,7 +315,7 @@ class TestBadInput:
 
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
-        (place / "gpu.yaml").write_text(STUDY + "resources: {gpus: 1}\n")
+        (place / "gpu.yaml").write_text(STUDY.replace("max_concurrent: 1", "gpus: 1"))
         assert "GPU" in self.told(place, "sweep", "gpu.yaml", "--storage", "gpu")
         assert not list((place / "gpu").rglob("trial.json"))
 
