@@ -29,7 +29,7 @@ from cellray.report.build import build_report, is_built, live_metrics, load_tabl
 from cellray.report.findings import Findings
 from cellray.report.gallery import Picture, pictures_of
 from cellray.report.page.live import GIVES_WAY, LIVE, render_live
-from cellray.report.progress import SweepProgress, slim
+from cellray.report.progress import SweepProgress, SweepStatus, slim
 from cellray.report.ranking import Tables
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import TextTable, format_table
@@ -130,10 +130,8 @@ class ReportActor:
             self._version += 1
             self._has_news = True
 
-    def status(self, limit: int | None = None) -> dict[str, Any]:
-        """How far the sweep is: counts by outcome, running trials, ETA, the ranked table.
-
-        ``table_of`` says of how many results the table is; where making one takes long, the last ones may not be in it.
+    def status(self, limit: int | None = None) -> SweepStatus:
+        """How far the sweep is.
 
         Args:
             limit: Rows of the ranked table; None: 100, and as many troubles.
@@ -168,7 +166,7 @@ class ReportActor:
             self._ledger.write(f"report/{LIVE}", GIVES_WAY)
             return paths
 
-    def _status(self, limit: int) -> dict[str, Any]:
+    def _status(self, limit: int) -> SweepStatus:
         with self._state:
             progress, table = self._progress, self._table or TextTable([], [], [])
             done = {name: n for name, n in sorted(progress.done.items()) if n}
@@ -338,9 +336,11 @@ def start_report_actor(
     """
     import ray
 
+    # In a thread of its own: a question doesn't wait behind the news that came before it.
+    apart: Any = ray.method(concurrency_group="questions")
+
     class LiveReportActor(LedgerReportActor):
-        # In a thread of its own: a question doesn't wait behind the news that came before it.
-        status = ray.method(concurrency_group="questions")(LedgerReportActor.status)
+        status = apart(LedgerReportActor.status)
 
     how: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "concurrency_groups": {"questions": 1}}
     remote = ray.remote(num_cpus=0, **how)(LiveReportActor)

@@ -12,6 +12,7 @@ from cellray.observers import Observer
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.report.actor import ReportActor, start_report_actor
 from cellray.report.build import build_report
+from cellray.report.progress import SweepStatus
 from cellray.report.study_facts import StudyFacts, facts_of
 from cellray.results import Plan, Results, plan_of
 from cellray.study import Study, Trial
@@ -97,9 +98,10 @@ class ReportObserver(Observer):
             ray.kill(self._actor)
             self._actor = None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> SweepStatus:
         """`ReportActor.status`, waited for."""
-        return dict(self._tell("status", wait=True))
+        status: SweepStatus = self._tell("status", wait=True)
+        return status
 
     def _tell(self, what: str, *news: Any, wait: bool = False) -> Any:
         method = getattr(self._actor, what)

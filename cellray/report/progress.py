@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 from cellray.record import EpochRow, PlannedTrial, TrialRecord, TrialSettings
 from cellray.results import Plan
@@ -35,6 +36,68 @@ def slim(record: TrialRecord, metrics: Collection[str]) -> TrialRecord:
     )
 
 
+class LostRow(TypedDict):
+    """A trial that failed or collapsed, in `report/status.json`."""
+
+    label: str
+    seed: int
+    outcome: str
+    reason: str
+    key: str
+
+
+class RunningRow(TypedDict):
+    """A running trial, in `report/status.json`."""
+
+    label: str
+    seed: int
+    epoch: int
+    epochs: int | None
+    val_dice: float | None
+    running_s: float
+    eta_s: float | None
+
+
+class LiveTable(TypedDict):
+    """The ranked table so far."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+class SweepStatus(TypedDict):
+    """How far a sweep is: `report/status.json`."""
+
+    study: str
+    planned: int
+    done: dict[str, int]
+    """Trials by outcome."""
+    missing: int
+    running: list[RunningRow]
+    eta_s: float | None
+    table_of: int
+    """Results that are in the table; where making one takes long, the last ones may be missing."""
+    table: LiveTable
+    verdict: list[str]
+    troubles: list[LostRow]
+
+
+@dataclass
+class _Running:
+    """What is known of a running trial; times by the clock."""
+
+    key: str
+    since: float
+    epoch: int = 0
+    step: int = 0
+    epoch_s: float = math.nan
+    at: float = math.nan
+    """When its last epoch ended."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Epoch and validation Dice."""
+
+
 class SweepProgress:
     """Counts, running trials and the time left.
 
@@ -45,7 +108,7 @@ class SweepProgress:
 
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.running: dict[tuple[str, int], dict[str, Any]] = {}
+        self.running: dict[tuple[str, int], _Running] = {}
         self.records: dict[str, TrialRecord] = {}
         """By key; also those that the plan doesn't name, since a plan may grow."""
         self.replan(plan)
@@ -69,16 +132,15 @@ class SweepProgress:
 
     def started(self, label: str, seed: int, key: str = "") -> None:
         """A trial begins; a resumed one may begin again. Its key is the plan's, unless that is older than it."""
-        self.running[label, seed] = {"key": key or self._key(label, seed), "epoch": 0, "since": self._clock()}
+        self.running[label, seed] = _Running(key or self._key(label, seed), self._clock())
 
     def epoch(self, label: str, seed: int, row: EpochRow) -> None:
         """A trial ended an epoch. One that nobody announced (after a restart) counts as running from here."""
-        state = self.running.setdefault((label, seed), {"key": self._key(label, seed), "since": self._clock()})
-        state["epoch"], state["step"] = int(row.get("epoch", 0)), int(row.get("step", 0))
+        trial = self.running.setdefault((label, seed), _Running(self._key(label, seed), self._clock()))
+        trial.epoch, trial.step = int(row.get("epoch", 0)), int(row.get("step", 0))
         if math.isfinite(dice := as_float(row.get("val_dice"))):  # not every epoch is validated
-            state["val_dice"] = dice
-            state.setdefault("curve", []).append((state["epoch"], dice))
-        state["epoch_s"], state["at"] = as_float(row.get("seconds")), self._clock()
+            trial.curve.append((trial.epoch, dice))
+        trial.epoch_s, trial.at = as_float(row.get("seconds")), self._clock()
 
     def _key(self, label: str, seed: int) -> str:
         at = self._order.get((label, seed))
@@ -86,7 +148,7 @@ class SweepProgress:
 
     def ended(self, record: TrialRecord) -> None:
         """A trial that ran has its record."""
-        for who in [who for who, state in self.running.items() if state["key"] == record.key]:
+        for who in [who for who, trial in self.running.items() if trial.key == record.key]:
             del self.running[who]
         self.learn(record)
 
@@ -118,7 +180,7 @@ class SweepProgress:
         """Planned trials that have a record."""
         return self.done.total()
 
-    def troubles(self, limit: int) -> list[dict[str, Any]]:
+    def troubles(self, limit: int) -> list[LostRow]:
         """The first failed and collapsed trials in the order of the plan."""
         trials = (trial for key in self._lost for trial in self._planned[key])
         first = heapq.nsmallest(limit, trials, key=lambda trial: self._order[trial.label, trial.seed])
@@ -136,40 +198,38 @@ class SweepProgress:
     @property
     def curves(self) -> dict[tuple[str, int], list[tuple[int, float]]]:
         """Epoch and validation Dice of the running trials, by label and seed, as far as they were watched."""
-        return {who: list(state.get("curve", ())) for who, state in self.running.items()}
+        return {who: list(trial.curve) for who, trial in self.running.items()}
 
-    def running_rows(self) -> list[dict[str, Any]]:
+    def running_rows(self) -> list[RunningRow]:
         """The running trials: epoch, validation Dice, seconds so far and seconds left."""
         return [self._running_row(*who, self.running[who]) for who in sorted(self.running)]
 
-    def _running_row(self, label: str, seed: int, state: Mapping[str, Any]) -> dict[str, Any]:
-        dice = state.get("val_dice", math.nan)
+    def _running_row(self, label: str, seed: int, trial: _Running) -> RunningRow:
         return {
             "label": label,
             "seed": seed,
-            "epoch": state["epoch"],
-            "epochs": self._n_epochs(state),
-            "val_dice": dice if math.isfinite(dice) else None,
-            "running_s": round(self._clock() - state["since"], 1),
-            "eta_s": self._trial_eta(state),
+            "epoch": trial.epoch,
+            "epochs": self._n_epochs(trial),
+            "val_dice": trial.curve[-1][1] if trial.curve else None,
+            "running_s": round(self._clock() - trial.since, 1),
+            "eta_s": self._trial_eta(trial),
         }
 
-    def _n_epochs(self, state: Mapping[str, Any]) -> int | None:
+    def _n_epochs(self, trial: _Running) -> int | None:
         """Epochs of a running trial: as planned, or, where the plan counts steps, as in the trials that ended or by the
         steps that it has made."""
         seen = [n for n, times in self._epochs.items() if times]
         if self.plan.epochs or len(seen) == 1:
             return self.plan.epochs or seen[0]
-        step = state.get("step")
-        return round(state["epoch"] * self.plan.steps / step) if self.plan.steps and step else None
+        return round(trial.epoch * self.plan.steps / trial.step) if self.plan.steps and trial.step else None
 
-    def _trial_eta(self, state: Mapping[str, Any]) -> float | None:
+    def _trial_eta(self, trial: _Running) -> float | None:
         """Seconds until a running trial ends: its epochs at the pace of the last one, and an evaluation as usual."""
-        epochs, epoch_s = self._n_epochs(state), state.get("epoch_s", math.nan)
-        if not (epochs and math.isfinite(epoch_s)):
+        epochs = self._n_epochs(trial)
+        if not (epochs and math.isfinite(trial.epoch_s)):
             return None
-        since = self._clock() - state["at"]  # seconds of the next epoch that are over
-        left = max(max(epochs - state["epoch"], 0) * epoch_s - since, 0.0)
+        since = self._clock() - trial.at  # seconds of the next epoch that are over
+        left = max(max(epochs - trial.epoch, 0) * trial.epoch_s - since, 0.0)
         return round(left + self._judging_s, 1)
 
     @property
@@ -180,8 +240,8 @@ class SweepProgress:
 
     def trial_eta_s(self, label: str, seed: int) -> float | None:
         """Seconds until a running trial ends; None before its first epoch has."""
-        state = self.running.get((label, seed))
-        return None if state is None else self._trial_eta(state)
+        trial = self.running.get((label, seed))
+        return None if trial is None else self._trial_eta(trial)
 
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends: what is left of those that run, and as much for each further one as those
@@ -192,7 +252,7 @@ class SweepProgress:
         each = self._each_s()
         if each is None or not self.running:
             return None
-        left = [self._left_s(state, each) for state in self.running.values()]
+        left = [self._left_s(trial, each) for trial in self.running.values()]
         return round(max(max(left), (sum(left) + max(waiting, 0) * each) / len(self.running)), 1)
 
     def _each_s(self) -> float | None:
@@ -201,12 +261,12 @@ class SweepProgress:
         if n:
             return seconds / n
         known = [
-            epochs * state["epoch_s"]
-            for state in self.running.values()
-            if (epochs := self._n_epochs(state)) and math.isfinite(state.get("epoch_s", math.nan))
+            epochs * trial.epoch_s
+            for trial in self.running.values()
+            if (epochs := self._n_epochs(trial)) and math.isfinite(trial.epoch_s)
         ]
         return sum(known) / len(known) + self._judging_s if known else None
 
-    def _left_s(self, state: Mapping[str, Any], each: float) -> float:
-        eta = self._trial_eta(state)
-        return max(each - (self._clock() - state["since"]), 0.0) if eta is None else eta
+    def _left_s(self, trial: _Running, each: float) -> float:
+        eta = self._trial_eta(trial)
+        return max(each - (self._clock() - trial.since), 0.0) if eta is None else eta

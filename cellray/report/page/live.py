@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
 from cellray.overlay import OVERLAY_COLOURS
 from cellray.report.gallery import LEGEND, Picture
 from cellray.report.page.templates import environment
+from cellray.report.progress import SweepStatus
 from cellray.times import duration
 
 AGAIN_S = 10
@@ -25,7 +25,7 @@ GIVES_WAY = (
 
 
 def render_live(
-    question: str, state: Mapping[str, Any], curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]],
+    question: str, state: SweepStatus, curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]],
     pictures: Sequence[Picture],
 ) -> bytes:  # fmt: skip
     """The page as bytes.
