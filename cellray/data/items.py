@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,9 @@ def load_item(source: Source, item: Item, reading: Reading = PLAIN) -> Loaded:
     return Loaded(image.pixels, truth.labels, truth.void, reread, truth.odd_label, truth.tells_apart)
 
 
-def _check_sizes(pixels: UInt, image_where: str, mask: NDArray[Any], mask_where: str, reread: tuple[str, ...]) -> None:
+def _check_sizes(
+    pixels: UInt, image_where: str, mask: NDArray[np.generic], mask_where: str, reread: tuple[str, ...]
+) -> None:
     if pixels.shape[:2] != mask.shape:
         turned = " as its orientation tag turns it" if "turned" in reread else ""
         raise DataError(

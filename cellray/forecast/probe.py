@@ -101,7 +101,7 @@ def _as_worker(job: Job, n_workers: int) -> Job:
     )
 
 
-def work_of(loss: LossConfig) -> list[Any]:
+def work_of(loss: LossConfig) -> list[object]:
     """What of a loss decides its time: its terms and their settings, less the plain numbers among them."""
     terms: Sequence[NamedLoss] = [term for term in loss.terms if term.weight] or [loss]
     return [
@@ -110,10 +110,10 @@ def work_of(loss: LossConfig) -> list[Any]:
     ] + [loss.double_activation]
 
 
-def _name(job: Job, sets: Sets, where: dict[str, Any]) -> str:
+def _name(job: Job, sets: Sets, where: dict[str, object]) -> str:
     """Hash of what decides a job's time and memory."""
     trial, training = job.trial, job.trial.training
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "version": PROBE_VERSION,
         "what": job.what,
         **where,
