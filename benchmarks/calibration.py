@@ -33,7 +33,7 @@ RARE = (
     (0.776, 0.760, 0.750, 0.726, 0.685, 0.657, 0.602, 0.546, 0.497, 0.492, 0.318, 0.093),
     (0.015, 0.021, 0.028, 0.044, 0.064, 0.069, 0.184, 0.108, 0.165, 0.284, 0.296, 0.157),
 )
-"""Of docs/results/real_rare.md."""
+"""Of docs/results/real_rare.md, before its rates were mended."""
 
 
 @dataclass(frozen=True)

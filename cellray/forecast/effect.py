@@ -20,8 +20,8 @@ from cellray.study import Study
 TYPICAL_SD = {"seed": 0.020, "image": 0.056, "rest": 0.063}
 """Of the difference between two configurations that are trained alike: between seeds, between units of images, and of
 both together. The leader's middle pair by F1 in a study of twelve losses on real nuclei (docs/results/real_small.md,
-5 seeds x 27 groups of test images; crossed analysis of variance). On few and rare cells seeds differ more: in
-docs/results/real_rare.md by 0.064, with a rest of 0.17."""
+5 seeds x 27 groups of test images; crossed analysis of variance). On few and rare cells seeds differ more: in the
+first version of docs/results/real_rare.md by 0.064, with a rest of 0.17."""
 
 
 @dataclass(frozen=True)
