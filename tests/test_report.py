@@ -238,7 +238,7 @@ def open_study(**changes):
 
 def test_what_is_open_is_said_with_its_cost():
     told = open_study()
-    assert told[2] == "The best is one of A and B; of the other one, another does at least as well."
+    assert told[2] == "Any of the 3 may be the best but C: another does at least as well."
     margin = r"B keeps that bound above 0\.02 F1 \(IoU\), the margin where a study names none\."
     found = re.fullmatch(
         rf"{margin} (\d+) seeds of it and these would, .* \((\d+) more trainings, about (.*) one after .*", told[3]

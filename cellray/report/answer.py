@@ -112,16 +112,18 @@ def bound(choice: Advice, metric: str) -> str:
 def best_ones(choice: Advice) -> str:
     """What may be the best, where the bound hasn't said it, and of which nothing can be said."""
     possible, judged = choice.may_be_best, choice.judged
-    others = len(judged) - len(possible)
+    others = [label for label in judged if label not in possible]
     unknown = [label for label in choice.labels if label not in judged]
     silent = f" Of {listing(unknown)} too few runs ended to say anything." if unknown else ""
     if choice.found.is_best:
         return silent.strip()
     if not others:
         return f"Any of the {len(possible)} may be the best.{silent}"
-    rest = "of the other one" if others == 1 else f"of each of the {others} others"
+    if len(others) < len(possible):
+        which = "another does" if len(others) == 1 else "for each of these, another does"
+        return f"Any of the {len(judged)} may be the best but {listing(others)}: {which} at least as well.{silent}"
     who = f"one of {listing(possible)}" if len(possible) > 1 else possible[0]
-    return f"The best is {who}; {rest}, another does at least as well.{silent}"
+    return f"The best is {who}; of each of the {len(others)} others, another does at least as well.{silent}"
 
 
 def alike(choice: Advice, found: Findings) -> str:
