@@ -9,10 +9,11 @@ TEST_STAMP := $(VENV)/.cellray-test
 WORKERS ?= 3
 BENCHMARKS := $(filter-out benchmarks/gauge.py benchmarks/rates.py,$(wildcard benchmarks/*.py)) # rates.py needs real images and hours
 
-# By uv, which takes a third of pip's time and is fetched first where it isn't there; it doesn't know pip's own settings (an
-# index, a folder of wheels), so that pip works where it has such, and does what uv can't.
+# By uv, which takes a third of pip's time and is fetched first where it isn't there; it doesn't know pip's own settings, so
+# that pip works where it has an index or a folder of wheels of its own, and does what uv can't. (grep -q would leave pip
+# with a broken pipe, which it calls an error.)
 # Of pip's lines those that take time are shown; its errors come by themselves, and its status is kept in a file.
-uv = $$(command -v uv || { $(PIP) config list | grep -Eq 'index|find-links'; } || { $(PIP) install -q uv && echo $(BIN)/uv; })
+uv = $$($(PIP) config list | grep -E 'index|find-links' >/dev/null || command -v uv || { $(PIP) install -q uv && echo $(BIN)/uv; })
 install = { uv="$(uv)"; test "$$uv" && $$uv pip install --python $(BIN)/python --constraint constraints.txt --editable $(1); } \
     || { { $(PIP) install --constraint constraints.txt --editable $(1); echo $$? >$(VENV)/.status; } | awk '\
     $$1 == "Downloading" && $$4 == "MB)" { size = substr($$3, 2) + 0; if (size >= 20) print "  " $$2 ", " size " MB" } \
