@@ -224,13 +224,14 @@ def test_a_range_test_without_a_result_is_a_caveat():
 OPEN = {"A": (0.81, 0.79, 0.80, 0.82, 0.78), "B": (0.74, 0.86, 0.79, 0.83, 0.76), "C": (0.52, 0.50, 0.51, 0.50, 0.49)}
 
 
-def open_study(**changes):
-    """A leads B by little, B scatters, C is far behind; each trial took a minute."""
-    plan = replace(plan_for(list(OPEN), seeds=range(5)), **changes)
+def open_study(more=(), **changes):
+    """A leads B by little, B scatters, C is far behind, and `more` by label; each trial took a minute."""
+    rows = OPEN | dict(more)
+    plan = replace(plan_for(list(rows), seeds=range(5)), **changes)
     minute = {"training": 50.0, "evaluation": 10.0}
     records = [
         record(x, s, {"test": scores(f), "val": scores(f)}, seconds=minute)
-        for x, row in OPEN.items()
+        for x, row in rows.items()
         for s, f in enumerate(row)
     ]
     return answered(records, plan)
@@ -245,6 +246,14 @@ def test_what_is_open_is_said_with_its_cost():
     )
     assert found and int(found[1]) in (7, 10, 14, 20, 28, 40)
     assert int(found[2]) == 2 * (int(found[1]) - 5) and found[3] == f"{found[2]} min"
+
+
+def test_those_are_named_that_are_fewer():
+    far, near = {"D": (0.42, 0.40, 0.41, 0.40, 0.39)}, {"E": (0.86, 0.75, 0.80, 0.77, 0.81)}
+    many = "of each of the 2 others, another does at least as well."
+    assert open_study(far)[2] == f"The best is one of A and B; {many}"
+    few = "for each of these, another does at least as well."
+    assert open_study(far | near)[2] == f"Any of the 5 may be the best but C and D: {few}"
 
 
 def test_what_is_the_same_within_the_margin_is_said():
