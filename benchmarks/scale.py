@@ -185,6 +185,7 @@ def requests(folder: Path) -> None:
                 after = store.requests - before[0], store.n_bytes - before[1]
                 tracker = MLflowTracker(ledger, mlflow.address)
                 tracker.on_start(study, plan)
+                tracker.on_ready()
                 tracker.on_end(record)
                 tracker.close()
                 sent.append((after, (mlflow.requests - seen[2], mlflow.n_bytes - seen[3])))

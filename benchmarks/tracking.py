@@ -96,6 +96,7 @@ def measure(name: str, uri: str, ledger: Ledger, study: Study, plan: list[Planne
     tracker = MLflowTracker(live, uri)
     start = time.monotonic()
     tracker.on_start(study, plan)
+    tracker.on_ready()
     for planned in plan:
         for row in ledger.history(planned.key):
             before = time.perf_counter()

@@ -20,6 +20,9 @@ class Observer:
     def on_start(self, study: Study, plan: list[PlannedTrial]) -> None:
         """The sweep begins; `plan` tells what the ledger has already."""
 
+    def on_ready(self) -> None:
+        """The first trial has its process, or has waited long for it; what takes processors to begin may begin now."""
+
     def on_plan(self, study: Study, plan: list[PlannedTrial]) -> None:
         """The plan has grown: a search suggested a configuration, or a race gave another seed."""
 

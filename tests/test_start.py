@@ -1,9 +1,10 @@
-"""Commands that only look import little: no torch, Ray, MLflow, pandas or matplotlib for help and status."""
+"""What is imported: nothing heavy for help and status, no compiler for a trial."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from report_data import plan_for, record, scores
@@ -20,6 +21,18 @@ except SystemExit as end:
     assert not end.code, end.code
 heavy = {"matplotlib", "mlflow", "optuna", "pandas", "ray", "scipy", "skimage", "sklearn", "torch"}
 print("imported:", sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+TRAIN = """
+import sys
+from pathlib import Path
+from tiny_study import draw_images, tiny_study, train_all
+from cellray.ledger import Ledger
+here = Path(sys.argv[1])
+_, records, _ = train_all(tiny_study(draw_images(here / "disks")), Ledger(str(here), "tiny"))
+print([record.outcome for record in records])
+heavy = {"torch._dynamo", "scipy.stats", "matplotlib", "mlflow", "optuna"}
+print("imported:", sorted(heavy & set(sys.modules)))
 """
 
 
@@ -52,3 +65,10 @@ def test_what_only_looks_imports_little(storage, words, shown):
     assert ran.returncode == 0, ran.stderr
     assert shown in ran.stdout
     assert ran.stdout.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.slow
+def test_a_trial_imports_no_compiler(tmp_path):
+    run = [sys.executable, "-c", TRAIN, str(tmp_path)]
+    ran = subprocess.run(run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=600)
+    assert ran.stdout.splitlines() == ["['finished', 'finished']", "imported: []"], ran.stderr

@@ -147,6 +147,7 @@ def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger,
     assert len(first) == 1 + 2 + 4
     tracker = MLflowTracker(ledger, store)
     tracker.on_start(study, trials_of(study))
+    tracker.on_ready()
     tracker.on_finish()
     assert tracker.close() is None
     assert sync(ledger, study, store).n_written == 0
@@ -157,6 +158,7 @@ def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
     planned = trials_of(study)[0]
     first = MLflowTracker(ledger, store, interval_s=0.1)
     first.on_start(study, trials_of(study))
+    first.on_ready()
     for row in rows()[:3]:
         first.on_epoch(planned.trial, row)
     first.on_finish()  # the sweep was interrupted
@@ -167,6 +169,7 @@ def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):
 
     second = MLflowTracker(ledger, store)
     second.on_start(study, trials_of(study))
+    second.on_ready()
     for row in rows()[2:4]:  # epoch 3 was not in the checkpoint, so it comes again
         second.on_epoch(planned.trial, row)
     time.sleep(0.5)
@@ -196,6 +199,7 @@ def test_outcomes_are_counted_beside_the_survivors_mean(study, ledger, store):
     plan = trials_of(study)
     tracker = MLflowTracker(ledger, store)
     tracker.on_start(study, plan)
+    tracker.on_ready()
     outcomes = {
         ("Dice", 0): "finished",
         ("Dice", 5): "finished",
@@ -249,6 +253,7 @@ def test_settings_are_flattened_by_name():
 def test_calls_return_at_once(study, ledger, store):
     tracker = MLflowTracker(ledger, store)
     tracker.on_start(study, trials_of(study))
+    tracker.on_ready()
     trial = trials_of(study)[0].trial
     took = []
     for _ in range(200):

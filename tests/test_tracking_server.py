@@ -94,7 +94,9 @@ def test_an_outage_costs_the_sweep_a_warning_and_nothing_else(team, tmp_path):
     tracker = MLflowTracker(ledger, uri, say=said.append, interval_s=0.3)
     short = MLflowTracker(other, uri, say=complained.append, interval_s=0.3)
     tracker.on_start(outlives, plan)
+    tracker.on_ready()
     short.on_start(ends, trials_of(ends))
+    short.on_ready()
     tracker.on_end(store_record(ledger, plan[0], model=True))
     for row in rows()[:3]:
         tracker.on_epoch(plan[1].trial, row)

@@ -97,6 +97,7 @@ def sweep(tracker: MLflowTracker, ledger: Ledger, study: Study, plan: list[Plann
     """What a sweep tells its observers."""
     plan = plan if plan is not None else trials_of(study)
     tracker.on_start(study, plan)
+    tracker.on_ready()
     for planned in plan:
         for row in rows():
             tracker.on_epoch(planned.trial, row)

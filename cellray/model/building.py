@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cellray.errors import StudyError, unknown
 from cellray.model.c_resunet import CResUnet
@@ -114,6 +115,14 @@ def _without_weights(factory: ModelFactory, keywords: dict[str, Any]) -> nn.Modu
     """The network on `meta`; one that looks at numbers while it is built is built on the CPU first."""
     with torch.random.fork_rng(devices=[]):
         try:
-            return _built(factory, keywords, "meta")
+            with _Undrawn():
+                return _built(factory, keywords, "meta")
         except Exception:
             return _built(factory, keywords, "cpu").to("meta")
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers: on `meta`, torch would import its compiler for that, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))

@@ -28,7 +28,7 @@ class ReportObserver(Observer):
 
     Args:
         ledger: The study's.
-        actor: A `ReportActor` or a handle of one; None: started when the sweep starts.
+        actor: A `ReportActor` or a handle of one; None: started when the sweep's first trial is.
     """
 
     def __init__(self, ledger: Ledger, actor: Any = None) -> None:
@@ -44,13 +44,16 @@ class ReportObserver(Observer):
     def on_start(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """The sweep begins with a `Study` and its planned trials."""
         self._facts = facts_of(study)
-        known = self._take(plan_of(study, plan))
-        if self._actor is None:
+        self._take(plan_of(study, plan))
+
+    def on_ready(self) -> None:
+        """Start the actor, whose process takes seconds to come."""
+        if self._actor is None and self._plan is not None:
             args = (self._ledger.storage, self._ledger.study)
             self._actor = (
-                start_report_actor(study.name, args, known, study_facts=self._facts)
+                start_report_actor(self._ledger.study, args, self._plan, study_facts=self._facts)
                 if _ray_runs()
-                else ReportActor(self._ledger, known, study_facts=self._facts)
+                else ReportActor(self._ledger, self._plan, study_facts=self._facts)
             )
 
     def on_plan(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
@@ -104,6 +107,7 @@ class ReportObserver(Observer):
         return status
 
     def _tell(self, what: str, *news: Any, wait: bool = False) -> Any:
+        self.on_ready()
         method = getattr(self._actor, what)
         if not hasattr(method, "remote"):
             return method(*news)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from cellray.arrays import Floats
 from cellray.statistics.crossed import LEVEL
@@ -41,12 +41,12 @@ def best_of_k(values: Floats, validation: Floats, k: int = N_KEPT_OF) -> tuple[f
     if n == k:
         return mean, math.nan, math.nan
     without = [_weights(np.delete(validation, i), k) @ np.delete(values, i, axis=0).mean(1) for i in range(n)]
-    by_seed = stats.t.ppf((1 + LEVEL) / 2, n - 1) * math.sqrt((n - 1) * np.var(without))
+    by_seed = stdtrit(n - 1, (1 + LEVEL) / 2) * math.sqrt((n - 1) * np.var(without))
     n_images = values.shape[1]
     by_image = 0.0
     if n_images > 1:
         se = np.std(weights @ values, ddof=1) / math.sqrt(n_images)
-        by_image = stats.t.ppf((1 + LEVEL) / 2, n_images - 1) * se
+        by_image = stdtrit(n_images - 1, (1 + LEVEL) / 2) * se
     half = math.hypot(by_seed, by_image)
     return mean, mean - half, mean + half
 

@@ -6,8 +6,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
-from scipy.special import stdtrit
+import scipy
+from scipy.special import ndtr, ndtri, stdtrit
 
 from cellray.arrays import Floats
 from cellray.statistics.crossed import LEVEL
@@ -23,7 +23,7 @@ def order_ranks(n: int, level: float = LEVEL) -> tuple[int, int]:
     The places are l and n + 1 - l with the largest l whose binomial tail P(X < l), X ~ B(n, 1/2), is at most
     (1 - level) / 2; with too few values for any, the least and the greatest one (Hahn and Meeker 1991).
     """
-    low = max(int(stats.binom.ppf((1 - level) / 2, n, 0.5)), 1)
+    low = max(int(scipy.stats.binom.ppf((1 - level) / 2, n, 0.5)), 1)
     return low, n + 1 - low
 
 
@@ -65,5 +65,5 @@ def median_difference(a: MeanMedian, b: MeanMedian) -> tuple[float, float, float
     low = difference - math.hypot(a[0] - a[1], b[2] - b[0])
     high = difference + math.hypot(a[2] - a[0], b[0] - b[1])
     half = difference - low if difference > 0 else high - difference
-    z = abs(difference) / (half / stats.norm.ppf((1 + LEVEL) / 2)) if half > 0 else math.inf * abs(difference)
-    return difference, low, high, float(2 * stats.norm.sf(z)) if difference else 1.0
+    z = abs(difference) / (half / ndtri((1 + LEVEL) / 2)) if half > 0 else math.inf * abs(difference)
+    return difference, low, high, float(2 * ndtr(-z)) if difference else 1.0

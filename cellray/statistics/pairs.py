@@ -7,7 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
+from scipy.special import ndtr, ndtri
 
 from cellray.arrays import Floats
 from cellray.statistics.best import LEAST_SEEDS, Bootstrap, moments
@@ -156,8 +157,8 @@ def superiority(differences: CrossedMean) -> Floats:
     # without any scatter the better one always wins
     effect = np.divide(mean, run, out=np.where(mean == 0, 0.0, np.inf), where=run != 0)
     finite = np.where(np.isinf(effect), 0.0, effect)
-    wide = stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(unit**2 + finite**2 / (2 * differences.df))
-    return np.stack([stats.norm.cdf(effect + side * wide) for side in (0, -1, 1)])
+    wide = ndtri(1 - ALPHA / 2) * np.sqrt(unit**2 + finite**2 / (2 * differences.df))
+    return np.stack([ndtr(effect + side * wide) for side in (0, -1, 1)])
 
 
 def wilcoxon(differences: Floats) -> float:
@@ -170,4 +171,4 @@ def wilcoxon(differences: Floats) -> float:
         return 1.0
     tied = len(np.unique(sizes)) < len(sizes) or not sizes.all()
     # SciPy's own choice would try every sign of up to 13 tied differences, seconds for each pair
-    return float(stats.wilcoxon(differences, method="asymptotic" if tied else "auto").pvalue)
+    return float(scipy.stats.wilcoxon(differences, method="asymptotic" if tied else "auto").pvalue)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from cellray.arrays import Floats
 from cellray.statistics.crossed import ALPHA
@@ -58,7 +58,7 @@ def mean_ranks(by_image: Floats) -> Floats:
     ranks = np.full(len(by_image), np.nan)
     if known.any() and by_image.size:
         # rounded, so that the order of a sum's terms can't break a tie
-        ranks[known] = stats.rankdata(-by_image[known].round(9), axis=0).mean(1)
+        ranks[known] = scipy.stats.rankdata(-by_image[known].round(9), axis=0).mean(1)
     return ranks
 
 
@@ -84,13 +84,15 @@ def friedman(by_image: Floats) -> Friedman | None:
     if k < 3 or n < 2:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
-        statistic, p = stats.friedmanchisquare(*known.round(9))
+        statistic, p = scipy.stats.friedmanchisquare(*known.round(9))
     return Friedman(n, float(statistic), float(p), nemenyi(k, n))
 
 
 def nemenyi(k: int, n: int, level: float = ALPHA) -> float:
     """Critical difference of the mean ranks of k configurations over n images."""
-    return float(stats.studentized_range.ppf(1 - level, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n)))
+    return float(
+        scipy.stats.studentized_range.ppf(1 - level, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+    )
 
 
 def resampled_means(
@@ -135,7 +137,7 @@ def rank_shares(means: Floats) -> Floats:
         a configuration without a result in a resample has no rank there.
     """
     n = means.shape[1]
-    ranks = stats.rankdata(-means.round(9), method="min", axis=1, nan_policy="omit")
+    ranks = scipy.stats.rankdata(-means.round(9), method="min", axis=1, nan_policy="omit")
     return np.stack([(ranks == place).mean(0) for place in range(1, n + 1)], axis=1)
 
 
@@ -144,7 +146,7 @@ def _rank(scores: Floats) -> Floats:
     ranks = np.full(len(scores), np.nan)
     known = ~np.isnan(scores)
     if known.any():
-        ranks[known] = stats.rankdata(-scores[known].round(9), method="min")
+        ranks[known] = scipy.stats.rankdata(-scores[known].round(9), method="min")
     return ranks
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,15 +80,18 @@ def connect(address: str | None = None) -> Iterator[None]:
         env[FOLDERS_VARIABLE] = os.environ[FOLDERS_VARIABLE]
     job = ray.job_config.JobConfig()
     job._py_driver_sys_path = _NoFolders()  # private, so it may go away
-    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "runtime_env": {"env_vars": env}}
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     stop = threading.Event()
     try:
         if address is None:
+            os.environ.update(env)
             _start({**local, **options, "job_config": job})
             threading.Thread(target=_watch, args=(stop,), daemon=True, name="cellray-ray").start()
         else:
-            _join({"address": address, **options, "job_config": job})
-        with _replaced(ray._private.worker, print_to_stdstream=lambda *_, **__: None):  # a line for each dead worker
+            _join({"address": address, **options, "job_config": job, "runtime_env": {"env_vars": env}})
+        alike = _alike() if address is None else nullcontext()
+        # A line for each dead worker is left out.
+        with _replaced(ray._private.worker, print_to_stdstream=lambda *_, **__: None), alike:
             yield
     finally:
         stop.set()
@@ -217,6 +220,13 @@ def _short_folder() -> TemporaryDirectory[str] | None:
         f"TMPDIR is {usual}, too long for the sockets of Ray, and {' and '.join(SHORT_PLACES)} can't be written; "
         f"set TMPDIR to a folder of at most {LONGEST_TMPDIR} characters"
     )
+
+
+def _alike() -> AbstractContextManager[None]:
+    """Tune's workers have the environment that all of this machine's Ray has, so that they can be those that wait."""
+    from ray.tune.execution import class_cache
+
+    return _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=())
 
 
 @contextmanager

@@ -46,6 +46,8 @@ ENDS_SOON = (
     "wait for that; nothing is lost either way"
 )
 """The answer to an interruption."""
+READY_S = 10.0
+"""The observers wait no longer for the first trial's process: one on another machine may take minutes to come."""
 WAITING_S = 30.0
 """Without any running trial before the sweep says that it waits for resources."""
 
@@ -145,7 +147,8 @@ class News(TrialProgressCallback):
         self._scheduler = scheduler
         self.trouble: str | None = None
         """What the storage refused, in words; the sweep ends with it as if it was interrupted."""
-        self._idle_since = time.monotonic()
+        self._began = self._idle_since = time.monotonic()
+        self._is_ready = False
         self._said = ""
         self._is_ending = False
 
@@ -160,6 +163,9 @@ class News(TrialProgressCallback):
             if self.trouble is None:
                 tell(self._observers, "on_note", ENDS_SOON)
         states = [trial.status for trial in trials]
+        if not self._is_ready and ("RUNNING" in states or time.monotonic() - self._began > READY_S):
+            self._is_ready = True
+            tell(self._observers, "on_ready")
         if "RUNNING" in states or "PENDING" not in states or self._scheduler.is_any_starting:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > WAITING_S:

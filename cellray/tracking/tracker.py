@@ -60,8 +60,12 @@ class MLflowTracker(Observer):
     def on_start(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """Begin to show a study."""
         self._writer = Writer(self._ledger, study, plan, self._uri)
-        self._thread = threading.Thread(target=self._work, args=[self._writer], daemon=True, name="cellray-mlflow")
-        self._thread.start()
+
+    def on_ready(self) -> None:
+        """Let the thread begin: MLflow takes seconds to come, as long as a trial's process does."""
+        if self._thread is None and self._writer is not None:
+            self._thread = threading.Thread(target=self._work, args=[self._writer], daemon=True, name="cellray-mlflow")
+            self._thread.start()
 
     def on_plan(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """Note that the plan has grown."""
@@ -89,13 +93,13 @@ class MLflowTracker(Observer):
         Returns:
             The sentence that was said, or None if the store has everything.
         """
+        self.on_ready()  # where nothing was run
         if self._thread is None or self._writer is None:
             return None
         self._deadline = time.monotonic() + timeout
         self._notes.put(None)
         self._thread.join(timeout)
         trouble = self._writer.trouble(unfinished=self._thread.is_alive())
-        self._thread = None
         if trouble:
             self._say(trouble)
         return trouble

@@ -18,6 +18,7 @@ from cellray.errors import CheckpointError
 from cellray.model import load_weights
 from cellray.record import EpochRow, Validated
 from cellray.study import Trial
+from cellray.training.adam import Adam
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.clipping import Clipping
 from cellray.training.crops import CropSampler
@@ -134,7 +135,7 @@ class _Fitter:
         self.best: bytes | None = None
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=1.0, weight_decay=self.settings.weight_decay, fused=True)
+        return Adam(self.model.parameters(), lr=1.0, weight_decay=self.settings.weight_decay, fused=True)
 
     @property
     def is_complete(self) -> bool:
