@@ -36,7 +36,7 @@ install-test: $(TEST_STAMP) ## the same with the tools of `make check` and `make
 test: $(TEST_STAMP) ## every test, by 3 workers side by side (WORKERS=8: by 8)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 -o faulthandler_timeout=600
 
-quick: $(TEST_STAMP) ## format, lint and every test that isn't marked `slow`, in about two minutes: before each commit
+quick: $(TEST_STAMP) ## format, lint and every test that isn't marked `slow`, in about a minute: before each commit
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 

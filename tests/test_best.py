@@ -130,6 +130,7 @@ def test_unequal_numbers_of_seeds_count_as_they_are():
     assert find_best(values).take in (0, 1)
 
 
+@pytest.mark.slow
 def test_the_best_is_seldom_missed_and_the_bound_seldom_wrong():
     n, missed, wrong = 300, 0, 0
     for i in range(n):  # the first two are alike and best
@@ -139,6 +140,7 @@ def test_the_best_is_seldom_missed_and_the_bound_seldom_wrong():
     assert missed / n <= 0.06 and wrong / n <= 0.05
 
 
+@pytest.mark.slow
 def test_pairs_hold_together_where_none_differs():
     n, wrong = 200, 0
     for i in range(n):

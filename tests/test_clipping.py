@@ -52,6 +52,7 @@ def test_a_gradient_that_is_no_number_stays_none():
     assert math.isnan(found[1])
 
 
+@pytest.mark.slow
 def test_clipping_changes_a_training_and_none_can_be_had():
     dataset, kept = cells(), []
     for clip in (None, 1e6, 0.5):

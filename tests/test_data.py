@@ -797,6 +797,7 @@ class TestSynthetic:
 
 
 class TestRealPacks:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pack", "changes", "n_images", "n_objects", "diameter_px"),
         [
@@ -813,6 +814,7 @@ class TestRealPacks:
         assert n_objects is None or sum(data.n_objects) == n_objects
         assert diameter_px is None or data.diameter_px == pytest.approx(diameter_px, abs=0.06)
 
+    @pytest.mark.slow
     def test_dsb2018_keeps_its_groups_together(self, shared, open_dataset):
         data = open_dataset(shared / "data" / "dsb2018_fluo.zip", where_not={"size_class": ["696x520"]}, channels=1)
         assert len(data) == 384
@@ -820,6 +822,7 @@ class TestRealPacks:
         assert len(parts.test) == 72
         assert not {data.groups[k] for k in parts.train} & {data.groups[k] for k in parts.val}
 
+    @pytest.mark.slow
     def test_the_whole_statistics_agree_with_the_packs_own(self, shared):
         report = check_dataset(config(shared / "data" / "sbsst265_neuroblastoma.zip"))
         assert (report.n_images, report.n_objects) == (15, 644)

@@ -219,6 +219,7 @@ class TestEvaluate:
             rows = result.images[(result.images["set"] == name) & (result.images["point"] == "own")]
             assert by_role["crowded"].n_true == rows["n_true"].max()
 
+    @pytest.mark.slow
     def test_only_validation_images_are_seen_before_the_point_is_chosen(self, monkeypatch):
         sets, seen = three_sets(), []
 
@@ -231,6 +232,7 @@ class TestEvaluate:
         assert seen == [({0, 1, 2}, set())]
         assert set(sets["val"][0].seen) == set(range(7))
 
+    @pytest.mark.slow
     def test_other_truth_on_test_images_moves_no_point(self, result):
         sets = three_sets()
         own = sets["test"][0]
@@ -267,6 +269,7 @@ class TestQuirks:
         assert (strict["f1_iou"], quirky["f1_iou"]) == (pytest.approx(2 / 3), 1)
         assert strict["mae"] == quirky["mae"] == 1
 
+    @pytest.mark.slow
     def test_the_point_is_chosen_by_the_metric_that_is_reported(self):
         result = judged(ByBrightness(), self.merging(), matching="many_to_one")
         assert result.choice.score == result.metrics["own"]["val"]["f1_iou"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 from pydantic import ValidationError
 from tiny_study import draw_images, lasting, same, tiny_study
 
@@ -13,6 +12,7 @@ from cellray.data import fold_dataset
 from cellray.errors import DataError
 from cellray.ledger import Ledger
 from cellray.prediction import chosen_trial
+from cellray.training.adam import Adam
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -108,6 +108,7 @@ def test_the_first_training_is_handed_out(done):
     assert chosen_trial(done.ledger) == (done.record, weights)
 
 
+@pytest.mark.slow
 def test_killed_between_two_trainings_it_goes_on(done, tmp_path):
     ledger, told = Ledger(str(tmp_path), done.ledger.study), []
     first = run_trial(done.trial.trainings[0], done.sets, ledger)
@@ -118,9 +119,10 @@ def test_killed_between_two_trainings_it_goes_on(done, tmp_path):
     assert run_trial(done.trial, done.sets, ledger, on_epoch=again.append) == record and not again
 
 
+@pytest.mark.slow
 def test_a_lost_training_loses_the_trial_and_a_failed_one_is_tried_again(done, study, tmp_path, monkeypatch):
     ledger, n = Ledger(str(tmp_path), study.name), [0]
-    step = torch.optim.Adam.step
+    step = Adam.step
 
     def breaks(self, *args, **kwargs):
         n[0] += 1
@@ -128,7 +130,7 @@ def test_a_lost_training_loses_the_trial_and_a_failed_one_is_tried_again(done, s
             raise RuntimeError("out of luck")
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", breaks)
+    monkeypatch.setattr(Adam, "step", breaks)
     record = run_trial(done.trial, done.sets, ledger)
     assert (record.outcome, record.metrics) == ("failed", {})
     assert (

@@ -334,6 +334,7 @@ class TestForecast:
         assert (cost.concurrent, cost.limited_by) == (1, "memory")
         assert any("set resources.max_concurrent to 1" in warning for warning in cost.warnings)
 
+    @pytest.mark.slow
     def test_what_doesnt_fit_here_is_planned_without_times(self, planned, probes):
         for settings, need in (({"cpus": 3}, "3 CPUs and 0 GPUs"), ({"gpus": 1}, "1 CPUs and 1 GPUs")):
             cost = forecast(*planned(resources=settings), machine=LAPTOP)

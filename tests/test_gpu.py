@@ -124,6 +124,7 @@ def test_a_part_of_a_gpu_has_that_part_of_its_memory():
         prepare(device, 1, 1)
 
 
+@pytest.mark.slow
 def test_too_little_memory_fails_the_trial_with_advice(tmp_path):
     images = draw_images(tmp_path / "disks", side_px=512)
     study = tiny_study(images, training={"crop_px": 512, "batch_size": 6}, model={"base_features": 64})

@@ -193,6 +193,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SITUATIONS, ids=lambda case: f"{Path(case.file).name}: {case.words}")
 def test_what_is_wrong_in_a_ledger_is_named_and_costs_no_other_trial(whole, tmp_path, case):
     place = tmp_path / "place"
@@ -210,6 +211,7 @@ def test_what_is_wrong_in_a_ledger_is_named_and_costs_no_other_trial(whole, tmp_
     assert not (place / "mark").exists()
 
 
+@pytest.mark.slow
 def test_settings_of_figures_beside_the_command_change_none(whole, tmp_path):
     """As Matplotlib takes them from a file `matplotlibrc` there."""
 

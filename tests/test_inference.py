@@ -670,6 +670,7 @@ def test_trials_read_together_have_the_samples_that_each_has_alone():
     assert len(together["001"]["test", "own"].units) == 3
 
 
+@pytest.mark.slow
 def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
     data = image_rows([9, 8]).to_parquet(index=False)
     gc.collect()

@@ -221,6 +221,7 @@ def test_a_holder_on_another_host_that_says_no_more_is_taken_for_dead(local, mon
         assert json.loads(local.read("lease.json"))["host"] == socket.gethostname()
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(local):
     code = (
         "import os, sys; from cellray.ledger import Ledger; "
@@ -245,6 +246,7 @@ def test_a_lease_that_a_clock_left_in_the_future_is_watched_and_taken_over(local
     assert len(said) == 1 and "was sweeping this ledger 0 s ago" in said[0]
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_and_not_taken_back_from_another(local, monkeypatch):
     monkeypatch.setattr(lease_module, "LEASE_S", 2.4)
     with ExitStack() as stack:

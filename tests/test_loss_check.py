@@ -370,12 +370,14 @@ class TestLibraries:
         found = {name: failed(by_check(Loss((Term(1.0, name, loss, {}),)))) for name, loss in losses.items()}
         return {name: checks for name, checks in found.items() if checks}
 
+    @pytest.mark.slow
     def test_of_monai(self):
         assert self.faults(of_monai(oracle("monai.losses"))) == {}
 
     def test_of_kornia(self):
         assert self.faults(of_kornia(oracle("kornia.losses"))) == {}
 
+    @pytest.mark.slow
     def test_of_segmentation_models_pytorch(self):
         try:
             smp = library("segmentation_models_pytorch")
@@ -394,6 +396,7 @@ class TestSoundLosses:
     def test_every_check_has_its_say_in_order(self):
         assert [f.check for f in check_loss(loss_of(focal_tversky_loss))] == list(CHECKS)
 
+    @pytest.mark.slow
     def test_all_registered_losses_take_seconds(self):
         check_loss(loss_of(bce_loss))
         began = time.process_time()
@@ -418,6 +421,7 @@ class TestCommand:
     def test_every_check_is_in_one_column(self):
         assert sorted(check for checks in GROUPED.values() for check in checks) == sorted(CHECKS)
 
+    @pytest.mark.slow
     def test_without_names_checks_all_registered(self):
         result = cli("check")
         assert result.exit_code == 0, result.output

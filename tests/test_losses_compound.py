@@ -29,6 +29,7 @@ class TestDiceCE:
         expected = expected + 3 * bce_loss(logits, target, cell_weight=5, background_weight=0.5)
         torch.testing.assert_close(loss, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("reduction", ["image", "batch"])
     def test_agrees_with_monai(self, reduction):
         losses = oracle("monai.losses")

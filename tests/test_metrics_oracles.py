@@ -43,6 +43,7 @@ def test_pairs_above_a_threshold_are_stardists(stardist_matching, block):
                 assert found.values.sum() >= their_sum - 1e-5, seed
 
 
+@pytest.mark.slow
 def test_sums_over_images_are_stardists():
     matching_dataset = oracle("stardist.matching").matching_dataset
     pairs = [random_pair(seed) for seed in range(60)]
@@ -60,6 +61,7 @@ def test_stardist_scores_an_empty_image_0(stardist_matching):
     assert summarise(pd.DataFrame([row_of(empty, empty)]))["rq"] == 1
 
 
+@pytest.mark.slow
 def test_panoptic_quality_is_torchmetrics():
     panoptic_quality = oracle("torchmetrics.functional.detection").panoptic_quality
 

@@ -291,6 +291,7 @@ class TestLibraries:
         code = "import sys, cellray.cli; print([m for m in ('monai', 'timm', 'torchvision') if m in sys.modules])"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
@@ -405,6 +406,7 @@ class TestWeights:
         with pytest.raises(StudyError, match=words):
             load(tmp_path, "{base_features: 2}", "{weights: start.pt}", read_weights=read)
 
+    @pytest.mark.slow
     def test_a_trial_starts_from_them_and_a_changed_file_never_does(self, images, tmp_path):
         first, sets, ledger = trained(images, tmp_path)
         (trial,) = [t for t in first.trials() if t.label == "Dice"]
@@ -429,6 +431,7 @@ class TestWeights:
         failed = run_trial(stale, sets, ledger)
         assert failed is not None and failed.outcome == "failed" and "they differ here" in str(failed.reason)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("address", "words"),
         [

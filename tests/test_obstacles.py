@@ -75,6 +75,7 @@ def train(place: Place):
 REFUSALS = {"full disk": errno.ENOSPC, "full quota": errno.EDQUOT, "no right": errno.EACCES, "bad disk": errno.EIO}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "where"),
     [
@@ -134,6 +135,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_a_trial_with_a_damaged_checkpoint_is_trained_again_to_the_same_record(place, name, damage):
@@ -150,6 +152,7 @@ def test_a_trial_with_a_damaged_checkpoint_is_trained_again_to_the_same_record(p
     assert all(same(lasting(a), lasting(b)) for a, b in zip(place.ledger.records(), whole, strict=True))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_damaged_in_the_middle_of_a_training_costs_the_epochs_before_it(place, monkeypatch):
     monkeypatch.setenv("CELLRAY_CACHE", str(place.cache))
     study = tiny_study(place.folder / "disks")
@@ -163,6 +166,7 @@ def test_a_checkpoint_that_is_damaged_in_the_middle_of_a_training_costs_the_epoc
     assert same(lasting(record), lasting(next(r for r in place.ledger.records() if r.label == "Dice")))
 
 
+@pytest.mark.slow
 def test_a_missing_best_checkpoint_of_a_complete_training_is_made_again(place):
     path = place.file("TRIAL/checkpoints/best.pt")
     path.unlink()
@@ -227,6 +231,7 @@ OBSTACLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "damage"), OBSTACLES, ids=[f"{p} {d.__name__}" for p, d in OBSTACLES])
 def test_a_damaged_trial_is_named_and_missing_and_the_others_are_shown(place, path, damage):
     file = place.file(path)
@@ -249,6 +254,7 @@ def test_status_and_compare_name_a_damaged_trial(place, what):
         assert "Traceback" not in done.stderr and what in done.stdout + done.stderr, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_an_overlay_that_is_no_picture_is_named_and_left_out(place, content):
     for file in place.file("TRIAL/overlays").iterdir():
@@ -258,6 +264,7 @@ def test_an_overlay_that_is_no_picture_is_named_and_left_out(place, content):
     assert "Dice: overlays/test.best.png is damaged and left out" in page
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_report_is_named(place):
     (place.folder / "studies/tiny/report").write_text("")
     told = refused(place, "report", "tiny")
@@ -301,6 +308,7 @@ def test_a_study_that_ran_with_such_a_label_is_still_read(place):
     assert [trial.label for trial in known_study(stored, None).trials()] == ["a\x1bb "]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlflow.db", "mlartifacts", "MLFLOW.DB", "mlflow.db-wal"])
 def test_a_study_is_not_called_as_the_store_beside_it(place, name):
     write_study(place, name=name)
@@ -318,6 +326,7 @@ def test_text_that_is_none_gives_a_sentence(place, text):
 LABELS = ["[/]", "[red]x[/red]", "=1+2", "@x", "<b>&"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_a_label_is_the_same_everywhere(place, label):
     write_study(place, configurations=[{"label": label, "loss": {"name": "dice"}}])
@@ -337,6 +346,7 @@ def test_numbers_of_a_csv_stay_numbers():
     assert csv_bytes(table) == b"label,value\n'-1,-1.5\n'+x,2.0\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["{} >&-", "{} | true"])
 def test_nobody_who_reads_is_no_traceback(place, shell):
     command = shlex.join([sys.executable, "-m", "cellray", "status", "tiny", "--json"])
@@ -365,6 +375,7 @@ def test_a_ray_that_does_not_start_is_no_bad_input(place, monkeypatch):
     assert "To try again: cellray sweep tiny.yaml" in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_letters_that_the_terminal_lacks_are_no_traceback(place):
     command, env = (
         [sys.executable, "-m", "cellray", "plan", "tiny.yaml"],

@@ -105,6 +105,7 @@ class TestScores:
         assert len({metrics["f1_iou"] for metrics in one_by_one.values()}) > 10
         assert len({metrics["n_pred"] for metrics in one_by_one.values()}) > 10
 
+    @pytest.mark.slow
     def test_the_choice_is_the_best_of_all_candidates(self):
         choice = choose_point(*scenes(), DIAMETER_PX, EvaluationConfig())
         grid, shared = grid_with(PUBLISHED_POINT)

@@ -229,6 +229,7 @@ def test_a_ring_and_what_lies_in_it_share_a_box():
     assert (slot.height, slot.width) >= (200, 200)
 
 
+@pytest.mark.slow
 def test_stages_called_apart_give_what_the_chain_gives():
     probs = fnc_like(7, width=640, height=480)
     point = OperatingPoint(threshold=0.6)

@@ -114,6 +114,7 @@ class Sweep:
 
 
 class TestAgenda:
+    @pytest.mark.slow
     def test_each_configuration_has_its_rate_and_all_its_seeds_the_same(self, images, tmp_path):
         sweep = Sweep(tuned(images), tmp_path)
         agenda = sweep()
@@ -135,6 +136,7 @@ class TestAgenda:
             sets.keys(t)[0] for t in given.trials() if t.label == "Dice"
         ]
 
+    @pytest.mark.slow
     def test_whatever_ends_first_and_is_killed_it_comes_out_the_same(self, images, tmp_path):
         whole = Sweep(tuned(images), tmp_path / "whole")
         whole()
@@ -170,6 +172,7 @@ class TestAgenda:
             labels.add(task.trial.label)
         assert labels == {"BCE"}
 
+    @pytest.mark.slow
     def test_in_a_search_each_suggestion_has_its_rate(self, images, tmp_path):
         space = {"loss": {"name": "tversky", "settings": {"fn_weight": {"uniform": [0.1, 0.9]}}}}
         study = tuned(images, configurations=[], search={"budget": 3, "space": space})

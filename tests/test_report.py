@@ -179,6 +179,7 @@ def test_the_verdict_is_about_the_runs_that_ended_and_names_the_lost_ones():
 SEEDS = (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_answer_names_the_best_where_every_comparison_decides():
     plan = plan_for(["A", "B"], seeds=SEEDS)
     values = {"A": (0.80, 0.82, 0.81), "B": (0.60, 0.61, 0.60)}  # differences 0.20, 0.21, 0.21
@@ -248,6 +249,7 @@ def test_what_is_open_is_said_with_its_cost():
     assert int(found[2]) == 2 * (int(found[1]) - 5) and found[3] == f"{found[2]} min"
 
 
+@pytest.mark.slow
 def test_those_are_named_that_are_fewer():
     far, near = {"D": (0.42, 0.40, 0.41, 0.40, 0.39)}, {"E": (0.86, 0.75, 0.80, 0.77, 0.81)}
     many = "of each of the 2 others, another does at least as well."
@@ -256,6 +258,7 @@ def test_those_are_named_that_are_fewer():
     assert open_study(far | near)[2] == f"Any of the 5 may be the best but C and D: {few}"
 
 
+@pytest.mark.slow
 def test_what_is_the_same_within_the_margin_is_said():
     # B scatters too widely to be promised anything of
     assert open_study(within=0.5)[3] == "A and C will all do within 0.5 F1 (IoU) of the best."
@@ -386,6 +389,7 @@ def test_an_image_is_shrunk_below_its_share(small):
     assert width / height == pytest.approx(4 / 3, rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_empty_study_has_a_report_too(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     assert "report/index.html" in build_report(Results.now(ledger, plan_for(["A", "B"], seeds=(0,))))
@@ -450,6 +454,7 @@ def test_the_actor_keeps_the_table_current_without_reading_or_writing_much(tmp_p
     assert actor.status()["running"][0]["eta_s"] == 6 * 2.0 + 6.0  # six of ten epochs are left, and an evaluation
 
 
+@pytest.mark.slow
 def test_a_report_of_the_same_results_is_not_built_again(tmp_path):
     ledger = Counting(str(tmp_path), "made_up")
     plan = plan_for(["A"], seeds=(0, 1))
@@ -481,6 +486,7 @@ def test_a_restarted_actor_knows_everything_again(tmp_path):
     assert len(status["table"]["rows"]) == 12
 
 
+@pytest.mark.slow
 def test_the_observer_passes_on_news_and_builds_the_report(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     actor = ReportActor(ledger, plan_for(["A"], seeds=(0,)))

@@ -157,6 +157,7 @@ def test_every_figure_is_small_valid_and_the_same_again(study):
             assert (again.svg, again.png) == (drawing.svg, drawing.png), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ranking", "drop", "errors", "strata", "critical", "pairs", "stability"])
 def test_labels_of_twelve_configurations_neither_overlap_nor_run_over(study, name):
     plot, args, how = every_figure(study)[name]

@@ -181,6 +181,7 @@ def test_a_question_is_answered_while_the_table_is_made(tmp_path):
     assert actor.status()["table"]["rows"][0][2] == "0.700 ± 0.141"  # 0.1 x sqrt(2)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_away_for_a_while_costs_nothing(tmp_path):
     ledger = Moody(str(tmp_path))
     actor = ReportActor(ledger, plan_for(["A"], SEEDS), background=True, flush_s=0.05)
@@ -196,6 +197,7 @@ def test_a_ledger_that_is_away_for_a_while_costs_nothing(tmp_path):
     until(lambda: ledger.exists("report/ranking.csv") and b"0.8" in ledger.read("report/ranking.csv"))
 
 
+@pytest.mark.slow
 def test_an_actor_that_starts_while_the_ledger_is_away_learns_the_records_later(tmp_path):
     ledger = Moody(str(tmp_path))
     ledger.write_record(record("A", 0, {"test": scores(0.8)}), {}, {})
@@ -218,6 +220,7 @@ def test_a_restarted_actor_takes_the_plan_of_the_ledger(tmp_path):
     assert actor.status()["table"]["rows"][0][1] == "#1"
 
 
+@pytest.mark.slow
 def test_news_of_a_plan_are_newer_than_the_ledgers(tmp_path):
     ledger = Moody(str(tmp_path))
     ledger.write_plan(plan_for(["A"], SEEDS).trials)
@@ -262,6 +265,7 @@ def test_tables_are_written_again_only_if_something_came_in(tmp_path):
 # The page of a sweep that runs.
 
 
+@pytest.mark.slow
 def test_the_live_page_shows_curves_the_table_and_the_last_trial(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     plan = write_realistic(ledger, labels=["A", "<b>"], seeds=SEEDS, n_images=4, epochs=4, missing=[("A", 1)])
@@ -280,6 +284,7 @@ def test_the_live_page_shows_curves_the_table_and_the_last_trial(tmp_path):
     assert "<b>," not in page
 
 
+@pytest.mark.slow
 def test_the_live_page_gives_way_to_the_report(tmp_path):
     ledger = Ledger(str(tmp_path), "made_up")
     actor = ReportActor(ledger, plan_for(["A"], (0,)))
@@ -289,6 +294,7 @@ def test_the_live_page_gives_way_to_the_report(tmp_path):
     assert ledger.exists("report/index.html")
 
 
+@pytest.mark.slow
 def test_the_page_is_opened_once_it_is_there(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -309,6 +315,7 @@ def planned(*who):
     return [PlannedTrial(label, seed, key_of(label, seed), "e" * 16) for label, seed in who]
 
 
+@pytest.mark.slow
 def test_a_plan_that_grows_is_passed_on(tmp_path):
     study = tiny_study(tmp_path)
     ledger = Ledger(str(tmp_path), study.name)

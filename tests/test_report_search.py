@@ -156,6 +156,7 @@ def test_inference_copes_with_few_configurations_left(left):
     assert ranked(tables).low.notna().sum() == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_report_is_built_whatever_is_left(tmp_path, left):
     ledger = Ledger(str(tmp_path), "made_up")

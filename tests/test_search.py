@@ -128,6 +128,7 @@ class TestSearch:
         assert all(f["state"] == "finished" and f["seeds"] == 2 for f in facts)
         assert len(sweep.ran) == len(set(sweep.ran)) == 16
 
+    @pytest.mark.slow
     def test_a_search_is_the_same_whatever_ends_first_and_whatever_is_killed(self, images, tmp_path):
         straight = Sweep(searching(images), tmp_path / "a", by_fn_weight, n_workers=1)
         straight()
@@ -144,6 +145,7 @@ class TestSearch:
         assert killed.facts == straight.facts
         assert len(set(killed.ran)) == 16
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", ["tpe", "random", "gp"])
     def test_every_sampler_suggests_within_the_space(self, images, tmp_path, method):
         sweep = Sweep(searching(images, method=method, budget=12), tmp_path, by_fn_weight)
@@ -155,6 +157,7 @@ class TestSearch:
         assert all(0.1 <= w <= 0.9 for w in weights) and len(weights) + len(sums) == 10
         assert all(sum(v for k, v in p.items() if k.endswith("weight")) == pytest.approx(1) for p in sums)
 
+    @pytest.mark.slow
     def test_two_metrics_go_to_nsga2(self, images, tmp_path):
         study = searching(images, method="nsga2", metrics=["f1_iou", "dice"], budget=10)
         sweep = Sweep(study, tmp_path, by_fn_weight)
@@ -235,6 +238,7 @@ class TestSearch:
         values = {f["number"]: f["values"][0] for f in sweep.facts}
         assert excess == pytest.approx({n: 0.6 - values[n] for n in excess}) and len(excess) == 3
 
+    @pytest.mark.slow
     def test_tpe_learns(self, images, tmp_path):
         space = {"loss": {"name": "tversky", "settings": {"fn_weight": {"uniform": [0.0, 1.0]}}}}
         study = searching(images, space=space, budget=40, configurations=[], seeds=[0])
@@ -339,6 +343,7 @@ class TestStopping:
         assert ("C3", 0, 6) not in sweep.ran and ("C3", 0, None) not in sweep.ran
         assert {until for label, _, until in sweep.ran if label == "C4"} == {3, 6, None}
 
+    @pytest.mark.slow
     def test_decisions_are_the_same_whatever_ends_first_and_whatever_is_killed(self, images, tmp_path):
         def score(trial):
             return None if (trial.label, trial.seed) == ("C4", 0) else trial.loss.settings["fn_weight"] * 7 % 1
@@ -360,6 +365,7 @@ class TestStopping:
         sweep = Sweep(stopping_study(images, 3), tmp_path, score)
         assert {e.label: e.state for e in sweep().entries}["C2"] == "stopped"
 
+    @pytest.mark.slow
     def test_without_the_rule_stopped_trials_go_on(self, images, tmp_path):
         Sweep(stopping_study(images), tmp_path, lambda trial: trial.loss.settings["fn_weight"] * 7 % 1)()
         study = stopping_study(images).model_copy(update={"stopping": None})
@@ -369,6 +375,7 @@ class TestStopping:
         assert stopped and set(sweep.ran) == stopped
         assert {r.outcome for r in sweep.ledger.records()} == {"finished"}
 
+    @pytest.mark.slow
     def test_a_search_hears_of_those_that_were_stopped(self, images, tmp_path):
         study = searching(images, budget=12).model_copy(
             update={"stopping": StoppingConfig(rule="median", at=(0.5,), grace=3)}
@@ -429,6 +436,7 @@ class TestDeciding:
         most = max(agenda.entries, key=lambda e: len(e.trials))
         assert [t.seed for t in most.trials][:7] == [5, 0, 25, 1, 2, 3, 4]  # those listed, and then the rest
 
+    @pytest.mark.slow
     def test_decisions_are_the_same_whatever_ends_first_and_whatever_is_killed(self, images, tmp_path):
         straight = self.deciding(images, tmp_path / "a", at_most="200 trials", n_workers=1)
         straight()

@@ -87,6 +87,7 @@ class Flaky:
         return 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "message",
     [
@@ -119,6 +120,7 @@ def test_what_does_not_pass_is_raised_at_once(message):
     assert act.calls == 1
 
 
+@pytest.mark.slow
 def test_patience_ends(quick):
     act = Flaky(10**9, "AWS Error NETWORK_CONNECTION")
     begun = time.monotonic()

@@ -286,6 +286,7 @@ def supervised(template, study_file, tmp_path, monkeypatch):
         yield cluster, submit
 
 
+@pytest.mark.slow
 def test_a_study_that_is_wrong_ends_at_once_and_one_that_broke_off_is_tried_again(supervised, capfd):
     _, submit = supervised
     space, job = submit("echo Error: dataset disks: no such folder >&2; exit 2")
@@ -305,6 +306,7 @@ def test_a_study_that_is_wrong_ends_at_once_and_one_that_broke_off_is_tried_agai
     assert found.said == "MemoryError: no more" and not found.trouble.passes
 
 
+@pytest.mark.slow
 def test_a_lost_head_is_followed_by_a_new_start(supervised, study_file, monkeypatch, tmp_path, capsys):
     cluster, _ = supervised
     (tmp_path / "run.sh").write_text("test -f $0.once && exit 0; touch $0.once; exec sleep 60")
@@ -338,6 +340,7 @@ def waiting(reason: str, message: str) -> dict:
     return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
 
 
+@pytest.mark.slow
 def test_what_pods_lack_is_shown_once_and_no_such_image_ends_it(supervised):
     cluster, submit = supervised
     space, job = submit("exec sleep 60")
@@ -364,6 +367,7 @@ def test_what_pods_lack_is_shown_once_and_no_such_image_ends_it(supervised):
     assert found is not None and found.trouble.name == "no such image" and found.who == "head"
 
 
+@pytest.mark.slow
 def test_a_rayjob_deleted_behind_ones_back_is_said(supervised):
     _, submit = supervised
     space, job = submit("exec sleep 60")

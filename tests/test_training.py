@@ -409,6 +409,7 @@ class TestFit:
             length = math.sqrt(sum((p.grad / 8).square().sum().item() for p in model.parameters()))
             assert scale * length == pytest.approx(1, rel=1e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("balance", ["none", "gradient"])
     def test_a_loss_with_maps_trains_and_repeats_after_a_kill(self, balance):
         terms = (TermConfig(name="soft_panoptic"), TermConfig(name="boundary"), TermConfig(name="dice"))
@@ -522,6 +523,7 @@ class TestFit:
         assert same_weights(first.best_state, second.best_state)
         assert untimed(first.run.history) == untimed(second.run.history)
 
+    @pytest.mark.slow
     def test_a_resumed_range_test_is_not_repeated(self):
         trial = tiny_trial(epochs=3, lr="range_test", range_test={"steps": 10})
         store = Store()

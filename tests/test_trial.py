@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from tiny_study import draw_images, lasting, lasting_history, same, tiny_study
 
 from cellray.errors import DataError, LedgerError
 from cellray.ledger import Ledger
+from cellray.training.adam import Adam
 from cellray.trial import Sets, record_failure, record_stopped, run_trial
 from cellray.trial import run as trial_module
 
@@ -49,13 +49,13 @@ def undisturbed(images, tmp_path_factory):
 @pytest.fixture
 def steps(monkeypatch):
     """Counts the optimiser's steps."""
-    taken, step = [], torch.optim.Adam.step
+    taken, step = [], Adam.step
 
     def spy(self, *args, **kwargs):
         taken.append(1)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(Adam, "step", spy)
     return taken
 
 
@@ -78,6 +78,7 @@ def test_a_record_says_what_was_done_and_what_came_out(undisturbed):
     assert all(ledger.exists(f"trials/{record.key}/{overlay.file}") for overlay in record.overlays)
 
 
+@pytest.mark.slow
 def test_a_trial_repeats_bit_for_bit_elsewhere(undisturbed, tmp_path):
     elsewhere = draw_images(tmp_path / "same images, another folder")
     again = Run(elsewhere, tmp_path / "storage", name="another_name", configurations=[
@@ -106,6 +107,7 @@ def test_another_seed_loss_or_image_is_another_trial(undisturbed, images, tmp_pa
     assert len(keys) == 1 + len(others)
 
 
+@pytest.mark.slow
 def test_another_matching_threshold_judges_again_without_training(undisturbed, images, tmp_path, steps):
     run = Run(images, tmp_path)
     first = run()
@@ -144,6 +146,7 @@ def test_an_interrupted_trial_goes_on_to_the_same_record(
         pd.testing.assert_frame_equal(run.history(), undisturbed.history(), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_process_that_was_cut_off_leaves_the_record_of_the_one_that_took_over(undisturbed, images, tmp_path):
     run, taken_over = Run(images, tmp_path), []
 
@@ -211,6 +214,7 @@ def test_opening_tells_the_progress_of_each_set(tmp_path, monkeypatch):
     assert told[-1] == ("disks", 11, 11)
 
 
+@pytest.mark.slow
 def test_a_paused_trial_goes_on_as_if_nothing_had_been(undisturbed, images, tmp_path):
     run, rows = Run(images, tmp_path), []
     assert run(until=2, on_epoch=rows.append) is None and run.ledger.records() == []
@@ -219,6 +223,7 @@ def test_a_paused_trial_goes_on_as_if_nothing_had_been(undisturbed, images, tmp_
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_has_a_record_without_scores_and_can_go_on(undisturbed, images, tmp_path):
     run = Run(images, tmp_path)
     run(until=2)

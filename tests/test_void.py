@@ -213,6 +213,7 @@ class TestFiles:
         assert (data.void(0)[:, 8:] == 0).all()
         assert (data.void(0) == (strip & (data.labels(0) == 0))).all()
 
+    @pytest.mark.slow
     def test_a_trial_is_judged_outside_of_them(self, tmp_path):
         """Every pixel of every image is counted but those of a strip of 8 columns, where no cell is above it."""
         strip = np.arange(96) < 8
