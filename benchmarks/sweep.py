@@ -38,7 +38,7 @@ from cellray.tracking import MLflowTracker, default_store
 from cellray.trial import Sets
 
 MOST_OVERHEAD_S, LEAST_RATIO, MOST_GROWTH, MOST_MEMORY_MB = 0.2, 5.0, 1.3, 60.0
-MOST_START_S, MOST_HELP_S = 15.0, 0.5
+MOST_START_S, MOST_HELP_S = 8.0, 0.5
 N_VALUES = 13
 """A row of a trial's history has so many, about."""
 SYNTHETIC = {"n_trainval": 4, "n_test": 2, "width_px": 64, "height_px": 64}

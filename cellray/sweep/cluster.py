@@ -114,6 +114,9 @@ def _start(options: dict[str, Any]) -> None:
     plain_params: Any = parameter.RayParams
     # What a terminal or `timeout` tells all processes of this group is for this one to answer: it ends Ray in its turn.
     apart = {"ConsolePopen": partial(services.ConsolePopen, start_new_session=True)}
+    # Nothing that serves pages and jobs, scales a cluster up or collects logs: they take two seconds to start.
+    bare = {"start_api_server": lambda *_, **__: (None, None)}
+    few = {"no_monitor": True, "include_log_monitor": False}
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -132,8 +135,8 @@ def _start(options: dict[str, Any]) -> None:
             # others reach this machine, and listens there.
             with (
                 _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
-                _replaced(parameter, RayParams=partial(plain_params, **ports)),
-                _replaced(services, start_raylet=_without_agents(ports), **apart, **patient),
+                _replaced(parameter, RayParams=partial(plain_params, **ports, **few)),
+                _replaced(services, start_raylet=_without_agents(ports), **apart, **bare, **patient),
             ):
                 return _init(options)
         except BaseException as error:  # Ray raises plain ones, too
