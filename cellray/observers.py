@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.study import Study, Trial
 
 _log = logging.getLogger(__name__)
+
+
+class Tries(NamedTuple):
+    """The shorter trainings that choose learning rates."""
+
+    done: int
+    planned: int
+    """As far as is known: there are more where the highest or the lowest rate does best."""
 
 
 class Observer:
@@ -25,6 +34,9 @@ class Observer:
 
     def on_plan(self, study: Study, plan: list[PlannedTrial]) -> None:
         """The plan has grown: a search suggested a configuration, or a race gave another seed."""
+
+    def on_tries(self, tries: Tries) -> None:
+        """How far the trainings are that choose learning rates, at the start and after each of them."""
 
     def on_trial_start(self, trial: Trial) -> None:
         """A trial was given its resources; it may be one that goes on after its process died."""

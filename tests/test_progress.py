@@ -12,6 +12,7 @@ from tiny_study import tiny_study
 
 from cellray.cli.progress import ProgressObserver
 from cellray.ledger import Ledger
+from cellray.observers import Tries
 from cellray.record import PlannedTrial
 from cellray.training.state import TrainingRun, to_bytes
 
@@ -57,3 +58,21 @@ def test_the_time_left_counts_what_earlier_trials_took(tmp_path):
         time.sleep(0.02)
     observer.on_finish()
     assert "2 min left" in text.getvalue()
+
+
+def test_the_trainings_that_choose_rates_have_a_bar_of_their_own(tmp_path):
+    ledger = Ledger(str(tmp_path / "store"), "tiny")
+    text = io.StringIO()
+    observer = ProgressObserver(Console(file=text, width=140, force_terminal=True), ledger)
+    observer.on_start(tiny_study(tmp_path), [PlannedTrial("Dice", 0, key_of("Dice", 0), "e" * 16)])
+    observer.on_tries(Tries(0, 6))
+    observer.on_tries(Tries(2, 8))
+    end = time.monotonic() + 60
+    while "2/8 trainings" not in text.getvalue() and time.monotonic() < end:  # drawn ten times a second
+        time.sleep(0.02)
+    before = len(text.getvalue())
+    observer.on_tries(Tries(8, 8))
+    time.sleep(0.3)
+    observer.on_finish()
+    assert "learning rates" in text.getvalue()[:before]
+    assert "trainings" not in text.getvalue()[before:].rpartition("study")[2]

@@ -212,7 +212,7 @@ class Heard(Observer):
     """Remembers which trials it was told of, and the notes."""
 
     def __init__(self):
-        self.trials, self.plans, self.notes = set(), [], []
+        self.trials, self.plans, self.notes, self.tries = set(), [], [], []
 
     def on_start(self, study, plan):
         self.plans.append([planned.key for planned in plan])
@@ -228,6 +228,9 @@ class Heard(Observer):
     def on_note(self, sentence):
         self.notes.append(sentence)
 
+    def on_tries(self, tries):
+        self.tries.append(tuple(tries))
+
 
 @pytest.mark.slow
 def test_a_real_sweep_tells_of_the_rates_and_of_the_trials_with_them(images, tmp_path):
@@ -242,6 +245,8 @@ def test_a_real_sweep_tells_of_the_rates_and_of_the_trials_with_them(images, tmp
     first, chosen = (note for note in heard.notes if "learning rate" in note)
     assert first == "3 shorter trainings choose learning rates first"
     assert chosen.startswith(f"Dice is trained at a learning rate of {record.lr:g} (validation Dice at ")
+    n = heard.tries[-1][1]  # three, or more where the best was at an end
+    assert heard.tries[0] == (0, 3) and [done for done, _ in heard.tries] == list(range(n + 1))
     again = Heard()
     assert run_sweep(study, sets, ledger, observers=[again]) == [record]  # without Ray: nothing is to do
-    assert (again.notes, again.plans) == ([], [[record.key]])
+    assert (again.notes, again.tries, again.plans) == ([], [], [[record.key]])

@@ -14,6 +14,7 @@ from tiny_study import tiny_study
 
 from cellray.cli.progress import PageOpener
 from cellray.ledger import Ledger
+from cellray.observers import Tries
 from cellray.record import PlannedTrial
 from cellray.report import ReportActor, ReportObserver, StudyFacts, make_tables
 from cellray.report.actor import LedgerReportActor
@@ -282,6 +283,28 @@ def test_the_live_page_shows_curves_the_table_and_the_last_trial(tmp_path):
     assert page.count("data:image/webp;base64,") == 3
     assert "The last trial that ended: &lt;b&gt;, seed" in page
     assert "<b>," not in page
+
+
+def test_before_the_first_trial_it_is_said_how_far_the_learning_rates_are(tmp_path):
+    now = [0.0]
+    ledger = Ledger(str(tmp_path), "made_up")
+    actor = ReportActor(ledger, plan_for(["A"], (0,)), clock=lambda: now[0])
+    assert actor.status()["tries"] is None
+    actor.tried(Tries(4, 20))  # four were there before
+    said = "choosing learning rates: 4 of 20 shorter trainings done"
+    assert actor.status()["tries"] == {"done": 4, "planned": 20, "eta_s": None, "said": said}
+    now[0] = 60.0
+    actor.tried(Tries(8, 24))
+    now[0] = 75.0
+    said = "choosing learning rates: 8 of 24 shorter trainings done, about 4 min left of them"
+    # four took 60 s, so sixteen take 240 s, of which 15 are over
+    assert actor.status()["tries"] == {"done": 8, "planned": 24, "eta_s": 225.0, "said": said}
+    actor.flush()
+    assert f"Now {said}." in ledger.read("report/live.html").decode()
+    actor.tried(Tries(24, 24))
+    assert actor.status()["tries"] is None
+    actor.flush()
+    assert "learning rates" not in ledger.read("report/live.html").decode()
 
 
 @pytest.mark.slow

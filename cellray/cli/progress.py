@@ -16,7 +16,7 @@ from rich.text import Text
 from cellray.errors import CheckpointError
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS
-from cellray.observers import Observer
+from cellray.observers import Observer, Tries
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.report import SweepProgress
 from cellray.report.words import listing
@@ -50,6 +50,7 @@ class ProgressObserver(Observer):
             transient=True,
         )
         self._whole: TaskID | None = None
+        self._tries: TaskID | None = None
         self._running: dict[tuple[str, int], TaskID] = {}
         self._share: dict[tuple[str, int], float] = {}
         self._study: Study | None = None
@@ -99,6 +100,22 @@ class ProgressObserver(Observer):
             self._progress.replan(plan_of(study, plan))
         if self._whole is not None:
             self._bars.update(self._whole, total=self._n_planned - self._n_before)
+
+    def on_tries(self, tries: Tries) -> None:
+        if self._progress is None:
+            return
+        self._progress.tried(tries)
+        if self._tries is None:
+            self._tries = self._bars.add_task("learning rates", state="", left=self._tries_left)
+        done, planned = tries
+        is_over = done == planned
+        self._bars.update(
+            self._tries, completed=done, total=planned, state=f"{done}/{planned} trainings", visible=not is_over
+        )
+
+    def _tries_left(self) -> float | None:
+        row = None if self._progress is None else self._progress.tries_row()
+        return None if row is None else row["eta_s"]
 
     def on_trial_start(self, trial: Trial) -> None:
         if self._progress is not None:

@@ -150,6 +150,8 @@ def status(
     who = f"running (process {held.pid} on {held.host})" if held else "no sweep is running"
     name = escape(ledger.study)
     out.print(f"[bold]{name}[/bold]: {state['planned']} trials planned, {done}; {who}", highlight=False)
+    if held and state.get("tries"):
+        out.print(f"  {state['tries']['said']}", highlight=False)
     for row in state["running"] if held else []:
         of = f"/{row['epochs']}" if row["epochs"] else ""
         dice = f", val Dice {row['val_dice']:.3f}" if row["val_dice"] is not None else ""

@@ -23,6 +23,7 @@ from typing import Any
 
 from cellray.errors import LedgerError
 from cellray.ledger import Ledger
+from cellray.observers import Tries
 from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
 from cellray.report.build import build_report, is_built, live_metrics, load_tables, table_files
@@ -97,6 +98,13 @@ class ReportActor:
             loaded.wait(2.0)  # a small ledger is known from the start
         else:
             self._read_records()
+
+    def tried(self, tries: Tries) -> None:
+        """How far the trainings are that choose learning rates."""
+        with self._state:
+            self._progress.tried(tries)
+            self._has_news = True
+        self._flush_when_due()
 
     def trial_started(self, label: str, seed: int, key: str) -> None:
         """A trial begins; a resumed one may begin again."""
@@ -182,6 +190,7 @@ class ReportActor:
                 "planned": len(progress.plan.trials),
                 "done": done,
                 "missing": len(progress.plan.trials) - progress.n_done,
+                "tries": progress.tries_row(),
                 "running": progress.running_rows(),
                 "eta_s": progress.eta_s(),
                 "table_of": self._table_of,

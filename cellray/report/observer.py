@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cellray.ledger import Ledger
-from cellray.observers import Observer
+from cellray.observers import Observer, Tries
 from cellray.record import EpochRow, PlannedTrial, TrialRecord
 from cellray.report.actor import ReportActor, start_report_actor
 from cellray.report.build import build_report
@@ -37,6 +37,7 @@ class ReportObserver(Observer):
         self._plan: Plan | None = None
         self._keys: dict[tuple[str, int], str] = {}
         self._facts = StudyFacts()
+        self._tries: Tries | None = None
         self._grown: Study | None = None  # the study, once it has more configurations than the facts know
         self.paths: list[str] = []
         """What was written, once the sweep has finished."""
@@ -55,6 +56,8 @@ class ReportObserver(Observer):
                 if _ray_runs()
                 else ReportActor(self._ledger, self._plan, study_facts=self._facts)
             )
+            if self._tries is not None:
+                self._tell("tried", self._tries)
 
     def on_plan(self, study: Study, plan: Iterable[PlannedTrial]) -> None:
         """The plan has grown, and is in the ledger; told on without waiting."""
@@ -65,6 +68,12 @@ class ReportObserver(Observer):
         self._plan = plan
         self._keys = {(trial.label, trial.seed): trial.key for trial in plan.trials}
         return plan
+
+    def on_tries(self, tries: Tries) -> None:
+        """Told on without waiting, once there is whom to tell."""
+        self._tries = tries
+        if self._actor is not None:
+            self._tell("tried", tries)
 
     def on_trial_start(self, trial: Trial) -> None:
         """Told on without waiting."""

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from cellray.observers import Tries
 from cellray.record import EpochRow, PlannedTrial, TrialRecord, TrialSettings
 from cellray.results import Plan
 from cellray.scores import as_float
+from cellray.times import duration
 
 
 def slim(record: TrialRecord, metrics: Collection[str]) -> TrialRecord:
@@ -46,6 +48,16 @@ class LostRow(TypedDict):
     key: str
 
 
+class TriesRow(TypedDict):
+    """The trainings that choose learning rates, in `report/status.json`."""
+
+    done: int
+    planned: int
+    eta_s: float | None
+    said: str
+    """All of it in a sentence's words."""
+
+
 class RunningRow(TypedDict):
     """A running trial, in `report/status.json`."""
 
@@ -74,6 +86,8 @@ class SweepStatus(TypedDict):
     done: dict[str, int]
     """Trials by outcome."""
     missing: int
+    tries: TriesRow | None
+    """None where none is to be done any more."""
     running: list[RunningRow]
     eta_s: float | None
     table_of: int
@@ -108,6 +122,7 @@ class SweepProgress:
 
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._tries: list[tuple[float, Tries]] = []  # when they were first and last heard of, and how far they were
         self.running: dict[tuple[str, int], _Running] = {}
         self.records: dict[str, TrialRecord] = {}
         """By key; also those that the plan doesn't name, since a plan may grow."""
@@ -129,6 +144,24 @@ class SweepProgress:
         self._epochs: Counter[int] = Counter()  # of finished trials
         for record in self.records.values():
             self._count(record, 1)
+
+    def tried(self, tries: Tries) -> None:
+        """How far the trainings are that choose learning rates."""
+        self._tries = [*self._tries[:1], (self._clock(), tries)]
+
+    def tries_row(self) -> TriesRow | None:
+        """How far they are, and when at this pace the last one ends; None where none is to be done."""
+        if not self._tries:
+            return None
+        (began, first), (at, last) = self._tries[0], self._tries[-1]
+        left, done = last.planned - last.done, last.done - first.done
+        if left == 0:
+            return None
+        eta_s = round(max((at - began) / done * left - (self._clock() - at), 0.0), 1) if done else None
+        said = f"choosing learning rates: {last.done} of {last.planned} shorter trainings done"
+        if eta_s is not None:
+            said += f", about {duration(eta_s)} left of them"
+        return {"done": last.done, "planned": last.planned, "eta_s": eta_s, "said": said}
 
     def started(self, label: str, seed: int, key: str = "") -> None:
         """A trial begins; a resumed one may begin again. Its key is the plan's, unless that is older than it."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cellray.ledger import Ledger
+from cellray.observers import Tries
 from cellray.record import Plain, PlannedTrial, SearchLog, TrialRecord
 from cellray.results import plan_of
 from cellray.search.entries import Entry, Task
@@ -82,9 +83,10 @@ class Agenda:
         return [[planned.key for planned in entry.trials] for entry in self.entries]
 
     @property
-    def n_tries(self) -> int:
-        """Trainings that are to try a learning rate, as far as is known now."""
-        return sum(task.trial.tries_rate for *_, task in self._ready)
+    def tries(self) -> Tries:
+        """The trainings that try a learning rate."""
+        dice = [found for entry in self.entries for rate in entry.rates for found in rate.dice]
+        return Tries(sum(found is not None for found in dice), len(dice))
 
     @property
     def is_finished(self) -> bool:

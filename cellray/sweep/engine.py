@@ -66,8 +66,9 @@ def run_sweep(
             agenda.stopped.clear()  # the plan has them
             agenda.notes.clear()  # old news
             tell(observers, "on_start", agenda.study, agenda.plan)
-            if agenda.n_tries:
-                tell(observers, "on_note", f"{agenda.n_tries} shorter trainings choose learning rates first")
+            if n_tries := agenda.tries.planned - agenda.tries.done:
+                tell(observers, "on_note", f"{n_tries} shorter trainings choose learning rates first")
+                tell(observers, "on_tries", agenda.tries)
             try:
                 if not agenda.is_finished:
                     from cellray.sweep.tuner import run_agenda  # needs Ray, which a finished study doesn't

@@ -226,6 +226,8 @@ class News(TrialProgressCallback):
         agenda, observers = self._feed.agenda, self._observers
         before = agenda.keys
         record = agenda.ended(ended)
+        if ended.tries_rate:
+            tell(observers, "on_tries", agenda.tries)
         if self._study.keeps_log:
             agenda.write()
         for words in agenda.notes:
