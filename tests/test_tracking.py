@@ -34,6 +34,7 @@ from cellray.tracking import (
     default_store,
     public_uri,
     register_model,
+    run_tree,
     sync,
 )
 from cellray.tracking.seed_means import outcome_counts, seed_summaries, worst_compared
@@ -152,6 +153,41 @@ def test_a_second_sweep_and_a_sync_open_no_run_and_change_nothing(study, ledger,
     assert tracker.close() is None
     assert sync(ledger, study, store).n_written == 0
     np.testing.assert_equal(content_of(store), first)  # takes NaN for equal
+
+
+def test_a_store_that_has_everything_is_not_opened_and_one_that_lacks_something_is(study, ledger, store, monkeypatch):
+    ledger.write("study.yaml", b"name: losses\n")
+    ledger.write("report/verdict.txt", b"Take Dice.")
+    sweep(MLflowTracker(ledger, store), ledger, study)
+    first, client = content_of(store), MlflowClient(tracking_uri=store)
+    opened = []
+    plain = run_tree.open_client
+    monkeypatch.setattr(run_tree, "open_client", lambda uri: opened.append(uri) or plain(uri))
+
+    def again():
+        tracker = MLflowTracker(ledger, store)
+        tracker.on_start(study, trials_of(study))
+        tracker.on_finish()
+        assert tracker.close() is None
+        was_opened = bool(opened)
+        opened.clear()
+        return was_opened
+
+    assert not again()
+    for what in ("seed", "configuration", "study"):
+        client.delete_run(runs_of(store, what)[0].info.run_id)
+        assert again()
+        assert len(content_of(store)) == len(first)
+        assert not again()
+    run = runs_of(store)[0].info.run_id
+    client.set_tag(run, "cellray.digest", "another")
+    assert again() and not again()
+    client.set_terminated(runs_of(store, "study")[0].info.run_id, "KILLED")
+    assert again() and not again()
+    ledger.write("report/verdict.txt", b"Take BCE.")
+    assert again() and not again()
+    ledger.delete(f"trials/{trials_of(study)[0].key}/trial.json")
+    assert again()  # not complete
 
 
 def test_a_killed_sweep_goes_on_in_its_run(study, ledger, store):

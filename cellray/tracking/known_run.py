@@ -111,7 +111,7 @@ class KnownRun:
 
     def put_files(self, files: Mapping[str, bytes], tag: str | None = None) -> None:
         """Upload files under their paths; with a tag that remembers their digest, only if they changed."""
-        digest = values.digest({path: values.digest(data) for path, data in files.items()})
+        digest = files_digest(files)
         if tag is not None and self.tags.get(tag) == digest:
             return
         with scratch_folder("mlflow") as folder:
@@ -122,3 +122,8 @@ class KnownRun:
             self._client.log_artifacts(self.id, folder)
         if tag is not None:
             self.set_tag(tag, digest)
+
+
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """Short hash of files and their paths."""
+    return values.digest({path: values.digest(data) for path, data in files.items()})

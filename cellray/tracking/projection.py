@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial, TrialRecord, TrialSettings
 from cellray.study import Study
 from cellray.tracking import values, views
 from cellray.tracking.inputs import dataset_inputs
-from cellray.tracking.known_run import EndedEpoch
+from cellray.tracking.known_run import EndedEpoch, files_digest
 from cellray.tracking.run_tree import NOTE, RunTree
+from cellray.tracking.stores import sqlite_runs
 
+DIGEST = "cellray.digest"
+"""Tag of a trial's run: of its record, as it is shown."""
 VERDICT = "cellray.verdict_digest"
 """Tag of the study's run: of the description that was written last, so that another one is somebody's own."""
 PROJECTION = 3
@@ -32,7 +35,7 @@ class Projection:
     """
 
     def __init__(self, ledger: Ledger, study: Study, tracking_uri: str) -> None:
-        self._ledger, self._study = ledger, study
+        self._ledger, self._study, self._uri = ledger, study, tracking_uri
         self._tree = RunTree(study, tracking_uri)
 
     def forget(self) -> None:
@@ -91,9 +94,9 @@ class Projection:
         Returns:
             Whether anything had to be written.
         """
-        digest = values.digest([PROJECTION, label, record.plain()])
+        digest = _record_digest(record, label)
         known = self._tree.find("seed", record.key)
-        if known is not None and known.tags.get("cellray.digest") == digest:
+        if known is not None and known.tags.get(DIGEST) == digest:
             return False
         started, ended = map(values.milliseconds, (record.provenance.started, record.provenance.ended))
         run = self._tree.seed(record.key, label, record.seed, started)
@@ -105,13 +108,13 @@ class Projection:
             self._tree.store.client.log_inputs(run.id, inputs)  # leaves out those that the run has already
         run.put_files(self._files(record))
         run.set_status("FAILED" if record.outcome == "failed" else "FINISHED", ended)
-        run.set_tag("cellray.digest", digest)  # last, so that half a record is written again
+        run.set_tag(DIGEST, digest)  # last, so that half a record is written again
         return True
 
     def report(self) -> None:
         """Put the files of the study's report folder beside its run, if they changed, and the verdict into its
         description, unless somebody has written another one there."""
-        files = {file.path: self._ledger.read(file.path) for file in self._ledger.files("report")}
+        files = self._report_files()
         if not files:
             return
         run = self._tree.study()
@@ -130,6 +133,31 @@ class Projection:
             if run.status == "RUNNING":
                 run.set_status("KILLED")
         study.set_status("FINISHED" if complete else "KILLED")
+
+    def is_shown(self, labels: Iterable[str], records: Mapping[str, TrialRecord], label_of: Mapping[str, str]) -> bool:
+        """Whether the store is seen at a glance, without MLflow, to show a whole study that has ended.
+
+        Args:
+            labels: Of all configurations.
+            records: Of all trials, by key.
+            label_of: Key -> what the study calls its configuration now.
+        """
+        runs = sqlite_runs(self._uri, self._study.name)
+        study = runs.get(("study", self._study.name), {})
+        if not study or not all(("configuration", label) in runs for label in labels):
+            return False
+        shown = {
+            "status": "FINISHED",
+            "cellray.study_digest": files_digest({"study.yaml": self._ledger.read("study.yaml")}),
+            "cellray.report_digest": files_digest(self._report_files()),
+        }
+        return shown.items() <= study.items() and all(
+            runs.get(("seed", key), {}).get(DIGEST) == _record_digest(record, label_of.get(key, record.label))
+            for key, record in records.items()
+        )
+
+    def _report_files(self) -> dict[str, bytes]:
+        return {file.path: self._ledger.read(file.path) for file in self._ledger.files("report")}
 
     def _history(self, key: str, started: int | None) -> list[EndedEpoch]:
         """The stored epochs; each ended after the seconds of all before it."""
@@ -150,3 +178,7 @@ class Projection:
             "config.json": json.dumps(record.settings.plain(), indent=1, sort_keys=True).encode(),
             **{name: data for name, data in zip(names, stored, strict=True) if data is not None},
         }
+
+
+def _record_digest(record: TrialRecord, label: str) -> str:
+    return values.digest([PROJECTION, label, record.plain()])

@@ -25,6 +25,10 @@ BOUNDS = {
 }
 """Set in the environment unless the user has: MLflow's client takes these no other way."""
 
+_TAGS = """
+select run_uuid, status, key, value from tags join runs using (run_uuid) join experiments using (experiment_id)
+where experiments.name = ? and experiments.lifecycle_stage = 'active' and runs.lifecycle_stage = 'active'
+"""
 _PLAIN_REASONS = ("Connection refused", "Name or service not known", "No route to host", "timed out")
 _CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*://)[^/\s@]+@")
 
@@ -73,6 +77,24 @@ def open_client(tracking_uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def sqlite_runs(tracking_uri: str, study: str) -> dict[tuple[str, str], dict[str, str]]:
+    """The runs of a study in an SQLite store: kind and key -> tags and `status`; none where that can't be read.
+
+    Without MLflow, which takes seconds to import.
+    """
+    path = _sqlite_path(tracking_uri)
+    runs: dict[str, dict[str, str]] = {}
+    try:
+        with closing(
+            sqlite3.connect(f"{(path or Path()).absolute().as_uri()}?mode=ro", uri=True, timeout=2)
+        ) as database:
+            for run, status, name, value in database.execute(_TAGS, [study]):
+                runs.setdefault(run, {"status": status})[name] = value
+    except sqlite3.Error:
+        return {}
+    return {(tags.get("cellray.kind", ""), tags.get("cellray.key", "")): tags for tags in runs.values()}
 
 
 def check_store(tracking_uri: str, *, timeout_s: float = 5.0) -> None:

@@ -93,9 +93,10 @@ class MLflowTracker(Observer):
         Returns:
             The sentence that was said, or None if the store has everything.
         """
-        self.on_ready()  # where nothing was run
-        if self._thread is None or self._writer is None:
+        if self._writer is None or (self._thread is None and self._writer.is_shown()):
             return None
+        self.on_ready()  # nothing was run, but something is missing there
+        assert self._thread is not None
         self._deadline = time.monotonic() + timeout
         self._notes.put(None)
         self._thread.join(timeout)

@@ -93,18 +93,31 @@ class Writer:
             Whether nothing failed.
         """
         try:
-            if not self._read:
-                live = set(self.records)
-                for record in self._ledger.records():
-                    if record.key not in live:
-                        self.add_record(record)
-                self._read = True
+            self._read_ledger()
             if self._summary_due and not self._projection.has_study():
                 self._projection.study(self._counts())  # the tree from the top, so that a reader finds it at once
         except Exception as error:
             return self._failed(error)
         good = self._write_records() and self._write_epochs()
         return good and self._write_summaries(everything)
+
+    def is_shown(self) -> bool:
+        """Whether the store is seen to have everything of a complete study, without asking MLflow."""
+        try:
+            self._read_ledger()
+            labels = dict.fromkeys([*self._plan.labels, *sorted(self._labels)])
+            return self._is_complete() and self._projection.is_shown(labels, self.records, self._label_now)
+        except Exception:  # whatever it is, the rounds come to it
+            return False
+
+    def _read_ledger(self) -> None:
+        """Learn, once, every record of the ledger that no news were of."""
+        if not self._read:
+            live = set(self.records)
+            for record in self._ledger.records():
+                if record.key not in live:
+                    self.add_record(record)
+            self._read = True
 
     def _write_records(self) -> bool:
         """Each waiting record; one that fails waits at the end, and a second failure means the store is away."""
