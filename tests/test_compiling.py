@@ -19,6 +19,7 @@ from tiny_study import draw_images, tiny_study
 from cellray import device as device_module
 from cellray.ledger import Ledger
 from cellray.study import ModelConfig, TrainingConfig, Trial
+from cellray.study.yaml_tree import read_tree, write_tree
 from cellray.training import Fit
 from cellray.training.compiling import compile_network, is_wanted
 from cellray.trial import Sets, run_trial
@@ -86,6 +87,14 @@ class TestWhetherItPays:
 def test_it_decides_no_trial_key():
     keys = {tiny_trial(compile=word).key("f") for word in ("auto", "on", "off")}
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_study_file_says_it_in_a_plain_word(word):
+    tree, _ = read_tree(f"steps: 1\ncompile: {word}")  # on and off are truth values to older readers of YAML
+    training = TrainingConfig.model_validate(tree)
+    assert training.compile == word
+    assert read_tree(write_tree(training.model_dump(mode="json")))[0]["compile"] == word
     assert TrainingConfig(steps=1).compile == "auto"
 
 
