@@ -25,8 +25,9 @@ from cellray.model import CResUnet
 from cellray.study import Trial, short_hash
 
 SAVED_S = 0.15
-"""Seconds that a megapixel of a training step saves at least with c-ResUnet's 16 features, on processors with and
-without AMX. What is saved is what lies between the convolutions, so it goes by the width."""
+"""Seconds that a megapixel of a training step saves with c-ResUnet's 16 features, on the careful side: 0.25 were
+measured without AMX, with which steps are twice as fast. What is saved lies between the convolutions, so it goes by the
+width."""
 COMPILE_S = 64.0
 """That a compilation takes on one core."""
 
