@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--quick] [--device cuda] [--results FOLDER]
 
-Three questions: what real data costs beside the bare training step; how much faster that is than a plain PyTorch
+Four questions: what real data costs beside the bare training step; how much faster that is than a plain PyTorch
 loop (a DataLoader that decodes a PNG for each item, SciPy augmentation, float32, contiguous, plain Adam, the same
-network and loss); and whether two trials with one thread each get more done together than one trial with two threads.
+network and loss); how much faster compiled steps are (`training.compile`), whose compilation isn't counted; and whether
+two trials with one thread each get more done together than one trial with two threads.
 The images are real where the shared data is at hand ($CELLRAY_SHARED, or `shared` beside the project), else drawn. Each
 contender is a process of its own with the environment it would have, waits for its turn, trains a few steps and says
 how long they took; a ratio is the median over the rounds. Exit code 1 if a bar is missed.
@@ -46,6 +47,7 @@ BASE_FEATURES = 16
 CHANNELS = 3
 SHAPES = {"4x512": (4, 512), "8x128": (8, 128)}
 """Batch size and crop side of each kind of batch."""
+LEAST_OF_COMPILED = {"4x512": 1.15, "8x128": 1.0}
 LEAST_OF_BARE, LEAST_OF_PLAIN, LEAST_TOGETHER = 0.92, {"4x512": 4.0, "8x128": 2.5}, 1.05
 
 
@@ -81,7 +83,7 @@ def _drawn_images() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.integer]]]:
         yield np.repeat(np.clip(gray, 0, 255).astype(np.uint8)[..., None], CHANNELS, axis=2), labels
 
 
-def a_trial(shape: str) -> Trial:
+def a_trial(shape: str, *, compiled: bool = False) -> Trial:
     """A training that never ends by itself, in the shape of the given batches."""
     batch_size, crop_px = SHAPES[shape]
     return Trial(
@@ -93,7 +95,13 @@ def a_trial(shape: str) -> Trial:
         model=ModelConfig(base_features=BASE_FEATURES),
         loss=LossConfig(name="dice"),
         training=TrainingConfig(
-            epochs=10**6, validate_every=10**6, batch_size=batch_size, crop_px=crop_px, lr=1e-3, schedule="constant"
+            epochs=10**6,
+            validate_every=10**6,
+            batch_size=batch_size,
+            crop_px=crop_px,
+            lr=1e-3,
+            schedule="constant",
+            compile="on" if compiled else "off",
         ),
         evaluation=EvaluationConfig(),
     )
@@ -104,7 +112,8 @@ def work(kind: str, folder: Path, shape: str, steps: int, threads: int) -> None:
     from cellray.device import prepare
 
     prepare(_device(), threads)
-    loops = {"cellray": _train_cellray, "bare": _train_bare, "compiled": _train_compiled}
+    loops = {"cellray": _train_cellray, "cellray, compiled": _train_cellray}
+    loops |= {"bare": _train_bare, "compiled": _train_bare}
     loops |= {"monai": _train_monai, "lightning": _train_lightning}
     loops.get(kind.rstrip("0123456789"), _train_plain)(kind, folder, shape, steps)
 
@@ -129,18 +138,19 @@ def _train_cellray(kind: str, folder: Path, shape: str, steps: int) -> None:
     dataset: Dataset = open_dataset(config, channels=CHANNELS, normalise="none", cache_dir=folder / "cache")
     images = [k % len(dataset) for k in range(steps * SHAPES[shape][0])]
     fit(
-        a_trial(shape),
+        a_trial(shape, compiled="compiled" in kind),
         dataset,
         Split(images, [0], [0], ""),
         device=_device(),
         load=lambda name: None,
         save=lambda name, data: None,
         on_epoch=lambda row: _answer(len(images) / row["images_per_s"]),
+        on_note=lambda words: print(words, file=sys.stderr),
     )
 
 
 def _train_bare(kind: str, folder: Path, shape: str, steps: int) -> None:
-    """The same loop on one batch that is there already."""
+    """The same loop on one batch that is there already, compiled or not."""
     import torch
 
     from cellray.training.crops import Batch, CropSampler
@@ -152,16 +162,6 @@ def _train_bare(kind: str, folder: Path, shape: str, steps: int) -> None:
     targets = (torch.rand(batch_size, 1, crop_px, crop_px, device=device) < 0.1).float()
     CropSampler.batch = lambda self, step, purpose=0: Batch(images, targets, {}, None)  # type: ignore[method-assign]
     _train_cellray(kind, folder, shape, steps)
-
-
-def _train_compiled(kind: str, folder: Path, shape: str, steps: int) -> None:
-    """The bare loop with the network compiled."""
-    import torch
-
-    from cellray.training.team import Team
-
-    Team.wrap = lambda self, model, device: torch.compile(model)  # type: ignore[method-assign]
-    _train_bare(kind, folder, shape, steps)
 
 
 class PlainDataset:
@@ -365,6 +365,18 @@ def compare_loops(folder: Path, shape: str, steps: int, rounds: int) -> list[tup
     ]
 
 
+def compare_compiled(folder: Path, shape: str, steps: int, rounds: int) -> list[tuple[str, float, float]]:
+    """The real loop compiled against the real loop as it was."""
+    with ExitStack() as open_processes:
+        contenders = {
+            kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps))
+            for kind in ("cellray", "cellray, compiled")
+        }
+        took = race(contenders, rounds)
+    ratio = statistics.median(turn["cellray"] / turn["cellray, compiled"] for turn in took)
+    return [(f"{shape}: compiled / not", ratio, LEAST_OF_COMPILED[shape])]
+
+
 def compare_on_gpu(folder: Path, shape: str, steps: int, rounds: int) -> dict[str, float]:
     """Images a second of each contender that is installed."""
     peers = [("monai8", "ignite"), ("lightning8", "lightning")]
@@ -445,6 +457,9 @@ def main() -> int:
         print(f"images: {source}; n = {BASE_FEATURES}, {os.cpu_count()} cores, {platform.machine()}, {precision()}")
         results = compare_loops(folder, "8x128", 3 if given.quick else 8, rounds)
         results += compare_loops(folder, "4x512", 1 if given.quick else 2, rounds)
+        for shape in SHAPES:
+            steps = {"8x128": 8, "4x512": 2}[shape]
+            results += compare_compiled(folder, shape, 1 if given.quick else steps, rounds)
         results += compare_sharing(folder, "8x128", 3 if given.quick else 8, rounds)
     for what, ratio, bar in results:
         print(f"{what:<40} {ratio:6.2f}   bar {bar:.2f}   {'reached' if ratio >= bar else 'MISSED'}")

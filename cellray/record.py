@@ -202,11 +202,21 @@ class Seconds(_Part):
 
     training: float | None = None
     evaluation: float | None = None
+    compilation: float | None = None
+    """Before the training; little where another trial of the machine had compiled the same network."""
 
     @property
     def total(self) -> float:
         """Of what is known."""
-        return (self.training or 0.0) + (self.evaluation or 0.0)
+        return (self.training or 0.0) + (self.evaluation or 0.0) + (self.compilation or 0.0)
+
+
+class Compilation(_Part):
+    """Of a network whose training steps ran compiled."""
+
+    compiler: str
+    steps: int
+    """That ran compiled; fewer than all where the training went on elsewhere without a compiler."""
 
 
 class Provenance(_Part):
@@ -280,6 +290,8 @@ class TrialRecord(_Part):
     range_test: RangeTest | None = None
     term_scales: tuple[float, ...] | None = None
     """What each term of a balanced loss was multiplied by."""
+    compiled: Compilation | None = None
+    """None where every step ran as torch has it."""
     operating_point: OperatingPoint | None = None
     operating_point_score: float | None = None
     """On the validation images, in the metric that ranks."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from report_data import key_of, plan_for, record, scores
+from report_data import key_of, plan_for, record, results_of, scores
 
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial
+from cellray.report import make_tables
+from cellray.report.protocol import one_liners
 from cellray.results import Plan, Results
 from cellray.results.details import read_details
 
@@ -182,3 +184,14 @@ def test_of_objects_only_needed_columns_are_read(tmp_path, monkeypatch):
     details_of(tmp_path, {("A", 0): "finished"})
     of_objects = [set(columns) for columns in asked if columns is not None and "kind" in columns]
     assert of_objects == [set(TABLES["objects"]) - {"iou"}]
+
+
+def test_the_protocol_says_which_trials_ran_compiled_steps():
+    plan = plan_for(["Dice"], (0, 5, 25))
+    compiled = {"compiler": "Inductor, g++ 12", "steps": 100}
+    ran = [compiled, compiled | {"steps": 0}, None]  # the second went on without a compiler before its first epoch
+    records = [record("Dice", seed, {"test": scores(0.7)}, compiled=c) for seed, c in zip((0, 5, 25), ran, strict=True)]
+    tables = make_tables(results_of(records, plan))
+    said = dict(one_liners(records, plan, tables))["Compiled"]
+    assert said == "training steps of 1 of 3 trials, by Inductor, g++ 12; this moves last digits only"
+    assert "Compiled" not in dict(one_liners(records[1:], plan, tables))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import skip_or_fail
@@ -21,7 +22,7 @@ from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
-from cellray.sweep.tuner import WORKER_DEATHS
+from cellray.sweep.tuner import WORKER_DEATHS, News
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow
@@ -393,3 +394,18 @@ class TestLongTmpdir:
         monkeypatch.setattr(ray_cluster, "SHORT_PLACES", (str(tmp_path / "absent"),))
         with pytest.raises(StudyError, match=r"TMPDIR is .*, too long for the sockets.*set TMPDIR to a folder of"):
             ray_cluster._short_folder()
+
+
+def test_a_note_that_several_trials_send_is_told_once():
+    class Listener(Observer):
+        def __init__(self):
+            self.heard = []
+
+        def on_note(self, sentence):
+            self.heard.append(sentence)
+
+    listener = Listener()
+    news = News(SimpleNamespace(tasks={"a": None, "b": None}), None, None, [listener], None)
+    for trial, words in (("a", "no compiler"), ("b", "no compiler"), ("b", "another")):
+        news.on_trial_result(1, [], SimpleNamespace(trial_id=trial), {"note": words})
+    assert listener.heard == ["no compiler", "another"]

@@ -19,6 +19,7 @@ from cellray.device import ALLOCATOR_ENV, describe, pick_device
 from cellray.errors import StudyError
 from cellray.study import DataConfig, LossConfig, ResourcesConfig, Trial, short_hash
 from cellray.study.loss import NamedLoss
+from cellray.training.compiling import is_wanted
 from cellray.trial import Sets
 
 PROBE_VERSION = 1
@@ -76,7 +77,7 @@ def run_probes(
     """
     n_processes = max(min(n_at_once * resources.n_workers, MOST_PROCESSES), 1)
     device, threads = pick_device(resources.n_gpus), max(int(resources.cpus), 1)
-    jobs = [_as_worker(job, resources.n_workers) for job in jobs]
+    jobs = [_as_worker(job, sets, device, resources.n_workers) for job in jobs]
     where = {"device": describe(device, threads), "torch": torch.__version__, "at once": n_processes}
     files = [default_cache_dir() / "probes" / f"{_name(job, sets, where)}.json" for job in jobs]
     known = [_remembered(file) for file in files]
@@ -92,13 +93,15 @@ def run_probes(
     return [answer for answer in known if answer is not None]
 
 
-def _as_worker(job: Job, n_workers: int) -> Job:
-    """The job with the part of a batch that each worker of a trial has."""
-    training = job.trial.training
-    share = -(-training.batch_size // n_workers)
-    return replace(
-        job, trial=job.trial.model_copy(update={"training": training.model_copy(update={"batch_size": share})})
-    )
+def _as_worker(job: Job, sets: Sets, device: torch.device, n_workers: int) -> Job:
+    """The job with the part of a batch that each worker of a trial has, and compiled if the whole training would be."""
+    training, trial = job.trial.training, job.trial
+    steps = training.steps or (training.epochs or 0) * -(-len(sets.split(trial).train) // training.batch_size)
+    changes = {
+        "batch_size": -(-training.batch_size // n_workers),
+        "compile": "on" if n_workers == 1 and is_wanted(trial, steps, device) else "off",
+    }
+    return replace(job, trial=trial.model_copy(update={"training": training.model_copy(update=changes)}))
 
 
 def work_of(loss: LossConfig) -> list[object]:
@@ -127,6 +130,8 @@ def _name(job: Job, sets: Sets, where: dict[str, object]) -> str:
             "training": training.model_dump(mode="json", include={"batch_size", "crop_px", "augment"}),
             "batch norm": bool(training.batch_norm_batches),
         }
+        if training.compile == "on":
+            facts["compiled"] = True
     else:
         facts["evaluation"] = trial.evaluation.model_dump(mode="json")
     return short_hash(facts)

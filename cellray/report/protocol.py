@@ -111,6 +111,10 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
     for title, key in (("cellray", "cellray"), ("Code version", "code"), ("PyTorch", "torch"), ("Python", "python"),
                        ("Hardware", "device")):  # fmt: skip
         yield title, distinct(getattr(r.provenance, key) for r in stored)
+    compiled = [r.compiled.compiler for r in stored if r.compiled is not None and r.compiled.steps]
+    if compiled:
+        which = f"training steps of {len(compiled)} of {len(stored)} trials"
+        yield "Compiled", f"{which}, by {distinct(compiled)}; this moves last digits only"
 
 
 def _networks(found: Findings) -> Iterable[tuple[str, str]]:

@@ -163,7 +163,9 @@ def _identity(study: Study, fingerprint: str) -> str:
             **facts,
             "metrics": study.searched_by,
             "evaluation": study.judged_by.model_dump(mode="json"),
-            "base": study.model_dump(mode="json", include={"model", "training"}),
+            "base": study.model_dump(
+                mode="json", include={"model": True, "training": True}, exclude={"training": {"compile"}}
+            ),
             "data": study.data.model_dump(mode="json", exclude={"train", "external"}),
             "given": [trial.key(fingerprint) for trial in trials],
             "fingerprint": fingerprint,

@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
         Args:
             neutral: Also those that came after the first ledgers and change nothing, for a reader.
         """
-        training = self.training.model_dump(mode="json")
+        training = self.training.model_dump(mode="json", exclude={"compile"})  # moves the last digits only
         if self.training.lr != "range_test":
             del training["range_test"]
         elif self.training.range_test.rule == "premature" and not neutral:

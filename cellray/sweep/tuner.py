@@ -150,6 +150,7 @@ class News(TrialProgressCallback):
         self._began = self._idle_since = time.monotonic()
         self._is_ready = False
         self._said = ""
+        self._notes: set[str] = set()
         self._is_ending = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -188,7 +189,8 @@ class News(TrialProgressCallback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
         running = self._feed.tasks[trial.trial_id]
-        if "note" in result:
+        if "note" in result and result["note"] not in self._notes:
+            self._notes.add(str(result["note"]))
             tell(self._observers, "on_note", result["note"])
         if "trouble" in result:
             self._end_with(str(result["trouble"]))

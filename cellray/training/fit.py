@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellray.data import Dataset, Split, add_maps
 from cellray.device import autocast, peak_memory_mb
@@ -21,6 +21,7 @@ from cellray.study import Trial
 from cellray.training.adam import Adam
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.clipping import Clipping
+from cellray.training.compiling import CannotCompileError, compile_network, is_wanted, left_out
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import choose_rate, rate_at, smoothing_width
 from cellray.training.state import TrainingRun, from_bytes, read_as, to_bytes
@@ -61,6 +62,7 @@ def fit(
     load: Callable[[str], bytes | None],
     save: Callable[[str, bytes], None],
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_note: Callable[[str], None] = lambda words: None,
     until: int | None = None,
     team: Team = ALONE,
     start: bytes | None = None,
@@ -75,6 +77,7 @@ def fit(
         load: Returns a checkpoint's bytes by name (`last`, `best`), or None.
         save: Keeps a checkpoint's bytes under a name, all or nothing.
         on_epoch: Told each epoch's row.
+        on_note: Told, in a sentence, that the network was to be compiled and why it isn't.
         until: Pause after this epoch, which must be one that ends with a validation; None: train to the end.
         team: The processes that train it together, each of which calls this. They share out the rows of each batch
             and the validation images; every number is what one process would have computed, up to the order of sums.
@@ -85,7 +88,7 @@ def fit(
         CheckpointError: If a checkpoint is damaged, or `best` is missing where training is complete.
         StudyError: If a batch has fewer crops than the team has members, or the weights don't fit the network.
     """
-    return _Fitter(trial, dataset, split, device, load, save, on_epoch, team, start).fit(until)
+    return _Fitter(trial, dataset, split, device, load, save, on_epoch, on_note, team, start).fit(until)
 
 
 class _Fitter:
@@ -98,11 +101,12 @@ class _Fitter:
         load: Callable[[str], bytes | None],
         save: Callable[[str, bytes], None],
         on_epoch: Callable[[EpochRow], None],
+        on_note: Callable[[str], None],
         team: Team,
         start: bytes | None = None,
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
-        self.load, self.save, self.on_epoch, self.team = load, save, on_epoch, team
+        self.load, self.save, self.on_epoch, self.on_note, self.team = load, save, on_epoch, on_note, team
         self.seed = trial.seed
         team.check_batch(self.settings.batch_size)
         self.loss, self.balance = trial.loss.build(), trial.loss.balance
@@ -111,8 +115,9 @@ class _Fitter:
         self.model = trial.model.build(trial.data.channels, device)
         if start is not None:
             load_weights(self.model, start, str(trial.model.weights))
-        self.stepping = team.wrap(self.model, device)
+        self.stepping: Callable[[Tensor], Tensor] = team.wrap(self.model, device)
         """The network as a training step calls it."""
+        self.is_compiled = False
         self.sampler = CropSampler(
             dataset,
             split.train,
@@ -131,6 +136,7 @@ class _Fitter:
         self.optimizer = self._new_optimizer()
         clip = self.settings.clip
         self.clipping = None if clip is None else Clipping(clip, self.model.parameters(), self.steps, device)
+        self.is_compiling_wanted = is_wanted(trial, self.steps, device, team.size)
         self.run = TrainingRun()
         self.best: bytes | None = None
 
@@ -142,7 +148,10 @@ class _Fitter:
         return self.run.step >= self.steps or self.run.diverged is not None
 
     def fit(self, until: int | None) -> Fit:
-        if not self._resume():
+        is_resumed = self._resume()
+        if self.is_compiling_wanted and not self.is_complete and (self.run.compiler or not is_resumed):
+            self._compile()
+        if not is_resumed:
             self._balance_terms()
             self._find_rate()
         saved_at, saving_s = time.monotonic(), 0.0
@@ -168,6 +177,21 @@ class _Fitter:
             if self.is_complete and self.run.diverged is None:
                 self.model.load_state_dict(state)
         return Fit(self.run, state, self.is_complete)
+
+    def _compile(self) -> None:
+        """Let steps call the compiled network, before the first of them: none changes its rounding half way."""
+        try:
+            if self.team.size > 1:
+                raise CannotCompileError("several workers train a trial together")
+            images = self.sampler.batch(self.run.step).images
+            found = compile_network(self.model, images, self.device, self.settings.precision)
+        except CannotCompileError as error:
+            if self.team.leads:
+                self.on_note(left_out(str(error)))
+            return
+        self.stepping, self.is_compiled = found.network, True
+        self.run.compiler = found.compiler
+        self.run.compile_s += found.seconds
 
     def _balance_terms(self) -> None:
         """Scale the terms to gradients of one length over the fresh network's weights, if the study asks for it.
@@ -239,6 +263,7 @@ class _Fitter:
                 break
         trained_s = time.monotonic() - started
         n = run.step - first
+        run.compiled_steps += n if self.is_compiled else 0
         row: EpochRow = {
             "epoch": epoch,
             "step": run.step,
@@ -299,7 +324,7 @@ class _Fitter:
         return loss.detach()
 
     def _forward(
-        self, network: nn.Module, step: int, purpose: int
+        self, network: Callable[[Tensor], Tensor], step: int, purpose: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]:
         """Logits, target, maps and void pixels of a whole batch, of which each member computes its rows."""
         batch, n = self.sampler.batch(step, purpose), self.settings.batch_size

@@ -31,6 +31,11 @@ class TrainingRun:
     best_dice: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+    compiler: str = ""
+    """By what the network was compiled for its steps; empty where it began without, and so goes on without."""
+    compile_s: float = 0.0
+    """That this took, at the start and each time that the training went on."""
+    compiled_steps: int = 0
     diverged: str | None = None
     """Why training ended early: where the loss stopped being a number."""
 

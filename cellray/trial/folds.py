@@ -10,7 +10,7 @@ import pandas as pd
 
 from cellray.evaluation import as_judged
 from cellray.ledger import TABLES, Ledger
-from cellray.record import EpochRow, OverlayFile, Scores, Seconds, TrialRecord
+from cellray.record import Compilation, EpochRow, OverlayFile, Scores, Seconds, TrialRecord
 from cellray.study import Trial
 from cellray.trial.recording import data_facts
 from cellray.trial.sets import Sets
@@ -98,15 +98,23 @@ def _together(trial: Trial, sets: Sets, records: list[TrialRecord], images: pd.D
             "seconds": Seconds(
                 training=sum(record.seconds.training or 0 for record in records),
                 evaluation=sum(record.seconds.evaluation or 0 for record in records),
+                compilation=sum(r.seconds.compilation or 0 for r in records) if _compiled(records) else None,
             ),
             "peak_memory_mb": max(record.peak_memory_mb or 0.0 for record in records),
             "provenance": first.provenance.model_copy(update={"ended": last.provenance.ended}),
             "epochs": sum(record.epochs or 0 for record in records),
             "steps": sum(record.steps or 0 for record in records),
+            "compiled": _compiled(records),
             "metrics": _metrics(trial, first, images) if judged else {},
             "overlays": pictures,
         }
     )
+
+
+def _compiled(records: list[TrialRecord]) -> Compilation | None:
+    """What was compiled of all trainings; None if nothing was."""
+    parts = [record.compiled for record in records if record.compiled is not None]
+    return Compilation(compiler=parts[0].compiler, steps=sum(part.steps for part in parts)) if parts else None
 
 
 def _metrics(trial: Trial, first: TrialRecord, images: pd.DataFrame) -> dict[str, dict[str, Scores]]:

@@ -16,7 +16,17 @@ import cellray
 from cellray.data import Split
 from cellray.device import describe
 from cellray.evaluation import Evaluation
-from cellray.record import DataFacts, Outcome, Provenance, RangeTest, Seconds, SetFacts, TrialRecord, TrialSettings
+from cellray.record import (
+    Compilation,
+    DataFacts,
+    Outcome,
+    Provenance,
+    RangeTest,
+    Seconds,
+    SetFacts,
+    TrialRecord,
+    TrialSettings,
+)
 from cellray.study import SCHEMA_VERSION, Trial
 from cellray.training import TrainingRun
 from cellray.trial.sets import Sets
@@ -77,6 +87,7 @@ def make_record(
         lr=run.lr if run else None,
         range_test=RangeTest.model_validate(run.range_test) if run and run.range_test else None,
         term_scales=tuple(run.term_scales) if run and run.term_scales else None,
+        compiled=Compilation(compiler=run.compiler, steps=run.compiled_steps) if run and run.compiler else None,
         operating_point=choice.point if choice else None,
         operating_point_score=choice.score if choice else None,
         operating_point_gain=choice.gain if choice else None,

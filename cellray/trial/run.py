@@ -51,7 +51,7 @@ def run_trial(
         gpus: Above 0: train on a GPU.
         threads: CPU threads to compute with.
         on_epoch: Told each epoch's row.
-        on_note: Told, in a sentence, that a damaged checkpoint was put aside.
+        on_note: Told, in a sentence, that a damaged checkpoint was put aside, or that a network isn't compiled.
         until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
         team: The processes that train it together, each of which calls this. The first one judges and writes; what
             one member raises while they train is raised, not recorded, since only from outside can be seen who failed.
@@ -90,6 +90,7 @@ def run_trial(
             load=lambda name: ledger.load_checkpoint(key, name),
             save=lambda name, data: ledger.save_checkpoint(key, name, data),
             on_epoch=on_epoch,
+            on_note=on_note,
             until=until,
             team=team,
             start=weights_of(trial.model, ledger.storage),
@@ -128,6 +129,7 @@ def run_trial(
         seconds=Seconds(
             training=fitted.run.seconds if fitted else trained_s,
             evaluation=monotonic() - clock - trained_s if judged else 0.0,
+            compilation=fitted.run.compile_s if fitted and fitted.run.compiler else None,
         ),
         peak_memory_mb=peak_memory_mb(device),
         provenance=make_provenance(device, gpus, threads, team.size, started, datetime.now(UTC)),

@@ -1,0 +1,153 @@
+"""The network compiled for training steps by torch's Inductor, where that pays; where it can't be, steps are as ever.
+
+Whether a training is compiled follows from its settings and the processor, never from a clock: two runs of a trial on
+one machine have the same bits, and so has one that goes on after an end. Compiled steps compute the same sums in
+another order. What is compiled is the forward pass of training steps, and its way back; losses, validation and
+everything after a training call the plain network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from cellray.data import default_cache_dir
+from cellray.device import autocast, describe, has_bfloat16
+from cellray.model import CResUnet
+from cellray.study import Trial, short_hash
+
+SAVED_S = 0.15
+"""Seconds that a megapixel of a training step saves with c-ResUnet's 16 features, on the careful side: 0.25 were
+measured without AMX, with which steps are twice as fast. What is saved lies between the convolutions, so it goes by the
+width."""
+COMPILE_S = 64.0
+"""That a compilation takes on one core."""
+
+
+class CannotCompileError(Exception):
+    """Why a network isn't compiled, in words."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A network as training steps call it; it shares its weights with the one that it was made of."""
+
+    network: Callable[[Tensor], Tensor]
+    compiler: str
+    seconds: float
+    """That compiling took, or finding what was compiled before."""
+
+
+def is_wanted(trial: Trial, steps: int, device: torch.device, workers: int = 1) -> bool:
+    """Whether a training of so many steps by so many processes is to be compiled there.
+
+    `auto` means: where it was seen to pay within one trial. That is c-ResUnet on processors with bfloat16, in trainings
+    long enough to save a compilation; nobody has measured other networks, or GPUs.
+    """
+    training, width = trial.training, trial.model.base_features
+    if training.compile != "auto":
+        return training.compile == "on"
+    if width is None or training.precision == "float32" or workers > 1:
+        return False
+    if device.type != "cpu" or not has_bfloat16(device):
+        return False
+    step_mpx = training.batch_size * training.crop_px**2 / 1e6
+    return steps * step_mpx * SAVED_S * width / 16 > COMPILE_S
+
+
+def compile_network(network: nn.Module, images: Tensor, device: torch.device, precision: str) -> Compiled:
+    """The network compiled, forwards and backwards, for batches such as `images` (N, C, H, W).
+
+    All trials of a machine share what was compiled, in the cache's folder `compiled`; the first of those that want the
+    same compiles it, and others wait. The network keeps weights, statistics and gradients as they were.
+
+    Raises:
+        CannotCompileError: If it can't be, whatever the reason.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise CannotCompileError(f"there is no C++ compiler ({compiler})")
+    started = time.monotonic()
+    # Machine code of one processor must not be run by another, where several share a cache.
+    here = {"torch": torch.__version__, "device": describe(device, 1), "can": torch.cpu.get_capabilities()}
+    folder = default_cache_dir() / "compiled" / short_hash(here)
+    statistics = {key: values.clone() for key, values in network.named_buffers()}
+    _change_in_place(network, True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(folder)
+        with FileLock(folder / "lock"), torch.random.fork_rng():
+            compiled, name = _try(network, images, device, precision, compiler)
+    except Exception as error:  # of compilers, and of any part of torch that reads a user's code
+        _change_in_place(network, False)
+        raise CannotCompileError(_reason(error)) from error
+    finally:
+        with torch.no_grad():
+            for key, values in network.named_buffers():
+                values.copy_(statistics[key])
+        network.zero_grad(set_to_none=True)
+    return Compiled(compiled, name, time.monotonic() - started)
+
+
+def _try(
+    network: nn.Module, images: Tensor, device: torch.device, precision: str, compiler: str
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The network compiled, after one pass forwards and backwards through it, and by what."""
+    # Importing these takes seconds, and most trainings need none of them.
+    import torch._dynamo
+    import torch._inductor.config as inductor
+    from torch._dynamo.utils import counters
+
+    # What earlier trials of this process left would count against the few forms of a function that are kept.
+    torch._dynamo.reset()
+    counters.clear()
+    # A trial has its own threads and no more; and nothing is chosen by the clock.
+    inductor.cpp.cxx = (None, compiler)
+    inductor.compile_threads = torch.get_num_threads()
+    inductor.deterministic = True
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+    network.train()
+    with autocast(device, precision):
+        logits = compiled(images)
+    logits.float().sum().backward()
+    if not counters["stats"]["unique_graphs"]:
+        raise CannotCompileError("nothing in the network can be compiled")
+    if device.type == "cuda":
+        return compiled, "Inductor, Triton"
+    from torch._inductor.cpp_builder import get_compiler_version_info
+
+    return compiled, f"Inductor, {get_compiler_version_info(compiler)}"
+
+
+def _change_in_place(network: nn.Module, can: bool) -> None:
+    """Let c-ResUnet's ELUs write over what they read, or not; what they compute stays the same.
+
+    Then the way back needs their result alone. From what they read it needs an exponential once more, which Inductor
+    stores for the whole batch in an order that suits no other layer: all that compiling gains was lost there.
+    """
+    if isinstance(network, CResUnet):
+        for module in network.modules():
+            if isinstance(module, nn.ELU):
+                module.inplace = can
+
+
+def _reason(error: Exception) -> str:
+    """An error of a compilation in one line: the compiler's own first one, if it is among many."""
+    if isinstance(error, CannotCompileError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if " error: " in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {told}"[:200]
+
+
+def left_out(reason: str) -> str:
+    """What a user is told where a network isn't compiled; the same for every trial, so that it need be told once."""
+    return f"training.compile on {socket.gethostname()}: {reason}; trained without"
