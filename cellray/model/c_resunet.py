@@ -59,10 +59,10 @@ class _ConvBlock(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__(
             nn.BatchNorm2d(in_channels, momentum=0.01, eps=1e-3),
-            nn.ELU(),
+            nn.ELU(inplace=True),
             nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
             nn.BatchNorm2d(out_channels, momentum=0.01, eps=1e-3),
-            nn.ELU(),
+            nn.ELU(inplace=True),
             nn.Conv2d(out_channels, out_channels, kernel_size, padding=kernel_size // 2),
         )
 
