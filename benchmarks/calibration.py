@@ -20,7 +20,7 @@ from functools import partial
 
 import numpy as np
 
-from cellray.search.rules import look_at, looks
+from cellray.search.rules import alpha_of, look_at, looks
 from cellray.statistics import ALPHA, LEAST_SEEDS, SEED_LOOKS, Bootstrap, crossed_mean, find_best, holm, moments, winner
 
 K = 12
@@ -34,6 +34,11 @@ RARE = (
     (0.015, 0.021, 0.028, 0.044, 0.064, 0.069, 0.184, 0.108, 0.165, 0.284, 0.296, 0.157),
 )
 """Of docs/results/real_rare.md, before its rates were mended."""
+TUNED = (
+    (0.773, 0.759, 0.757, 0.751, 0.749, 0.746, 0.739, 0.720, 0.711, 0.701, 0.699, 0.599),
+    (0.041, 0.023, 0.093, 0.075, 0.038, 0.031, 0.037, 0.025, 0.080, 0.019, 0.059, 0.090),
+)
+"""Of the same, since."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,8 @@ SEQUENTIAL = (
     ("like real_rare, 70 images", Scenario("", *RARE), 0.02),
     ("like real_rare, 70 images", Scenario("", *RARE), 0.05),
     ("like real_rare, 8 images", Scenario("", *RARE, n_images=8, rest=0.03), 0.05),
+    ("like real_rare tuned, 8 images", Scenario("", *TUNED, n_images=8, rest=0.03), 0.05),
+    ("like real_rare tuned, 30 images", Scenario("", *TUNED, n_images=30, rest=0.03), 0.05),
     ("a wide best one", Scenario("", (0.85, *(0.8,) * 11), (0.15, *(0.01,) * 11)), 0.05),
     ("one best by just more than the margin", Scenario("", (0.821, *(0.8,) * 11)), 0.02),
     ("the same, 8 images", Scenario("", (0.821, *(0.8,) * 11), n_images=8), 0.02),
@@ -194,7 +201,11 @@ def decide(i: int, scenario: Scenario, margin: float) -> dict[str, float]:
         "decided": float(is_decided),
         "wrong": float(is_decided and short[look.said.take] > margin),
         "images lacking": float("images" in look.note),
+        "though seeds would do": 0.0,
     }
+    if found["images lacking"]:
+        most = find_best(values, alpha=alpha_of(len(planned) - 1, len(planned)))
+        found["though seeds would do"] = float(most is not None and most.loss <= margin)
     for n in (5, 10, 20):
         said = find_best(values[:, :n])
         found[f"{n} seeds for all"] = float(said is not None and said.loss <= margin)

@@ -1,0 +1,62 @@
+"""How many trials a study that gives seeds where they decide comes to: at least, at most, and by its results so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cellray.ledger import Ledger
+from cellray.record import PlannedTrial
+from cellray.results import plan_of
+from cellray.search.evidence import Evidence
+from cellray.search.rules import alpha_of, looks
+from cellray.statistics import find_best, look_ahead, moments
+from cellray.study import Study
+
+
+@dataclass(frozen=True)
+class Further:
+    """Trials beyond those that are given already."""
+
+    most: int | None
+    """That the study allows; None where it allows hours."""
+    likely: int | None = None
+    """If seeds went on like those so far; None: too little is known."""
+    lacks_images: bool = False
+    """Whether it is test images that are lacking, by what is known so far."""
+
+
+def further_trials(study: Study, plan: Sequence[PlannedTrial], ledger: Ledger) -> Further:
+    """What a study that gives seeds where they decide is likely to give, by the rule that gives them.
+
+    Args:
+        study: One that `gives_seeds`.
+        plan: Its trials so far, and what is done of them.
+        ledger: With the records of those.
+    """
+    decide, log = study.decide, ledger.search()
+    assert decide is not None
+    most = None if decide.most_trials is None else max(decide.most_trials - len(plan), 0)
+    done = [planned for planned in plan if planned.done]
+    if log is not None and log.note and len(done) == len(plan):  # it has ended
+        return Further(0, 0)
+    labels = list(dict.fromkeys(planned.label for planned in plan))
+    trials = [[planned for planned in done if planned.label == label] for label in labels]
+    given = [sum(planned.label == label for planned in plan) for label in labels]
+    if not done:
+        return Further(most)
+    values, whole = Evidence(study, ledger).ended_runs(labels, trials, study.more_seeds(max(given)))
+    planned_looks = looks(len(study.first_seeds), len(labels), decide.most_trials)
+    alpha = alpha_of(planned_looks.index(max(given)), len(planned_looks)) if max(given) in planned_looks else None
+    said = None if alpha is None else find_best(values, alpha=alpha, preferred=whole)
+    if said is None or alpha is None:
+        return Further(most)
+    of = moments(values)
+    within = plan_of(study, ()).margin(float(of.mean[said.take]))
+    if said.loss <= within:
+        return Further(most, 0)
+    view = look_ahead(said, of, within, new_images=values.shape[2] > 1, alpha=alpha)
+    if view is None or view.n_seeds is None:
+        return Further(most, None, view is not None and view.lacks_images)
+    n_more = sum(max(view.n_seeds - given[i], 0) for i in said.open_within(within))
+    return Further(most, n_more if most is None else min(n_more, most))
