@@ -16,9 +16,10 @@ import torch
 from tiny_study import lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
+from cellray.forecast import Further, further_trials
 from cellray.ledger import Ledger
 from cellray.record import TrialRecord
-from cellray.results import known_study
+from cellray.results import known_study, known_trials
 from cellray.search import Agenda
 from cellray.search.journal import LedgerJournal
 from cellray.search.rules import alpha_of, by_old_rule, goes_on, look_at, looks, rung_epochs
@@ -467,6 +468,23 @@ class TestDeciding:
         sweep.run = timed
         assert sum(len(e.trials) for e in sweep().entries) == 12
         assert note in sweep.ledger.search().note
+
+    def test_its_plan_forecasts_by_its_own_rule(self, images, tmp_path):
+        sweep = self.deciding(images, tmp_path, at_most="200 trials")
+
+        def ahead():
+            plan = sweep.sets.plan(known_trials(sweep.study, sweep.ledger.search()), sweep.ledger)
+            return further_trials(sweep.study, plan, sweep.ledger)
+
+        assert ahead() == Further(188)  # all 12 of the first have to be run in any case
+        entries = sweep(die_after=12).entries
+        more = [len(entry.trials) - 3 for entry in entries]
+        assert set(more) == {0, 2}  # the first look has given two seeds to some
+        found, n_open = ahead(), sum(n > 0 for n in more)
+        assert found.most == 200 - 12 - sum(more)
+        assert found.likely in {n_open * (n - 5) for n in (5, 7, 10, 14, 20, 28, 40)}
+        sweep()
+        assert ahead() == Further(0, 0)
 
     def test_what_had_ended_by_the_old_rule_on_images_is_not_opened_again(self, images, tmp_path):
         study = self.deciding(images, tmp_path, at_most="12 trials").study  # no seeds but the first

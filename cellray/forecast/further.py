@@ -40,16 +40,17 @@ def further_trials(study: Study, plan: Sequence[PlannedTrial], ledger: Ledger) -
     done = [planned for planned in plan if planned.done]
     if log is not None and log.note and len(done) == len(plan):  # it has ended
         return Further(0, 0)
+    if not done:
+        return Further(most)
     labels = list(dict.fromkeys(planned.label for planned in plan))
     trials = [[planned for planned in done if planned.label == label] for label in labels]
     given = [sum(planned.label == label for planned in plan) for label in labels]
-    if not done:
-        return Further(most)
     values, whole = Evidence(study, ledger).ended_runs(labels, trials, study.more_seeds(max(given)))
     planned_looks = looks(len(study.first_seeds), len(labels), decide.most_trials)
-    alpha = alpha_of(planned_looks.index(max(given)), len(planned_looks)) if max(given) in planned_looks else None
-    said = None if alpha is None else find_best(values, alpha=alpha, preferred=whole)
-    if said is None or alpha is None:
+    n_looks = sum(n <= max(map(len, trials)) for n in planned_looks)
+    alpha = alpha_of(max(n_looks - 1, 0), len(planned_looks))
+    said = find_best(values, alpha=alpha, preferred=whole)
+    if said is None:
         return Further(most)
     of = moments(values)
     within = plan_of(study, ()).margin(float(of.mean[said.take]))
