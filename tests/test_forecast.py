@@ -547,7 +547,7 @@ def test_a_forecast_can_be_written_as_json(planned, probes):
     ("further", "done", "words"),
     [
         (Further(60), 0, "60 trials and further ones, up to 120 trials in all; 0 done|none, if the first decide"),
-        (Further(60), 60, "60 done|too little is known"),
+        (Further(60, 60), 60, "60 done|probably all of them"),
         (Further(40, 24), 60, "up to 100 trials in all|about 24, if seeds go on like those so far"),
         (Further(40, None, True), 60, "test images are lacking, not seeds"),
         (Further(0, 0), 60, "60 trials, 60 done, 0 to do"),

@@ -143,10 +143,10 @@ def print_further(study: Study, further: Further, n: int, done: int) -> None:
     out.print(f"[bold]{n} trials and further ones, up to {most} in all; {done} done[/bold]", highlight=False)
     if further.lacks_images:
         words = "test images are lacking, not seeds: by the results so far, no number of seeds will decide it"
-    elif further.likely is None and done:
-        words = "too little is known to say how many, or more than the study allows"
     elif further.likely is None:
-        words = "none, if the first decide; how many are likely is said from the first results on"
+        words = "none, if the first decide; how many are likely can be told once some have ended"
+    elif further.likely == further.most:
+        words = "probably all of them, if seeds go on like those so far"
     else:
         words = f"about {further.likely}, if seeds go on like those so far"
     out.print(f"further: {words}", highlight=False)

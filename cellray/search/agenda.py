@@ -293,6 +293,8 @@ class Agenda:
         look = look_at(seen, counts, planned, plan_of(self._study, ()).margin, whole, given_before=given_before)
         if log and log.note == by_old_rule(look.margin) and before == dict(zip(labels, counts, strict=True)):
             look = replace(look, needs=(), note=log.note)  # it had ended, and isn't opened again
+        elif not look.needs and (spare := (decide.most_trials or 0) - sum(counts)) > 0:
+            look = replace(look, note=f"{look.note}; {spare} of {decide.at_most} are left")
         n_more = sum(look.n_seeds - counts[i] for i in look.needs)
         spent_s = sum(done.record.seconds.total for mine in trials for done in mine if done.record is not None)
         would_s = spent_s * (1 + n_more / sum(counts))

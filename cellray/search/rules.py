@@ -127,7 +127,7 @@ def look_at(
     view = look_ahead(said, moments(values), within, new_images=values.shape[2] > 1)  # even at 5 %
     clearly = within if max(given) >= ENOUGH_TO_TELL else CLEARLY * within
     if view is not None and view.lacks_images and view.of_images > clearly and max(given) >= given_before:
-        note = f"test images are lacking, not seeds: however many of these, {view.of_images:.3f} would be left, not "
+        note = f"test images are lacking, not seeds: any number of these would leave {view.of_images:.3f}, above "
         return SeedLook(said, alpha, within, note=f"{note}{within:.3g}")
     return SeedLook(said, alpha, within, tuple(said.open_within(within)), planned[place + 1])
 
