@@ -546,12 +546,12 @@ def test_a_forecast_can_be_written_as_json(planned, probes):
 @pytest.mark.parametrize(
     ("further", "done", "words"),
     [
-        (Further(60), 0, "60 trials and further ones, up to 120 trials in all; 0 done|none, if the first decide"),
+        (Further(60), 0, "from 60 to 120 trials, 0 done|none, if the first decide"),
         (Further(60, 60), 60, "60 done|probably all of them"),
-        (Further(40, 24), 60, "up to 100 trials in all|about 24, if seeds go on like those so far"),
+        (Further(40, 24), 60, "from 60 to 100 trials, 60 done|about 24, if seeds go on like those so far"),
         (Further(40, None, True), 60, "test images are lacking, not seeds"),
         (Further(0, 0), 60, "60 trials, 60 done, 0 to do"),
-        (Further(None, 24), 60, "up to 6h in all|about 24"),
+        (Further(None, 24), 60, "from 60 trials up to 6h of them, 60 done|about 24"),
     ],
 )
 def test_a_plan_says_how_many_trials_a_study_comes_to_that_decides(capsys, further, done, words):

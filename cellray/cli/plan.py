@@ -136,11 +136,13 @@ def plan(
 def print_further(study: Study, further: Further, n: int, done: int) -> None:
     """How many trials a study comes to that gives seeds where they decide."""
     assert study.decide is not None
-    most = study.decide.at_most if further.most is None else f"{n + further.most} trials"
+    count = f"from {n} trials up to {study.decide.at_most} of them"
+    if further.most is not None:
+        count = f"from {n} to {n + further.most} trials"
     if further.most == 0:
         out.print(f"[bold]{n} trials, {done} done, {n - done} to do[/bold]", highlight=False)
         return
-    out.print(f"[bold]{n} trials and further ones, up to {most} in all; {done} done[/bold]", highlight=False)
+    out.print(f"[bold]{count}, {done} done[/bold]", highlight=False)
     if further.lacks_images:
         words = "test images are lacking, not seeds: by the results so far, no number of seeds will decide it"
     elif further.likely is None:
