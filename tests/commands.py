@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cellray.cli import common
-from cellray.cli.app import main
+from cellray.cli.app import run
 from cellray.device import ALLOCATOR_ENV
 from cellray.outside import FOLDERS_VARIABLE
 
@@ -51,7 +51,7 @@ def run_here(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Compl
         patch.setattr(sys, "argv", ["cellray", *words])
         patch.setattr(common.out, "_width", WIDTH)  # read from the environment once
         try:
-            main()
+            run()
         except SystemExit as end:
             code = int(end.code or 0)
         finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cellray.statistics import Bootstrap, best_of_k, find_best, moments, paired_tests, winner
+from cellray.statistics import Bootstrap, best_of_k, find_best, look_ahead, moments, paired_tests, winner
 from cellray.statistics.best import SEED_LOOKS
 
 
@@ -120,6 +120,25 @@ def test_more_seeds_narrow_the_bound_down_to_what_images_leave():
     )
     assert on_new[0] > on_new[1] > on_new[2] > 2 * here[2]
     assert here[2] < here[0] / 2
+
+
+@pytest.mark.parametrize(("margin", "n_images"), [(0.12, 8), (0.03, 8), (0.03, 80), (0.01, 80)])
+def test_what_more_seeds_would_do(margin, n_images):
+    values = study([0.8, 0.8, 0.8], sd=0.05, n_images=n_images, image=0.08, seed=5)
+    of, said = moments(values), find_best(values)
+
+    def left(n, new):
+        only = np.arange(3) == said.take
+        return Bootstrap(of.with_seeds(n)).statement(new_images=new, preferred=only).losses[said.take]
+
+    enough = [n for n in (7, 10, 14, 20, 28, 40) if left(n, True) <= margin]
+    view = look_ahead(said, of, margin, new_images=True)
+    assert view.n_seeds == (min(enough) if enough else None)
+    assert view.loss == left(view.n_seeds or 40, True)
+    if not enough:
+        assert view.of_images == pytest.approx(left(2000, True), rel=0.2)
+        assert view.lacks_images == (view.of_images > margin >= left(40, False))
+    assert look_ahead(said, of.with_seeds(40), margin, new_images=True) is None
 
 
 def test_unequal_numbers_of_seeds_count_as_they_are():

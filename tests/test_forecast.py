@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from scipy.stats import t as student
 from tiny_study import draw_images, tiny_study
 
+from cellray.cli.plan import print_further
 from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.forecast import Machine, at_once, costs, forecast, memory_trouble, probe, this_machine, work
+from cellray.forecast import Further, Machine, at_once, costs, forecast, memory_trouble, probe, this_machine, work
 from cellray.forecast.child import _largest_batch, _some, megapixels
 from cellray.forecast.costs import makespan
 from cellray.forecast.effect import TYPICAL_SD, n_units, smallest_effect
@@ -552,6 +553,24 @@ class TestEffect:
 
 def test_a_forecast_can_be_written_as_json(planned, probes):
     assert json.loads(json.dumps(asdict(forecast(*planned(), machine=LAPTOP))))["n_todo"] == 2
+
+
+@pytest.mark.parametrize(
+    ("further", "done", "words"),
+    [
+        (Further(60), 0, "from 60 to 120 trials, 0 done|none, if the first decide"),
+        (Further(60, 60), 60, "60 done|probably all of them"),
+        (Further(40, 24), 60, "from 60 to 100 trials, 60 done|about 24, if seeds go on like those so far"),
+        (Further(40, None, True), 60, "test images are lacking, not seeds"),
+        (Further(0, 0), 60, "60 trials, 60 done, 0 to do"),
+        (Further(None, 24), 60, "from 60 trials up to 6h of them, 60 done|about 24"),
+    ],
+)
+def test_a_plan_says_how_many_trials_a_study_comes_to_that_decides(capsys, further, done, words):
+    study = SimpleNamespace(decide=SimpleNamespace(at_most="6h"))
+    print_further(study, further, 60, done)
+    said = capsys.readouterr().out
+    assert all(part in said for part in words.split("|")), said
 
 
 @pytest.mark.slow

@@ -16,12 +16,14 @@ import torch
 from tiny_study import lasting, same, tiny_study
 
 from cellray.errors import LedgerError, StudyError
+from cellray.forecast import Further, further_trials
 from cellray.ledger import Ledger
 from cellray.record import TrialRecord
-from cellray.results import known_study
+from cellray.results import known_study, known_trials
 from cellray.search import Agenda
 from cellray.search.journal import LedgerJournal
-from cellray.search.rules import alpha_of, goes_on, look_at, looks, rung_epochs
+from cellray.search.rules import alpha_of, by_old_rule, goes_on, look_at, looks, rung_epochs
+from cellray.statistics import find_best, look_ahead, moments
 from cellray.study import StoppingConfig, read_study
 from cellray.training import TrainingRun
 from cellray.trial import Sets, run_trial
@@ -305,9 +307,19 @@ class TestRules:
         rng = np.random.default_rng(0)
         values = 0.8 + np.array([0.03, -0.03])[:, None, None] * rng.standard_normal((1, 1, 4))
         values = values + 0.001 * rng.standard_normal((2, 10, 4))
-        assert look_at(values[:, :5], [5, 5], (5, 7, 10, 14), lambda score: 0.005).needs == (0, 1)
-        look = look_at(values, [10, 10], (5, 7, 10, 14), lambda score: 0.005)
-        assert look.needs == () and look.note.startswith("test images are lacking, not seeds")
+        planned, few, many = (5, 7, 10, 14), (values[:, :5], [5, 5]), (values, [10, 10])
+        said = find_best(values, alpha=alpha_of(2, 4))
+        left = look_ahead(said, moments(values), 0.005, new_images=True).of_images
+        for margin, ends_with in ((left / 3, (5, 10)), (left / 1.25, (10,)), (2 * left, ())):
+            for given in (few, many):
+                look = look_at(*given, planned, lambda score, margin=margin: margin)
+                n = given[1][0]
+                lacking = look.note.startswith(
+                    "test images are lacking, not seeds: any number of these would leave 0.0"
+                )
+                assert lacking == (n in ends_with) and bool(look.needs) == (look.said.loss > margin and not lacking)
+        # what had been given before isn't taken back
+        assert look_at(*few, planned, lambda score: left / 3, given_before=7).needs == (0, 1)
 
 
 def scattered(means, sd, n_seeds, seed=3):
@@ -430,7 +442,7 @@ class TestDeciding:
         counts = {e.label: len(e.trials) for e in agenda.entries}
         assert counts["D"] == 3 < max(counts.values()) and set(counts.values()) <= {3, 5, 7, 10, 14, 20, 28, 40}
         log = sweep.ledger.search()
-        assert log.method == "decide" and log.note == "decided within 0.05" and 0 < log.alpha < 0.05
+        assert log.method == "decide" and log.note.startswith("decided within 0.05; ") and 0 < log.alpha < 0.05
         assert {e.state for e in agenda.entries} == {"finished"}
         assert agenda.entries[3].reason.startswith("not better than ")
         most = max(agenda.entries, key=lambda e: len(e.trials))
@@ -466,6 +478,33 @@ class TestDeciding:
         sweep.run = timed
         assert sum(len(e.trials) for e in sweep().entries) == 12
         assert note in sweep.ledger.search().note
+
+    def test_its_plan_forecasts_by_its_own_rule(self, images, tmp_path):
+        sweep = self.deciding(images, tmp_path, at_most="200 trials")
+
+        def ahead():
+            plan = sweep.sets.plan(known_trials(sweep.study, sweep.ledger.search()), sweep.ledger)
+            return further_trials(sweep.study, plan, sweep.ledger)
+
+        assert ahead() == Further(188)  # all 12 of the first have to be run in any case
+        entries = sweep(die_after=12).entries
+        more = [len(entry.trials) - 3 for entry in entries]
+        assert set(more) == {0, 2}  # the first look has given two seeds to some
+        found, n_open = ahead(), sum(n > 0 for n in more)
+        assert found.most == 200 - 12 - sum(more)
+        assert found.likely in {n_open * (n - 5) for n in (5, 7, 10, 14, 20, 28, 40)}
+        sweep()
+        assert ahead() == Further(0, 0)
+
+    def test_what_had_ended_by_the_old_rule_on_images_is_not_opened_again(self, images, tmp_path):
+        study = self.deciding(images, tmp_path, at_most="12 trials").study  # no seeds but the first
+        self.deciding(images, tmp_path, at_most="12 trials")()
+        ledger = Ledger(str(tmp_path), study.name)
+        log = ledger.search()
+        for within, n_trials in ((0.04, 17), (0.05, 12)):
+            ledger.write_search(log.model_copy(update={"note": by_old_rule(within)}))
+            agenda = Agenda(self.deciding(images, tmp_path, at_most="200 trials").study, Sets.open(study.data), ledger)
+            assert (len(agenda.plan) > 12) == (n_trials > 12)
 
     def test_collapsed_runs_have_no_part_and_are_not_recommended(self, images, tmp_path):
         def score(trial):

@@ -14,9 +14,9 @@ from cellray.report import ReportActor
 
 RUN = """
 import sys
-from cellray.cli import main
+from cellray.cli.app import run
 try:
-    main()
+    run()
 except SystemExit as end:
     assert not end.code, end.code
 heavy = {"matplotlib", "mlflow", "optuna", "pandas", "ray", "scipy", "skimage", "sklearn", "torch"}

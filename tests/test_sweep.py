@@ -22,7 +22,8 @@ from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
-from cellray.sweep.tuner import WORKER_DEATHS, News
+from cellray.sweep.tuner import WORKER_DEATHS, News, Stoppable
+from cellray.sweep.tuning import quiet_tune
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow
@@ -367,6 +368,38 @@ def test_an_interrupt_ends_running_trials_and_the_next_sweep_ends_them(ray_here,
     memory = Memory()
     records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
     assert_like_alone(records, alone)
+
+
+def test_an_interrupt_does_not_wait_for_processes_that_start(ray_here, tmp_path):
+    from ray import tune
+
+    class SlowToLoad:
+        """Takes a minute where a worker gets it."""
+
+        def __init__(self):
+            self.driver, self.begun = os.getpid(), tmp_path / "begun"
+
+        def __setstate__(self, state):
+            self.__dict__ = state
+            if os.getpid() != self.driver:
+                self.begun.touch()
+                time.sleep(60)
+
+    interrupted, slow, asked = threading.Event(), SlowToLoad(), []
+
+    def interrupt():
+        wait_until(slow.begun.exists)
+        asked.append(time.monotonic())
+        interrupted.set()
+
+    threading.Thread(target=interrupt).start()
+    with quiet_tune():
+        tune.Tuner(
+            lambda config: slow.driver,
+            tune_config=tune.TuneConfig(scheduler=Stoppable(interrupted)),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        ).fit()
+    assert time.monotonic() - asked[0] < 9  # Tune gives such a process 10 s
 
 
 class TestLongTmpdir:

@@ -29,7 +29,7 @@ from cellray.errors import StudyError
 from cellray.times import duration
 
 if TYPE_CHECKING:
-    from cellray.forecast import Forecast
+    from cellray.forecast import Forecast, Further
     from cellray.forecast.effect import Effect
     from cellray.places import WorkerGroup
     from cellray.record import PlannedTrial
@@ -73,7 +73,7 @@ def plan(
 
     Example: [bold]cellray plan search_spaces/ablation.yaml --nodes 8 --gpus-per-node 4 --rate 40[/bold]
     """
-    from cellray.forecast import forecast
+    from cellray.forecast import forecast, further_trials
     from cellray.ledger import Ledger
     from cellray.results import known_trials
     from cellray.trial import read_references
@@ -87,7 +87,10 @@ def plan(
     trials = known_trials(study, ledger.search())
     planned = [p for p in sets.plan(trials, ledger) if chosen is None or (p.label, p.seed) in chosen]
     examples = _examples(study)
+    further = further_trials(study, planned, ledger) if study.gives_seeds else None
     n_more = max(most - len(planned), 0) if (most := study.most_trials) is not None else 0
+    if further is not None:
+        n_more = further.most or 0
     with nullcontext() if as_json else out.status("timing") as shown:
 
         def progress(done: int, of: int) -> None:
@@ -104,6 +107,7 @@ def plan(
             measure=measure,
             limit=max_concurrent,
             n_more=n_more,
+            further=further,
             examples=examples,
             progress=progress,
         )
@@ -116,20 +120,38 @@ def plan(
         _print_trials(planned, cost)
     _print_study(study, sets, (trials or examples)[0])
     done = sum(p.done for p in planned)
-    more = ""
-    if n_more:
-        more = (
-            f", {n_more} of them suggestions to come" if study.search else f", up to {n_more} of them where they decide"
-        )
-    elif study.gives_seeds and study.decide is not None:
-        more = f"; then seeds where they decide, up to {study.decide.at_most} of trials in all"
-    out.print(f"[bold]{done + cost.n_todo} trials, {done} done, {cost.n_todo} to do[/bold]{more}", highlight=False)
+    if further is None:
+        more = f", {n_more} of them suggestions to come" if n_more else ""
+        out.print(f"[bold]{done + cost.n_todo} trials, {done} done, {cost.n_todo} to do[/bold]{more}", highlight=False)
+    else:
+        print_further(study, further, len(planned), done)
     if cost.n_todo:
         _print_costs(study, cost, not groups)
     if cost.effect is not None:
         _print_effect(cost.effect)
     for warning in cost.warnings:
         out.print(f"[yellow]Note:[/yellow] {escape(warning)}", highlight=False)
+
+
+def print_further(study: Study, further: Further, n: int, done: int) -> None:
+    """How many trials a study comes to that gives seeds where they decide."""
+    assert study.decide is not None
+    count = f"from {n} trials up to {study.decide.at_most} of them"
+    if further.most is not None:
+        count = f"from {n} to {n + further.most} trials"
+    if further.most == 0:
+        out.print(f"[bold]{n} trials, {done} done, {n - done} to do[/bold]", highlight=False)
+        return
+    out.print(f"[bold]{count}, {done} done[/bold]", highlight=False)
+    if further.lacks_images:
+        words = "test images are lacking, not seeds: by the results so far, no number of seeds will decide it"
+    elif further.likely is None:
+        words = "none, if the first decide; how many are likely can be told once some have ended"
+    elif further.likely == further.most:
+        words = "probably all of them, if seeds go on like those so far"
+    else:
+        words = f"about {further.likely}, if seeds go on like those so far"
+    out.print(f"further: {words}", highlight=False)
 
 
 def _rate(given: str, study: Study) -> float:
@@ -271,6 +293,8 @@ def _time_in_words(study: Study, cost: Forecast, here: bool) -> str:
         by += "" if here else ", measured on this machine"
     hours = f"{cost.cpu_hours:.2g} CPU hours" + (f", {cost.gpu_hours:.2g} GPU hours" if cost.gpu_hours else "")
     total = "" if cost.total_s is None else f"about {duration(cost.total_s)}; "
+    if cost.further is not None and cost.further.most and cost.total_s is not None and cost.least_s is not None:
+        total = f"{duration(cost.least_s)} to {duration(cost.total_s)}; "
     return f"{total}{duration(cost.trial_s)} a trial (by {by}); {hours}"
 
 

@@ -11,6 +11,7 @@ from statistics import mean
 from cellray.device import describe, pick_device
 from cellray.errors import StudyError
 from cellray.forecast.effect import Effect, n_units, smallest_effect
+from cellray.forecast.further import Further
 from cellray.forecast.probe import Job, ProbesDone, run_probes, work_of
 from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memory, this_machine
 from cellray.forecast.work import Work, memory_mb, probing_s, times_at, weights_mb
@@ -85,6 +86,8 @@ class Forecast:
     """Of a mean trial; 0 if nothing is to do; None as for its kinds."""
     total_s: float | None
     """From the command to the report."""
+    least_s: float | None
+    """The same without trials that aren't known yet."""
     cpu_hours: float | None
     gpu_hours: float | None
     not_measured: str
@@ -99,6 +102,8 @@ class Forecast:
     """Of the whole sweep, at most."""
     quota_mb: float | None
     effect: Effect | None
+    further: Further | None
+    """Of a study that gives seeds where they decide, what it may give."""
     warnings: tuple[str, ...]
 
 
@@ -114,6 +119,7 @@ def forecast(
     measure: bool = False,
     limit: int | None = None,
     n_more: int = 0,
+    further: Further | None = None,
     examples: Sequence[Trial] = (),
     progress: ProbesDone = lambda done, of: None,
 ) -> Forecast:
@@ -133,7 +139,8 @@ def forecast(
         rate: Megapixels that a trial trains in a second: times follow from it, and nothing is timed.
         measure: Time on CPUs even if it takes long.
         limit: `--max-concurrent`, if given.
-        n_more: Trials of suggestions that aren't known yet.
+        n_more: Trials that aren't known yet, at most.
+        further: What is known of these (`further_trials`).
         examples: What those may be like: each counts as the mean of these; none: as the mean of the plan's.
         progress: Told how many probes are done, and of how many.
 
@@ -195,10 +202,13 @@ def forecast(
         )
     if len(study.seeds) < LEAST_SEEDS:
         warnings.append(f"with fewer than {LEAST_SEEDS} seeds the report decides no pair of configurations")
-    total_s = None
+    total_s = least_s = None
     if times is not None and tries_s is not None and n:
-        spans = (makespan([t + OVERHEAD_S for t in part], n) for part in (tries_s, times))
-        total_s = START_S + sum(spans) + report_s if n_todo else 0.0
+        tried_s = makespan([t + OVERHEAD_S for t in tries_s], n)
+        total_s, least_s = (
+            START_S + tried_s + makespan([t + OVERHEAD_S for t in times[:count]], n) + report_s if count else 0.0
+            for count in (n_todo, len(todo))
+        )
     return Forecast(
         n_todo=n_todo,
         n_tries=len(tries),
@@ -208,6 +218,7 @@ def forecast(
         limited_by=limited_by,
         trial_s=None if times is None else sum(times) / n_todo if n_todo else 0.0,
         total_s=total_s,
+        least_s=least_s,
         cpu_hours=None if busy_s is None else busy_s * resources.cpus * resources.n_workers / 3600,
         gpu_hours=None if busy_s is None else busy_s * resources.n_gpus / 3600,
         not_measured=not_measured,
@@ -223,6 +234,7 @@ def forecast(
             n_seeds=len({planned.seed for planned in plan} or study.seeds),
             n_units=n_units(sets.train, sets.split(likely[0]).test),
         ),
+        further=further,
         warnings=tuple(warnings),
     )
 

@@ -142,19 +142,18 @@ def alike(choice: Advice, found: Findings) -> str:
 def closing(choice: Advice, found: Findings, still: list[str], margin: float) -> str:
     """What would bring the bound within the margin, and what it costs; or that images are what is lacking."""
     of = choice.bootstrap.of
-    now = int(of.has[choice.found.take].sum())
-    looks = [n for n in SEED_LOOKS if n > now]
-    if not looks:
-        return f"With {plural(now, 'seed')} it has as many as it can be given."
-    if (left := choice.with_seeds(looks[-1])) > margin:
-        metric = found.metric
-        text = f"{looks[-1]} seeds of each, if they went on like these, would leave {format_value(metric, left)}"
-        if choice.here is not None and choice.with_seeds(looks[-1], new_images=False) <= margin:
+    view = choice.look_ahead(margin)
+    if view is None:
+        return f"With {plural(int(of.has[choice.found.take].sum()), 'seed')} it has as many as it can be given."
+    if (n := view.n_seeds) is None:
+        left, of_images = (format_value(found.metric, value) for value in (view.loss, view.of_images))
+        text = f"{SEED_LOOKS[-1]} seeds of each, if they went on like these, would leave {left}"
+        if view.lacks_images:
             unit = found.tables.inference.unit if found.tables.inference else "image"
             offer = "" if found.plan.folds else "; `data.folds: 4` would test on the training images too"
-            return f"{text}: not seeds but test images are lacking, there are {plural(of.n_images, unit)}{offer}."
+            text += f", and any number {of_images}: not seeds but test images are lacking, there are "
+            text += f"{plural(of.n_images, unit)}{offer}"
         return f"{text}."
-    n = next(n for n in looks if choice.with_seeds(n) <= margin)
     who = list(dict.fromkeys([choice.take, *still]))
     counts = dict(zip(choice.labels, of.has.sum(1), strict=True))
     n_runs = sum(max(n - int(counts[label]), 0) for label in who)

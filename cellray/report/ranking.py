@@ -21,7 +21,7 @@ from cellray.metrics import METRICS
 from cellray.record import PlannedTrial, Seconds, TrainingSettings, TrialRecord
 from cellray.results import Plan, Results
 from cellray.scores import as_float, score_table, spread, stopped_in, worst_values
-from cellray.statistics import Bootstrap, Statement
+from cellray.statistics import Bootstrap, Outlook, Statement, look_ahead
 
 OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
 
@@ -65,18 +65,10 @@ class Advice:
         order = sorted(range(len(self.labels)), key=lambda i: (i != self.found.take, self.found.losses[i]))
         return [self.labels[i] for i in order if self.found.losses[i] <= margin]
 
-    def with_seeds(self, n: int, *, new_images: bool | None = None) -> float:
-        """What the recommended one would lose at most with n seeds of each, if nothing else changed.
-
-        Args:
-            n: Where a configuration has more, it keeps them.
-            new_images: On new images, or on these; None: as `found` is.
-        """
-        more = Bootstrap(self.bootstrap.of.with_seeds(n), alpha=self.bootstrap.alpha)
-        only = np.arange(len(self.labels)) == self.found.take
-        on_new = self.new_images if new_images is None else new_images
-        projected = more.statement(new_images=on_new, preferred=only)
-        return float("nan") if projected is None else projected.losses[self.found.take]
+    def look_ahead(self, margin: float) -> Outlook | None:
+        """What more seeds would do for the statement, if it isn't within a margin."""
+        of, alpha = self.bootstrap.of, self.bootstrap.alpha
+        return look_ahead(self.found, of, margin, new_images=self.new_images, alpha=alpha)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cellray.results import plan_of
 from cellray.search.entries import Entry, Task
 from cellray.search.evidence import Evidence, dice_at
 from cellray.search.rates import Rates
-from cellray.search.rules import SeedLook, goes_on, look_at, looks, rung_epochs
+from cellray.search.rules import SeedLook, by_old_rule, goes_on, look_at, looks, rung_epochs
 from cellray.study import ConfigurationConfig, Study, Trial
 from cellray.trial import Sets, record_stopped
 
@@ -58,6 +58,8 @@ class Agenda:
         self.notes: list[str] = []
         """What else came to pass, in words, since somebody last emptied it."""
         self._look: SeedLook | None = None
+        self._before = ledger.search() if study.gives_seeds else None
+        """What the sweep before this one had come to."""
         for configuration in study.configurations:
             self._add(configuration)
         if study.search is not None:  # what will be suggested must fit the images too
@@ -287,7 +289,14 @@ class Agenda:
         labels, counts = [entry.label for entry in self.entries], [len(mine) for mine in trials]
         seen, whole = self._seen.ended_runs(labels, trials, self._study.more_seeds(max(counts)))
         planned = looks(len(self._study.first_seeds), len(labels), decide.most_trials)
-        look = look_at(seen, counts, planned, plan_of(self._study, ()).margin, whole)
+        log = self._before
+        before = {} if log is None else {tried.label: tried.seeds for tried in log.configurations}
+        given_before = max(before.values(), default=0)
+        look = look_at(seen, counts, planned, plan_of(self._study, ()).margin, whole, given_before=given_before)
+        if log and log.note == by_old_rule(look.margin) and before == dict(zip(labels, counts, strict=True)):
+            look = replace(look, needs=(), note=log.note)  # it had ended, and isn't opened again
+        elif not look.needs and (spare := (decide.most_trials or 0) - sum(counts)) > 0:
+            look = replace(look, note=f"{look.note}; {spare} of {decide.at_most} are left")
         n_more = sum(look.n_seeds - counts[i] for i in look.needs)
         spent_s = sum(done.record.seconds.total for mine in trials for done in mine if done.record is not None)
         would_s = spent_s * (1 + n_more / sum(counts))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellray.statistics import ALPHA, SEED_LOOKS, Bootstrap, Statement, find_best, moments
+from cellray.statistics import ALPHA, SEED_LOOKS, Statement, find_best, look_ahead, moments
 from cellray.study import StoppingConfig
 
 
@@ -49,6 +49,8 @@ def rung_epochs(config: StoppingConfig, n_epochs: int, validate_every: int) -> l
 
 ENOUGH_TO_TELL = 10
 """Seeds from which it can be told whether more of them, or images, are what is lacking."""
+CLEARLY = 1.5
+"""Times the margin that images alone must leave with fewer seeds."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def look_at(
     planned: Sequence[int],
     margin: Callable[[float], float],
     preferred: np.ndarray | None = None,
+    *,
+    given_before: int = 0,
 ) -> SeedLook:
     """Who needs further seeds: the recommended one, and those that may be better than it by more than the margin.
 
@@ -107,6 +111,7 @@ def look_at(
         planned: Of `looks`.
         margin: A difference that doesn't matter, for a score.
         preferred: As for `find_best`.
+        given_before: Seeds that one has been given already, by a sweep before this one: no look before that ends it.
     """
     place = planned.index(max(given))
     alpha = alpha_of(place, len(planned))
@@ -119,22 +124,14 @@ def look_at(
     if place + 1 == len(planned):
         why = "no configuration is given more" if planned[-1] >= SEED_LOOKS[-1] else "the budget allows no more of two"
         return SeedLook(said, alpha, within, note=f"after {planned[-1]} seeds {why}")
-    if max(given) >= ENOUGH_TO_TELL and lacks_images(values, said, within):
-        note = (
-            f"test images are lacking, not seeds: with {SEED_LOOKS[-1]} of each it would still not be decided within "
-        )
+    view = look_ahead(said, moments(values), within, new_images=values.shape[2] > 1)  # even at 5 %
+    clearly = within if max(given) >= ENOUGH_TO_TELL else CLEARLY * within
+    if view is not None and view.lacks_images and view.of_images > clearly and max(given) >= given_before:
+        note = f"test images are lacking, not seeds: any number of these would leave {view.of_images:.3f}, above "
         return SeedLook(said, alpha, within, note=f"{note}{within:.3g}")
-    needs = tuple(i for i in range(len(values)) if i == said.take or said.ahead[i] > within)
-    return SeedLook(said, alpha, within, needs, planned[place + 1])
+    return SeedLook(said, alpha, within, tuple(said.open_within(within)), planned[place + 1])
 
 
-def lacks_images(values: np.ndarray, said: Statement, within: float) -> bool:
-    """Whether as many seeds as any study gives would do on these test images, and not on new ones, even at 5 %."""
-    if values.shape[2] < 2:
-        return False
-    more = Bootstrap(moments(values).with_seeds(SEED_LOOKS[-1]))
-    only = np.arange(len(values)) == said.take
-    here, new = (more.statement(new_images=on_new, preferred=only) for on_new in (False, True))
-    if here is None or new is None:
-        return False
-    return bool(here.losses[said.take] <= within < new.losses[said.take])
+def by_old_rule(within: float) -> str:
+    """How older studies ended that lacked images, by a rule that asked for 40 seeds of each and not for any number."""
+    return f"test images are lacking, not seeds: with 40 of each it would still not be decided within {within:.3g}"

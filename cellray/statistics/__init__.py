@@ -1,6 +1,16 @@
 """Intervals, paired comparisons and ranks over seeds × images: pure functions of arrays, each with its source."""
 
-from cellray.statistics.best import LEAST_SEEDS, SEED_LOOKS, Bootstrap, Statement, find_best, moments, winner
+from cellray.statistics.best import (
+    LEAST_SEEDS,
+    SEED_LOOKS,
+    Bootstrap,
+    Outlook,
+    Statement,
+    find_best,
+    look_ahead,
+    moments,
+    winner,
+)
 from cellray.statistics.contributions import contributions
 from cellray.statistics.crossed import ALPHA, CrossedMean, crossed_mean, difference_from
 from cellray.statistics.kept import N_KEPT_OF, best_of_k
@@ -28,6 +38,7 @@ __all__ = [
     "Bootstrap",
     "CrossedMean",
     "Friedman",
+    "Outlook",
     "Statement",
     "best_of_k",
     "contributions",
@@ -37,6 +48,7 @@ __all__ = [
     "find_best",
     "friedman",
     "holm",
+    "look_ahead",
     "mean_median",
     "mean_ranks",
     "median_pairs",

@@ -30,6 +30,8 @@ WIDE = 3.0
 """Times the lower quartile of the spreads over seeds: beyond, a configuration is no rival that one can plan with."""
 SEED_LOOKS = (5, 7, 10, 14, 20, 28, 40)
 """Numbers of seeds at which a study looks whether more are needed."""
+WITHOUT_END = 400
+"""Seeds that leave what images add, and next to nothing else."""
 BOOTSTRAP_DRAWS = 2000
 MOST_IMAGES = 200
 """Degrees of freedom that are drawn at most for images."""
@@ -61,6 +63,24 @@ class Statement:
     def is_best(self) -> bool:
         """Whether the recommended one is the only one that may be the best."""
         return bool(self.may_be_best[self.take] and self.may_be_best.sum() == 1)
+
+    def open_within(self, margin: float) -> list[int]:
+        """Those that need seeds: that may be ahead by more than a margin, and the recommended one."""
+        return [i for i, ahead in enumerate(self.ahead) if i == self.take or ahead > margin]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What more seeds would do for a statement, if all went on like those at hand."""
+
+    n_seeds: int | None
+    """Of each, that would bring the loss within a margin; None: no number that a study gives would."""
+    loss: float
+    """What would be left of the loss then, or with the most seeds that a study gives."""
+    of_images: float
+    """What images alone would leave, with seeds without end; where those of `n_seeds` do, `loss` again."""
+    lacks_images: bool
+    """Whether seeds would do on these very test images, and no number of them on new ones."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +256,36 @@ class Bootstrap:
         images = _image_part(covariance, rest * rng.chisquare(df_rest, (n, k)) / df_rest, n_images)
         mean = mean + rng.standard_normal((n, k)) @ _root(cover).T / np.sqrt(n_images)
         return here, _leads(mean, np.sqrt(seeds + images)).astype(np.float32), rivals
+
+
+def look_ahead(now: Statement, of: Moments, margin: float, *, new_images: bool, alpha: float = ALPHA) -> Outlook | None:
+    """What more seeds of each would do for a statement whose loss is above a margin.
+
+    Args:
+        now: The statement.
+        of: What it comes from.
+        margin: A difference that doesn't matter.
+        new_images: As for `Bootstrap.statement`.
+        alpha: Probability of the later statement being wrong.
+
+    Returns:
+        None if the recommended one has as many seeds as a study gives.
+    """
+    only = np.arange(len(of.mean)) == now.take
+
+    def left(n: int, new: bool) -> float:
+        later = Bootstrap(of.with_seeds(n), alpha=alpha).statement(new_images=new, preferred=only)
+        return np.inf if later is None else float(later.losses[now.take])
+
+    numbers = [n for n in SEED_LOOKS if n > of.has[now.take].sum()]
+    if not numbers:
+        return None
+    most = left(numbers[-1], new_images)
+    if most <= margin:
+        n, loss = next((n, loss) for n in numbers if (loss := left(n, new_images)) <= margin)
+        return Outlook(n, loss, loss, False)
+    of_images = left(WITHOUT_END, True) if new_images else 0.0
+    return Outlook(None, most, of_images, of_images > margin >= left(numbers[-1], False))
 
 
 def find_best(values: Floats, *, alpha: float = ALPHA, preferred: np.ndarray | None = None) -> Statement | None:

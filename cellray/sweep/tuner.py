@@ -33,6 +33,7 @@ from cellray.sweep.tuning import (
     is_starting,
     out_of_memory_is_a_death,
     quiet_tune,
+    stop_pending,
 )
 from cellray.sweep.workers import run_with_workers
 from cellray.trial import Sets, home, record_failure, run_trial
@@ -274,7 +275,7 @@ class Stoppable(FIFOScheduler):
             return waiting[0] if waiting else None
         for trial in tune_controller.get_trials():
             if trial.status == "PENDING":
-                tune_controller.stop_trial(trial)
+                stop_pending(trial, tune_controller)
         return None
 
 

@@ -94,6 +94,18 @@ def is_starting(trial: Any, tune_controller: Any) -> bool:
         return False
 
 
+def stop_pending(trial: Any, tune_controller: Any) -> None:
+    """Stop a trial that hasn't begun, and kill a process that is starting for it: Tune would wait up to 10 s."""
+    try:
+        controller = tune_controller._tune_controller
+        actor, actors = controller._trial_to_actor.get(trial), controller._actor_manager
+    except AttributeError:  # private, so it may change
+        actor = None
+    tune_controller.stop_trial(trial)
+    if actor is not None and actors.is_actor_started(actor):
+        actors.remove_actor(actor, kill=True)
+
+
 def cause_of_death(error_file: str | None) -> str:
     """What Tune knows of a trial's error, in a line."""
     try:
