@@ -77,6 +77,9 @@ def run_alone(folder: Path, plain: Study, too_large: Study) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"HOME": str(folder), "TMPDIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     env |= {"RAY_TMPDIR": "/tmp", "RAY_USAGE_STATS_ENABLED": "0", "CELLRAY_CACHE": str(folder / "cache")}
+    env["RAY_worker_niceness"] = (
+        "0"  # else trials wait for all that other tests compute, and a process takes minutes to end
+    )
     done = subprocess.run(
         ["unshare", *NAMESPACES, "bash", "-c", ALONE, "bash", str(provider), str(folder), sys.executable, __file__],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**env, "COLUMNS": "200"}, timeout=600,

@@ -332,7 +332,7 @@ def start_report_actor(
     *,
     study_facts: StudyFacts | None = None,
 ) -> Any:
-    """A `ReportActor` as a Ray actor named ``cellray-report-<study>``, restarted by Ray if its process dies.
+    """A `ReportActor` as a Ray actor named ``cellray-report-<study>`` here, restarted by Ray if its process dies.
 
     Args:
         study: Names the actor, so that `cellray status` finds it.
@@ -344,6 +344,7 @@ def start_report_actor(
         The actor's handle. It lives as long as the Ray job that started it.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # In a thread of its own: a question doesn't wait behind the news that came before it.
     apart: Any = ray.method(concurrency_group="questions")
@@ -352,6 +353,8 @@ def start_report_actor(
         status = apart(LedgerReportActor.status)
 
     how: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "concurrency_groups": {"questions": 1}}
+    # Beside the sweep: on another node it would keep an autoscaler from taking that back.
+    how["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote = ray.remote(num_cpus=0, **how)(LiveReportActor)
     # Ray keeps what an actor is made with for its restarts, but only while it is small.
     head, facts = replace(plan, trials=(), dropped={}), study_facts or StudyFacts()

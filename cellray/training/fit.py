@@ -88,7 +88,7 @@ def fit(
         CheckpointError: If a checkpoint is damaged, or `best` is missing where training is complete.
         StudyError: If a batch has fewer crops than the team has members, or the weights don't fit the network.
     """
-    return _Fitter(trial, dataset, split, device, load, save, on_epoch, on_note, team, start).fit(until)
+    return _Fitter(trial, dataset, split, device, load, save, on_epoch, team, start, on_note).fit(until)
 
 
 class _Fitter:
@@ -101,9 +101,9 @@ class _Fitter:
         load: Callable[[str], bytes | None],
         save: Callable[[str, bytes], None],
         on_epoch: Callable[[EpochRow], None],
-        on_note: Callable[[str], None],
         team: Team,
         start: bytes | None = None,
+        on_note: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.settings, self.dataset, self.split, self.device = trial.training, dataset, split, device
         self.load, self.save, self.on_epoch, self.on_note, self.team = load, save, on_epoch, on_note, team
