@@ -23,9 +23,10 @@ from cellray.data import default_cache_dir
 from cellray.device import autocast, describe, has_bfloat16
 from cellray.study import Trial, short_hash
 
-SAVED_S = 0.1
-"""Seconds that a megapixel of a training step saves at least with c-ResUnet's 16 features: 0.11 to 0.2 were measured
-without AMX. What is saved lies between the convolutions, so it goes by the width."""
+SAVED_S = 0.02
+"""Seconds that a megapixel of a training step saves with c-ResUnet's 16 features, on the careful side: a step by itself
+saves 0.11 to 0.2 without AMX, but of whole trainings 0.01 to 0.08 is left. It lies between the convolutions, so it goes
+by the width."""
 COMPILE_S = 64.0
 """That a compilation takes on one core."""
 
