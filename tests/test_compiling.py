@@ -16,15 +16,14 @@ from pictures import tiny_trial
 from test_training import Store, WorkerKilledError, same_weights, train, untimed
 from tiny_study import draw_images, tiny_study
 
-from cellray import device as device_module
 from cellray.ledger import Ledger
 from cellray.study import ModelConfig, TrainingConfig, Trial
 from cellray.study.yaml_tree import read_tree, write_tree
 from cellray.training import Fit
-from cellray.training.compiling import compile_network, is_wanted
+from cellray.training.compiling import compile_network
 from cellray.trial import Sets, run_trial
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs the C++ compiler g++")
 NETWORK = "some_networks:Halving"
 
@@ -45,43 +44,6 @@ def a_trial(**training) -> Trial:
     """Of a small network with batch norm, which compiles in seconds."""
     model = ModelConfig.model_validate({"name": NETWORK}, context={"code": "allowed"})
     return tiny_trial(**({"compile": "on"} | training)).model_copy(update={"model": model})
-
-
-def with_bfloat16(monkeypatch, has: bool) -> None:
-    monkeypatch.setattr(device_module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
-
-
-class TestWhetherItPays:
-    """`auto` by hand: 64 s of compiling, 0.02 s saved a megapixel with 16 features."""
-
-    def wanted(self, steps: int = 1000, *, device=CPU, workers: int = 1, width: int = 16, **training) -> bool:
-        settings = {"batch_size": 4, "crop_px": 512, "precision": "auto"} | training
-        return is_wanted(tiny_trial(base_features=width, **settings), steps, device, workers)
-
-    def test_a_long_training_on_a_processor_with_bfloat16(self, monkeypatch):
-        with_bfloat16(monkeypatch, True)
-        # 4 x 512 x 512 are 1.048576 megapixels, so a step saves 0.02097 s, and 3051.8 steps the 64 s.
-        assert [self.wanted(n) for n in (3051, 3052)] == [False, True]
-        assert [self.wanted(n, width=8) for n in (6103, 6104)] == [False, True]
-        assert [self.wanted(n, width=32) for n in (1525, 1526)] == [False, True]
-        # 8 x 128 x 128 are an eighth of it.
-        assert [self.wanted(n, batch_size=8, crop_px=128) for n in (24414, 24415)] == [False, True]
-
-    def test_nothing_else(self, monkeypatch):
-        with_bfloat16(monkeypatch, True)
-        assert self.wanted(10**6)
-        assert not self.wanted(10**6, precision="float32")
-        assert not self.wanted(10**6, workers=2)
-        assert not self.wanted(10**6, device=CUDA)
-        other = a_trial(batch_size=4, crop_px=512, precision="auto", compile="auto")
-        assert not is_wanted(other, 10**6, CPU)
-        with_bfloat16(monkeypatch, False)
-        assert not self.wanted(10**6)
-
-    def test_what_the_study_says_goes_first(self, monkeypatch):
-        assert self.wanted(1, compile="on")
-        with_bfloat16(monkeypatch, True)
-        assert not self.wanted(10**6, compile="off")
 
 
 def test_it_decides_no_trial_key():

@@ -447,19 +447,18 @@ class TestProbe:
         assert len(names | {same}) == 6
 
     def test_a_worker_is_probed_with_its_part_of_the_batch(self, planned):
-        _, sets, plan, _ = planned(training={"batch_size": 5})
-        job = probe._as_worker(Job("training", plan[0].trial), sets, torch.device("cpu"), 2)
+        plan = planned(training={"batch_size": 5})[2]
+        job = probe._as_worker(Job("training", plan[0].trial), 2)
         assert job.trial.training.batch_size == 3
 
     def test_a_probe_is_compiled_where_the_whole_training_is(self, planned):
         _, sets, plan, _ = planned(training={"compile": "on"})
-        job, cpu = Job("training", plan[0].trial), torch.device("cpu")
-        alone, shared = (probe._as_worker(job, sets, cpu, n) for n in (1, 2))
+        job = Job("training", plan[0].trial)
+        alone, shared = (probe._as_worker(job, n) for n in (1, 2))
         assert (alone.trial.training.compile, shared.trial.training.compile) == ("on", "off")
         _, _, plan, _ = planned()
-        small = probe._as_worker(Job("training", plan[0].trial), sets, cpu, 1)
-        assert small.trial.training.compile == "off"
-        assert probe._name(alone, sets, {}) != probe._name(small, sets, {})
+        plain = probe._as_worker(Job("training", plan[0].trial), 1)
+        assert probe._name(alone, sets, {}) != probe._name(plain, sets, {})
 
     def test_a_failing_probe_says_what_a_trial_would(self, planned):
         job = Job("training", planned()[2][0].trial)

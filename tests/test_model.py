@@ -102,3 +102,19 @@ def test_the_same_seed_gives_the_same_weights():
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_upsampling_is_a_transposed_convolution(order):
+    torch.manual_seed(0)
+    ours, torchs = CResUnet(4).decoder2.up, nn.ConvTranspose2d(16, 8, 2, stride=2)
+    nn.init.normal_(ours.bias)
+    torchs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 16, 6, 10).to(memory_format=order)
+    weights = torch.randn(2, 8, 12, 20)
+    found = []
+    for layer in (ours, torchs):
+        x = images.clone().requires_grad_()
+        y = layer(x)
+        found.append([y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(*found)

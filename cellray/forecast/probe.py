@@ -19,10 +19,9 @@ from cellray.device import ALLOCATOR_ENV, describe, pick_device
 from cellray.errors import StudyError
 from cellray.study import DataConfig, LossConfig, ResourcesConfig, Trial, short_hash
 from cellray.study.loss import NamedLoss
-from cellray.training.compiling import is_wanted
 from cellray.trial import Sets
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Part of the name of a remembered probe: raised when a probe measures something else."""
 MOST_PROCESSES = 16
 """Probes run at once, at most."""
@@ -77,7 +76,7 @@ def run_probes(
     """
     n_processes = max(min(n_at_once * resources.n_workers, MOST_PROCESSES), 1)
     device, threads = pick_device(resources.n_gpus), max(int(resources.cpus), 1)
-    jobs = [_as_worker(job, sets, device, resources.n_workers) for job in jobs]
+    jobs = [_as_worker(job, resources.n_workers) for job in jobs]
     where = {"device": describe(device, threads), "torch": torch.__version__, "at once": n_processes}
     files = [default_cache_dir() / "probes" / f"{_name(job, sets, where)}.json" for job in jobs]
     known = [_remembered(file) for file in files]
@@ -93,14 +92,12 @@ def run_probes(
     return [answer for answer in known if answer is not None]
 
 
-def _as_worker(job: Job, sets: Sets, device: torch.device, n_workers: int) -> Job:
-    """The job with the part of a batch that each worker of a trial has, and compiled if the whole training would be."""
+def _as_worker(job: Job, n_workers: int) -> Job:
+    """The job with the part of a batch that each worker of a trial has; several don't compile."""
+    if n_workers == 1:
+        return job
     training, trial = job.trial.training, job.trial
-    steps = training.steps or (training.epochs or 0) * -(-len(sets.split(trial).train) // training.batch_size)
-    changes = {
-        "batch_size": -(-training.batch_size // n_workers),
-        "compile": "on" if n_workers == 1 and is_wanted(trial, steps, device) else "off",
-    }
+    changes = {"batch_size": -(-training.batch_size // n_workers), "compile": "off"}
     return replace(job, trial=trial.model_copy(update={"training": training.model_copy(update=changes)}))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cellray.forecast.child import FORWARD_SHARE, megapixels
 from cellray.study import Trial
-from cellray.training.compiling import COMPILE_S, is_wanted
+from cellray.training.compiling import COMPILE_S
 from cellray.trial import Sets, new_network
 
 RANGE_TEST_SHARE = 0.9
@@ -78,9 +78,8 @@ def times_at(work: Work, rate: float) -> tuple[dict[str, float], dict[str, float
 
 def probing_s(trial: Trial, work: Work) -> float:
     """Seconds that a probe of the trial's training takes on a CPU, at most about; with a compilation if it has one."""
-    compiled = is_wanted(trial, work.steps // work.trainings, torch.device("cpu"))
     steps_s = PROBED_STEPS * work.step_mpx / (SLOW_MPX_S * (16 / (trial.model.base_features or 16)) ** 2)
-    return steps_s + (COMPILE_S if compiled else 0.0)
+    return steps_s + (COMPILE_S if trial.training.compile == "on" else 0.0)
 
 
 def memory_mb(trial: Trial, n_workers: int, on_gpu: bool) -> float:

@@ -76,7 +76,7 @@ class _ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x) + self.shortcut(x)
+        return self.block(x).add_(self.shortcut(x))
 
 
 class _UpBlock(nn.Module):
@@ -84,9 +84,26 @@ class _UpBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.up = _Upsample(in_channels, out_channels, 2, stride=2)
         self.block = _ConvBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
-        return self.block(torch.cat([x, skip], dim=1)) + x
+        return self.block(torch.cat([x, skip], dim=1)).add_(x)
+
+
+class _Upsample(nn.ConvTranspose2d):
+    """A transposed convolution of 2x2 pixels without overlap, as the 1x1 convolution that it is.
+
+    What it returns is the same to the bit. On CPUs the gradient of a transposed convolution's bias takes as long as all
+    the rest of its backward pass three times.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        c = self.out_channels
+        as_1x1 = self.weight.permute(2, 3, 1, 0).reshape(4 * c, self.in_channels, 1, 1)
+        assert self.bias is not None
+        pixels = nn.functional.conv2d(x, as_1x1, self.bias.repeat(4)).permute(0, 2, 3, 1)
+        pixels = pixels.reshape(n, height, width, 2, 2, c).transpose(2, 3)
+        return pixels.reshape(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)

@@ -283,8 +283,9 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast where the device has fast instructions for it, else float32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether training steps run compiled by torch's Inductor, which changes the last digits only. `auto`: where it
-    saves more than it takes; without a compiler steps run as ever, with a note. It decides no trial key."""
+    """Whether training steps run compiled by torch's Inductor, which changes the last digits only. `auto`: where
+    that was measured to be faster, which it is on no CPU yet. Without a compiler steps run as ever, with a note. It
+    decides no trial key."""
     validate_every: int = Field(default=1, ge=1)
     """Validate after every so many epochs, and after the last."""
     batch_norm_batches: int = Field(default=20, ge=0)

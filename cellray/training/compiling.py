@@ -1,9 +1,8 @@
-"""The network compiled for training steps by torch's Inductor, where that pays; where it can't be, steps are as ever.
+"""The network compiled for training steps by torch's Inductor; where it can't be, steps are as ever.
 
-Whether a training is compiled follows from its settings and the processor, never from a clock: two runs of a trial on
-one machine have the same bits, and so has one that goes on after an end. Compiled steps compute the same sums in
-another order. What is compiled is the forward pass of training steps, and its way back; losses, validation and
-everything after a training call the plain network.
+Two runs of a trial on one machine have the same bits, and so has one that goes on after an end. Compiled steps compute
+the same sums in another order. What is compiled is the forward pass of training steps, and its way back; losses,
+validation and everything after a training call the plain network.
 """
 
 from __future__ import annotations
@@ -20,13 +19,9 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from cellray.data import default_cache_dir
-from cellray.device import autocast, describe, has_bfloat16
-from cellray.study import Trial, short_hash
+from cellray.device import autocast, describe
+from cellray.study import short_hash
 
-SAVED_S = 0.02
-"""Seconds that a megapixel of a training step saves with c-ResUnet's 16 features, on the careful side: a step by itself
-saves 0.11 to 0.2 without AMX, but of whole trainings 0.01 to 0.08 is left. It lies between the convolutions, so it goes
-by the width."""
 COMPILE_S = 64.0
 """That a compilation takes on one core."""
 
@@ -43,23 +38,6 @@ class Compiled:
     compiler: str
     seconds: float
     """That compiling took, or finding what was compiled before."""
-
-
-def is_wanted(trial: Trial, steps: int, device: torch.device, workers: int = 1) -> bool:
-    """Whether a training of so many steps by so many processes is to be compiled there.
-
-    `auto` means: where it was seen to pay within one trial. That is c-ResUnet on processors with bfloat16, in trainings
-    long enough to save a compilation; nobody has measured other networks, or GPUs.
-    """
-    training, width = trial.training, trial.model.base_features
-    if training.compile != "auto":
-        return training.compile == "on"
-    if width is None or training.precision == "float32" or workers > 1:
-        return False
-    if device.type != "cpu" or not has_bfloat16(device):
-        return False
-    step_mpx = training.batch_size * training.crop_px**2 / 1e6
-    return steps * step_mpx * SAVED_S * width / 16 > COMPILE_S
 
 
 def compile_network(network: nn.Module, images: Tensor, device: torch.device, precision: str) -> Compiled:

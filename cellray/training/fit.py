@@ -21,7 +21,7 @@ from cellray.study import Trial
 from cellray.training.adam import Adam
 from cellray.training.batch_norm import estimate_batch_norm
 from cellray.training.clipping import Clipping
-from cellray.training.compiling import CannotCompileError, compile_network, is_wanted, left_out
+from cellray.training.compiling import CannotCompileError, compile_network, left_out
 from cellray.training.crops import CropSampler
 from cellray.training.schedule import choose_rate, rate_at, smoothing_width
 from cellray.training.state import TrainingRun, from_bytes, read_as, to_bytes
@@ -136,7 +136,6 @@ class _Fitter:
         self.optimizer = self._new_optimizer()
         clip = self.settings.clip
         self.clipping = None if clip is None else Clipping(clip, self.model.parameters(), self.steps, device)
-        self.is_compiling_wanted = is_wanted(trial, self.steps, device, team.size)
         self.run = TrainingRun()
         self.best: bytes | None = None
 
@@ -149,7 +148,7 @@ class _Fitter:
 
     def fit(self, until: int | None) -> Fit:
         is_resumed = self._resume()
-        if self.is_compiling_wanted and not self.is_complete and (self.run.compiler or not is_resumed):
+        if self.settings.compile == "on" and not self.is_complete and (self.run.compiler or not is_resumed):
             self._compile()
         if not is_resumed:
             self._balance_terms()
