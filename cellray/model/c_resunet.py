@@ -99,7 +99,7 @@ class _Upsample(nn.ConvTranspose2d):
     the rest of its backward pass three times.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         n, _, height, width = x.shape
         c = self.out_channels
         as_1x1 = self.weight.permute(2, 3, 1, 0).reshape(4 * c, self.in_channels, 1, 1)
