@@ -171,7 +171,9 @@ class Proposal:
             )
         if self.is_rare and not self.is_complete:
             yield ChosenSetting("Dice by batch, too", "cells are rare, and Dice learns little from a crop without any")
-        yield ChosenSetting(f"{self.steps} steps, {self.n_seeds} seeds", "what the time budget carries")
+        is_least = (self.n_seeds, self.steps) == PLANS[-1]
+        why = "the least that says anything" if is_least else "what the time budget carries"
+        yield ChosenSetting(f"{self.steps} steps, {self.n_seeds} seeds", why)
 
     def warnings(self) -> Iterator[str]:
         """What may make the study's answer worth little."""

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from services import free_port
 
+from cellray.cli import common
 from cellray.ledger.lease import _pid_space
 from cellray.tracking import default_store
 
@@ -445,3 +446,22 @@ class TestLossesInAStudy:
         assert record["metrics"]["own"] == record["metrics"]["shared"]
         refused = here(place, "audit", "quirks", "quirky", code=2)
         assert "runs with double_activation" in refused.stderr
+
+
+def test_the_next_command_is_named_as_the_shell_finds_it(tmp_path, monkeypatch):
+    def script(folder: str) -> str:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cellray").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "cellray").chmod(0o755)
+        return str(tmp_path / folder / "cellray")
+
+    def named(called: str) -> str:
+        monkeypatch.setattr("sys.argv", [called])
+        return common._program()
+
+    ours, others = script("ours"), script("others")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert named(ours) == ours  # as after `make demo`: no environment is active
+    assert named("python/cellray/__main__.py") == "cellray"
+    monkeypatch.setenv("PATH", str(tmp_path / "others"))
+    assert (named(ours), named(others)) == (ours, "cellray")

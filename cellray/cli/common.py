@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,14 +87,22 @@ def with_allocator() -> None:
 def tell_next(*words: str, storage: str = "studies") -> None:
     """End a command with the one that follows it; `storage` is named where it isn't the usual folder."""
     where = [] if storage == "studies" else ["--storage", storage]
-    line = escape(shlex.join(["cellray", *words, *where]))
+    line = escape(shlex.join([_program(), *words, *where]))
     out.print(f"next: [bold]{line}[/bold]", highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How this program is called here: by its name where the shell finds that, else by the path it was called by."""
+    called, found = Path(sys.argv[0]), shutil.which("cellray")
+    if called.stem != "cellray" or (found is not None and called.exists() and called.samefile(found)):
+        return "cellray"
+    return str(called)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """What ends a command in here (Ctrl-C and its like, a storage, Ray) is told, with the words that continue it."""
-    goes_on = f"[bold]{escape(shlex.join(['cellray', *sys.argv[1:]]))}[/bold]"
+    goes_on = f"[bold]{escape(shlex.join([_program(), *sys.argv[1:]]))}[/bold]"
     restore = answer_ending(_interrupt)
     try:
         yield
