@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from cellray import __version__
@@ -40,8 +41,10 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
     with garbage_kept():
         details = read_details(results)  # first, as it reads every table
         found = Findings(results, load_tables(results, external_order=facts.sets), details, facts.agreement)
-        answer, drawings = write_answer(found), draw_figures(found)
-        page = PageContents(found, answer, drawings, make_gallery(found), state_protocol(found, facts))
+        with ThreadPoolExecutor(1) as beside:  # packing pictures leaves the interpreter to the figures
+            gallery = beside.submit(make_gallery, found)
+            answer, drawings = write_answer(found), draw_figures(found)
+        page = PageContents(found, answer, drawings, gallery.result(), state_protocol(found, facts))
         files: dict[str, bytes] = {
             "index.html": render_page(page).encode(),
             **table_files(found.tables, results.plan, answer),
