@@ -35,6 +35,8 @@ AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_p
 """What the agents of a Ray listen at."""
 QUIET_PORTS = range(12_000, 32_000)
 """Below those that systems give to whoever asks for any."""
+SETUP_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+"""Names a function that each of Ray's processes calls before it imports anything of a sweep."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -73,6 +75,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         local["_temp_dir"] = short.name
     env = {
         **ALLOCATOR_ENV,
+        SETUP_VARIABLE: "cellray.processes.collect_seldom",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 otherwise, where one of a trial's workers is stuck
     }
