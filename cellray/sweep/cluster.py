@@ -111,7 +111,7 @@ def _start(options: dict[str, Any]) -> None:
         StudyError: If it can't be started as things are set.
     """
     import ray
-    from ray._private import parameter, ray_constants, services
+    from ray._private import parameter, ray_constants, services, utils
 
     others, get_node = _children(), services.get_node
     plain_params: Any = parameter.RayParams
@@ -120,6 +120,8 @@ def _start(options: dict[str, Any]) -> None:
     # Nothing that serves pages and jobs, scales a cluster up or collects logs: they take two seconds to start.
     bare = {"start_api_server": lambda *_, **__: (None, None)}
     few = {"no_monitor": True, "include_log_monitor": False}
+    # Its agent is that of a Ray without ray[default], which serves no pages either.
+    small = {"get_dashboard_dependency_error": lambda: ImportError("not wanted")}
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -139,6 +141,7 @@ def _start(options: dict[str, Any]) -> None:
             with (
                 _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
                 _replaced(parameter, RayParams=partial(plain_params, **ports, **few)),
+                _replaced(utils, **small),
                 _replaced(services, start_raylet=_without_agents(ports), **apart, **bare, **patient),
             ):
                 return _init(options)
