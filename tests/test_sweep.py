@@ -292,7 +292,7 @@ def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tm
 def test_preemption_costs_no_attempt(ray_here, images, tmp_path, monkeypatch, alone):
     from ray.exceptions import RayActorError
 
-    n = WORKER_DEATHS + 2
+    n = WORKER_DEATHS + 1  # so many deaths would be the end of the trial
     lost = lose_workers(monkeypatch, n, RayActorError(error_msg="its node was taken back", preempted=True))
     records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
     assert len(lost) == n
