@@ -73,6 +73,7 @@ def shorten(file: Path) -> None:
     study["configurations"] = study["configurations"][:2]
     study["seeds"] = study["seeds"][:1]
     study["training"] |= {"steps": 40, "crop_px": 64, "batch_size": 4, "validate_every": 5, "lr": 0.01}
+    study["resources"] = (study.get("resources") or {}) | {"max_concurrent": 1}
     file.write_text(yaml.safe_dump(study))
 
 
