@@ -323,6 +323,11 @@ class TestBadInput:
         done = here(place, "data", "check", "empty", code=2)
         assert "not usable" in done.stdout
 
+    def test_a_study_file_that_can_not_be_written_is_named_before_images_are_looked_at(self, place):
+        assert (
+            self.told(place, "init", "empty", "--out", "no/x.yaml") == "Error: no/x.yaml: No such file or directory\n"
+        )
+
     def test_a_study_that_was_never_swept(self, place):
         assert "no study 'never' in studies" in self.told(place, "status", "never")
 

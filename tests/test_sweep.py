@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -115,6 +116,12 @@ def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_her
     raylet = next(title(pid) for pid in descendants(os.getpid()) if "/raylet/raylet " in title(pid))
     for name in ("metrics-agent-port", "runtime-env-agent-port"):
         assert re.search(rf"--{name}=[1-9]", raylet), raylet
+
+
+def test_processes_of_ray_look_for_garbage_seldom(ray_here):
+    import ray
+
+    assert ray.get(ray.remote(lambda: gc.get_threshold()).remote())[0] == 50_000
 
 
 @pytest.fixture(scope="module")
