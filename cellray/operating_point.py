@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cellray.arrays import Labels, Mask, Probs
+from cellray.arrays import Floats, Labels, Mask, Probs
 from cellray.errors import DataError
-from cellray.metrics import METRICS, contingency, image_row, quirk_rows, summarise, table_row
+from cellray.metrics import METRICS, contingency, image_row, quirk_rows, summarise_sets, table_row
 from cellray.postprocess import Components, OperatingPoint, Pieces, find_components, postprocess, split
 from cellray.study import EvaluationConfig
 
@@ -37,7 +37,6 @@ WATERSHEDS: tuple[dict[str, float | bool], ...] = (
 
 _ROUNDING = 1e-9
 
-_Scores = NDArray[np.float64]
 Void = Mapping[int, Mask]
 NONE: Void = MappingProxyType({})
 
@@ -148,16 +147,16 @@ def score_grid(
     diameter_px: float,
     settings: EvaluationConfig,
     void: Void = NONE,
-) -> _Scores:
+) -> Floats:
     """The score of every candidate in the metric that is ranked by, shape `grid.shape`; images in order of index."""
-    rows: dict[tuple[int, int, int], list[dict[str, float]]] = {place: [] for place in np.ndindex(grid.shape)}
-    for index in sorted(probs):
-        for place, row in _rows(grid, probs[index], truth[index], diameter_px, settings, void.get(index)):
-            rows[place].append(row)
-    scores = np.empty(grid.shape)
-    for place, of_images in rows.items():
-        scores[place] = _score(of_images, settings)
-    return scores
+    rows = [
+        row
+        for index in sorted(probs)
+        for row in _rows(grid, probs[index], truth[index], diameter_px, settings, void.get(index))
+    ]
+    n_thresholds, n_areas, n_watersheds = grid.shape
+    scores = _scores(rows, settings, n_sets=n_thresholds * n_watersheds * n_areas)
+    return scores.reshape(n_thresholds, n_watersheds, n_areas).swapaxes(1, 2)
 
 
 def plateau_middle(is_best: NDArray[np.bool_]) -> tuple[int, int, int]:
@@ -200,7 +199,7 @@ def _score_of(
         )
         for index in sorted(probs)
     ]
-    return _score(rows, settings)
+    return float(_scores(rows, settings)[0])
 
 
 def _parts(settings: EvaluationConfig) -> tuple[str, ...]:
@@ -209,15 +208,15 @@ def _parts(settings: EvaluationConfig) -> tuple[str, ...]:
     return (*parts, "released") if settings.quirks and "released" not in parts else parts
 
 
-def _score(rows: list[dict[str, float]], settings: EvaluationConfig) -> float:
-    """The metric to rank by, from the rows of all images, as the study has them judged."""
-    return summarise(quirk_rows(pd.DataFrame(rows), settings.quirks))[settings.rank_by]
+def _scores(rows: list[dict[str, float]], settings: EvaluationConfig, n_sets: int = 1) -> Floats:
+    """The metric to rank by of `n_sets` sets of rows, as for `summarise_sets`, as the study has them judged."""
+    return summarise_sets(quirk_rows(pd.DataFrame(rows), settings.quirks), n_sets)[settings.rank_by]
 
 
 def _rows(
     grid: Grid, probs: Probs, truth: Labels, diameter_px: float, settings: EvaluationConfig, void: Mask | None
-) -> Iterator[tuple[tuple[int, int, int], dict[str, float]]]:
-    """For each candidate its place on the grid and its row of counts of one image."""
+) -> Iterator[dict[str, float]]:
+    """The row of counts of one image for each candidate: by threshold, then watershed, then minimum size."""
     parts = _parts(settings)
     limits: dict[str, float] = {
         "iou_threshold": settings.iou_threshold,
@@ -227,20 +226,20 @@ def _rows(
     calibration = {"calibration"} & set(parts)
     fixed = image_row(truth, np.zeros_like(truth), probs=probs, void=void, only=calibration, **limits)
     min_areas = [grid.point(0, a, 0).in_pixels(diameter_px).min_area for a in range(len(grid.min_areas))]
-    for t, threshold in enumerate(grid.thresholds):
+    for threshold in grid.thresholds:
         sizes = grid.base.in_pixels(diameter_px)
         components = find_components(probs, threshold, sizes).at_least(min(min_areas))
         whole = contingency(truth, components.sheet.to_image(components.labels), void)
-        for w, pieces in enumerate(_variants(grid, components, diameter_px)):
+        for pieces in _variants(grid, components, diameter_px):
             is_whole = len(pieces.owners) == len(components.areas)
             table = whole if is_whole else contingency(truth, components.sheet.to_image(pieces.labels), void)
             areas, n_kept, row = components.areas[pieces.owners - 1], -1, fixed
-            for a, min_area in enumerate(min_areas):
+            for min_area in min_areas:
                 keep = (areas >= min_area)[table.pred_ids - 1]  # void may have taken some
                 if np.count_nonzero(keep) != n_kept:  # else the same ones as before
                     n_kept = int(np.count_nonzero(keep))
                     row = {**fixed, **table_row(table.keep_predicted(keep), only=parts, **limits)}
-                yield (t, a, w), row
+                yield row
 
 
 def _variants(grid: Grid, components: Components, diameter_px: float) -> list[Pieces]:

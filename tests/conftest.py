@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+from cellray.processes import collect_seldom
 
 LONGEST_FIRST = (
     "test_services.py",
@@ -26,6 +29,7 @@ LONGEST_FIRST = (
 stays on one worker of xdist, where its tests share fixtures; the longest start first, so that none is left at the end.
 """
 
+collect_seldom()
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers wait for all that other tests compute
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; workers would fight for the processors
@@ -41,6 +45,10 @@ def group(nodeid: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported and collected stays: pytest would look through it for garbage, again and again
 
 
 @pytest.hookimpl(optionalhook=True)

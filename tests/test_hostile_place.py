@@ -70,7 +70,9 @@ def place() -> Iterator[Place]:
         place.own.mkdir()
         os.chown(place.own, NOBODY, NOBODY)
         draw_images(place.here / "disks")
-        (place.here / "tiny.yaml").write_text(tiny_study(place.here / "disks").dump_yaml())
+        (place.here / "tiny.yaml").write_text(
+            tiny_study(place.here / "disks", resources={"max_concurrent": 1}).dump_yaml()
+        )
         yield place
 
 

@@ -673,6 +673,7 @@ def test_trials_read_together_have_the_samples_that_each_has_alone():
 @pytest.mark.slow
 def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
     data = image_rows([9, 8]).to_parquet(index=False)
+    read_images(data)  # what it imports leaves some
     gc.collect()
     gc.disable()
     try:

@@ -90,7 +90,7 @@ def rows_of(uri: str) -> str:
 def test_a_sweep_over_the_network_outlives_its_store_and_tells_nobody_its_keys(store, database, tmp_path):
     images = draw_images(tmp_path / "disks")
     put(images, "data/disks")
-    study = tiny_study(Path("PLACE"), training={"steps": 120, "validate_every": 4}, seeds=[0, 5])
+    study = tiny_study(Path("PLACE"), training={"steps": 120, "validate_every": 4})
     for name, place in (("far", "s3://cellray/data/disks"), ("near", str(images))):
         (tmp_path / f"{name}.yaml").write_text(study.dump_yaml().replace("PLACE", place))
     door, port = Door(int(store.rpartition(":")[2])), free_port()
@@ -114,9 +114,9 @@ def test_a_sweep_over_the_network_outlives_its_store_and_tells_nobody_its_keys(s
         (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
         kinds = Counter(run.data.tags["cellray.kind"] for run in runs)
-        assert kinds == {"study": 1, "configuration": 2, "seed": 4}
+        assert kinds == {"study": 1, "configuration": 2, "seed": 2}
     records = ledger.records()
-    assert [record.outcome for record in records] == ["finished"] * 4
+    assert [record.outcome for record in records] == ["finished"] * 2
 
     for trial in study.trials():  # one by one, without Ray and MLflow
         here("train", str(tmp_path / "near.yaml"), "--config", trial.label, "--seed", str(trial.seed), folder=tmp_path)

@@ -1,4 +1,4 @@
-"""What is imported: nothing heavy for help and status, no compiler for a trial."""
+"""What is imported: nothing heavy for help and status, no compiler for a trial, no Matplotlib for a sweep."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from tiny_study import draw_images, tiny_study, train_all
+import cellray.report, cellray.sweep, cellray.tracking
 from cellray.ledger import Ledger
 here = Path(sys.argv[1])
 _, records, _ = train_all(tiny_study(draw_images(here / "disks")), Ledger(str(here), "tiny"))
@@ -68,7 +69,7 @@ def test_what_only_looks_imports_little(storage, words, shown):
 
 
 @pytest.mark.slow
-def test_a_trial_imports_no_compiler(tmp_path):
+def test_a_trial_imports_no_compiler_and_a_sweep_beside_it_no_matplotlib(tmp_path):
     run = [sys.executable, "-c", TRAIN, str(tmp_path)]
     ran = subprocess.run(run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=600)
     assert ran.stdout.splitlines() == ["['finished', 'finished']", "imported: []"], ran.stderr

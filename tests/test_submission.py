@@ -447,7 +447,7 @@ def test_a_study_runs_by_the_jobs_api_and_its_report_comes_back(ray_cluster, stu
     (tmp_path / "lab_losses.py").write_text(OWN_LOSS)
     (tmp_path / "json.py").write_text("raise ImportError('planted')\n")
     own = [{"label": name, "loss": {"name": name}} for name in ("lab_losses:own", "bce")]
-    study_file.write_text(tiny_study(images, configurations=own).dump_yaml())
+    study_file.write_text(tiny_study(images, configurations=own, resources={"max_concurrent": 1}).dump_yaml())
     words = ("submit", str(study_file), "--allow-code", "--address", ray_cluster, "--storage", str(storage))
     words = (*words, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     wrong = cellray(*words, cwd=tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -117,6 +118,12 @@ def test_ray_knows_the_ports_of_its_agents_and_so_does_not_wait_for_them(ray_her
         assert re.search(rf"--{name}=[1-9]", raylet), raylet
 
 
+def test_processes_of_ray_look_for_garbage_seldom(ray_here):
+    import ray
+
+    assert ray.get(ray.remote(lambda: gc.get_threshold()).remote())[0] == 50_000
+
+
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory):
     """Records of the long trials, run one by one without Ray, by key."""
@@ -152,7 +159,7 @@ def test_each_trial_runs_once_as_without_ray_and_additions_only_add(ray_here, im
     contenders = [*study.model_dump(mode="json")["configurations"], {"label": "Focal", "loss": {"name": "focal"}}]
     wider = tiny_study(images, configurations=contenders, seeds=[0, 5])
     chosen = [("BCE", 5), ("Focal", 0)]
-    some = sweep(wider, tmp_path / "swept", observers=[memory], chosen=chosen)
+    some = sweep(wider, tmp_path / "swept", observers=[memory], chosen=chosen, max_concurrent=1)
     assert sorted((r.label, r.seed) for r in memory.ended) == chosen and len(some) == 4
     memory = Memory()
     every = sweep(wider, tmp_path / "swept", observers=[memory], max_concurrent=1)
@@ -211,7 +218,7 @@ def test_a_full_disk_ends_a_sweep_with_no_trial_failed_and_with_more_room_it_goe
     assert [news for news in memory.news if news[0] == "trial start"] == [("trial start", "wide", 0)]
     assert not memory.ended and not list(small_disk.rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert [record.outcome for record in sweep(study, small_disk)] == ["finished"] * 2
+    assert [record.outcome for record in sweep(study, small_disk, max_concurrent=1)] == ["finished"] * 2
 
 
 def test_a_trial_that_fails_again_and_again_is_an_outcome(ray_here, tmp_path):
@@ -256,7 +263,7 @@ def test_a_sweep_that_waits_for_resources_says_so(ray_here, images, tmp_path, mo
     n_cpus = int(ray.cluster_resources()["CPU"])
     holder = Holder.options(num_cpus=n_cpus).remote()
     ray.get(holder.__ray_ready__.remote())
-    records = sweep(tiny_study(images), tmp_path, observers=[Freeing()])
+    records = sweep(tiny_study(images), tmp_path, observers=[Freeing()], max_concurrent=1)
     assert [record.outcome for record in records] == ["finished", "finished"]
     words = f"each trial needs 1 CPU and 0 GPUs; the cluster has 1 node with {n_cpus} CPUs and 0 GPUs"
     assert notes == [f"waiting for resources: {words}"]
@@ -292,7 +299,7 @@ def test_a_trial_that_ray_killed_for_memory_fails_by_itself(ray_here, images, tm
 def test_preemption_costs_no_attempt(ray_here, images, tmp_path, monkeypatch, alone):
     from ray.exceptions import RayActorError
 
-    n = WORKER_DEATHS + 2
+    n = WORKER_DEATHS + 1  # so many deaths would be the end of the trial
     lost = lose_workers(monkeypatch, n, RayActorError(error_msg="its node was taken back", preempted=True))
     records = sweep(tiny_study(images, training=LONG), tmp_path, max_concurrent=1)
     assert len(lost) == n
@@ -366,7 +373,7 @@ def test_an_interrupt_ends_running_trials_and_the_next_sweep_ends_them(ray_here,
     ledger = Ledger(str(tmp_path / "studies"), "tiny")
     assert ledger.records() == [] and not ledger.exists("lease.json")
     memory = Memory()
-    records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory])
+    records = sweep(tiny_study(images, training=LONG), tmp_path / "studies", observers=[memory], max_concurrent=1)
     assert_like_alone(records, alone)
 
 

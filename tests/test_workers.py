@@ -439,8 +439,12 @@ def processes() -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_attempt_and_the_next_one_ends_in_one_workers_record(ray_here, tmp_path):
+def test_a_pause_is_none_and_a_killed_worker_ends_an_attempt_and_the_last_ends_in_one_workers_record(
+    ray_here, tmp_path
+):
     run = Trained(tmp_path, steps=30, lr=1e-3, precision="float32")
+    run(until=2)
+    assert run.ledger.records() == [] and len(run.rows) == 2
 
     def kill_at(row: dict[str, float]) -> None:
         if row["epoch"] == 4:
@@ -490,13 +494,3 @@ def test_an_error_in_one_worker_ends_all_and_is_the_outcome(ray_here, tmp_path):
     assert (record.outcome, record.reason) == ("failed", "ValueError: out of luck")
     assert b"in record" in run.ledger.read(f"trials/{record.key}/traceback.txt")
     assert run.rows == [] and processes() == []
-
-
-@pytest.mark.slow
-def test_a_trial_with_workers_pauses_and_goes_on(ray_here, tmp_path):
-    run = Trained(tmp_path)
-    run(until=2)
-    assert run.ledger.records() == [] and len(run.rows) == 2
-    run()
-    assert [row["epoch"] for row in run.rows] == [1, 2, 3]
-    assert run.ledger.records()[0].outcome == "finished"

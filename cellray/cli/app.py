@@ -22,6 +22,7 @@ import cellray
 from cellray.cli import audit, cluster, compare, data, init, losses, model, one_trial, plan, studies, submit, track
 from cellray.cli.common import err, out
 from cellray.errors import CellrayError
+from cellray.processes import collect_seldom
 
 PLAINER = {"−": "-", "–": "-", "≥": ">=", "≤": "<=", "±": "+-", "×": "x", "…": "..."}
 """What stands for letters that a terminal lacks."""
@@ -75,6 +76,7 @@ def main() -> None:
 
     Python would first take torch, Ray and pandas apart, object by object, for more than a second.
     """
+    collect_seldom()
     code = 0
     try:
         run()

@@ -20,6 +20,7 @@ from cellray.metrics.summary import (
     iou_curve,
     metrics_of,
     summarise,
+    summarise_sets,
 )
 from cellray.metrics.table import Contingency, contingency, without_void
 
@@ -49,6 +50,7 @@ __all__ = [
     "stratify",
     "stratum_rows",
     "summarise",
+    "summarise_sets",
     "table_row",
     "without_void",
 ]

@@ -55,12 +55,27 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
     """
     if len(rows) == 0:
         raise DataError("image rows: expected at least one image to summarise, got none")
+    return {key: float(values[0]) for key, values in summarise_sets(rows, 1).items()}
+
+
+def summarise_sets(rows: pd.DataFrame, n_sets: int) -> dict[str, Floats]:
+    """`summarise` of several sets of as many images each, at once.
+
+    Args:
+        rows: Of `image_row`: those of all sets for their first image, in the order of the sets, then for the second.
+        n_sets: So many sets.
+
+    Returns:
+        By metric and count, arrays of shape (n_sets,).
+    """
     numbers = rows.select_dtypes("number")
-    terms = image_terms({str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers})
-    sums = {name: values.sum() for name, values in terms.items()}
-    found = metrics_of(sums) | {key: np.median(terms[term]) for key, term in MEDIANS.items() if term in terms}
-    summary = {key: float(found[key]) for key in METRICS if key in found}
-    return summary | {name: float(sums[name]) for name in ("n_images", "n_true", "n_pred")}
+    columns = {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers}
+    terms = image_terms({name: np.ascontiguousarray(of.reshape(-1, n_sets).T) for name, of in columns.items()})
+    sums = {name: values.sum(axis=-1) for name, values in terms.items()}
+    medians = {key: np.median(terms[term], axis=-1) for key, term in MEDIANS.items() if term in terms}
+    found = metrics_of(sums) | medians
+    summary = {key: found[key] for key in METRICS if key in found}
+    return summary | {name: sums[name] for name in ("n_images", "n_true", "n_pred")}
 
 
 def image_terms(columns: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from cellray import __version__
 from cellray.report import exports
 from cellray.report.answer import write_answer
-from cellray.report.figures import draw_figures
 from cellray.report.findings import Findings
 from cellray.report.gallery import make_gallery
 from cellray.report.inference import infer
-from cellray.report.page import PageContents, render_page
 from cellray.report.protocol import state_protocol
 from cellray.report.ranking import Tables, make_tables
 from cellray.report.references import add_references
@@ -37,6 +35,10 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
     Returns:
         The paths written, relative to the study's folder.
     """
+    # What draws, which who asks for a table doesn't need.
+    from cellray.report.figures import draw_figures
+    from cellray.report.page import PageContents, render_page
+
     facts = facts or StudyFacts()
     with garbage_kept():
         details = read_details(results)  # first, as it reads every table

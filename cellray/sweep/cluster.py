@@ -35,6 +35,8 @@ AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_p
 """What the agents of a Ray listen at."""
 QUIET_PORTS = range(12_000, 32_000)
 """Below those that systems give to whoever asks for any."""
+SETUP_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+"""Names a function that each of Ray's processes calls before it imports anything of a sweep."""
 LONGEST_TMPDIR = 35
 """Characters of a temporary folder: the names of sockets below it have 72 more, and a system takes 107."""
 SHORT_PLACES = ("/tmp", "/dev/shm")
@@ -73,6 +75,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         local["_temp_dir"] = short.name
     env = {
         **ALLOCATOR_ENV,
+        SETUP_VARIABLE: "cellray.processes.collect_seldom",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 otherwise, where one of a trial's workers is stuck
     }
@@ -108,7 +111,7 @@ def _start(options: dict[str, Any]) -> None:
         StudyError: If it can't be started as things are set.
     """
     import ray
-    from ray._private import parameter, ray_constants, services
+    from ray._private import parameter, ray_constants, services, utils
 
     others, get_node = _children(), services.get_node
     plain_params: Any = parameter.RayParams
@@ -117,6 +120,8 @@ def _start(options: dict[str, Any]) -> None:
     # Nothing that serves pages and jobs, scales a cluster up or collects logs: they take two seconds to start.
     bare = {"start_api_server": lambda *_, **__: (None, None)}
     few = {"no_monitor": True, "include_log_monitor": False}
+    # Its agent is that of a Ray without ray[default], which serves no pages either.
+    small = {"get_dashboard_dependency_error": lambda: ImportError("not wanted")}
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         end = time.monotonic() + LONGER_S
@@ -136,6 +141,7 @@ def _start(options: dict[str, Any]) -> None:
             with (
                 _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
                 _replaced(parameter, RayParams=partial(plain_params, **ports, **few)),
+                _replaced(utils, **small),
                 _replaced(services, start_raylet=_without_agents(ports), **apart, **bare, **patient),
             ):
                 return _init(options)

@@ -1,32 +1,9 @@
-"""One self-contained HTML page: no network, no server, light and dark, on paper and on a phone."""
+"""One self-contained HTML page: no network, no server, light and dark, on paper and on a phone.
 
-from __future__ import annotations
+What it offers is listed in the stub file beside this one, and imported when first asked for: a sweep that runs needs
+no figures.
+"""
 
-from markupsafe import Markup
+import lazy_loader
 
-from cellray.report.page.sections import PAGE_SECTIONS, PageContents
-from cellray.report.page.templates import environment
-from cellray.report.words import set_title_plain
-
-__all__ = ["PAGE_SECTIONS", "PageContents", "render_page"]
-
-
-def render_page(page: PageContents) -> str:
-    """The whole page as text."""
-    found = page.found
-    templates = environment().overlay()
-    templates.globals = templates.globals | {"set_title": set_title_plain, "metric_title": found.title}
-    shown = {section: context for section in PAGE_SECTIONS if (context := section.context(page)) is not None}
-    rendered = templates.get_template("page.html.j2").render(
-        plan=found.plan,
-        answer=page.answer,
-        tested=found.tables.inference is not None,
-        provisional=bool((found.tables.trials.outcome == "missing").any()),
-        external=found.external,
-        sections=[
-            (section, Markup(templates.get_template(f"{section.id}.html.j2").render(context)))
-            for section, context in shown.items()
-        ],
-        n_records=found.tables.n_records,
-    )
-    return rendered.lstrip()
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
