@@ -353,9 +353,11 @@ def start_report_actor(
         status = apart(LedgerReportActor.status)
 
     how: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "concurrency_groups": {"questions": 1}}
-    # Beside the sweep: on another node it would keep an autoscaler from taking that back.
+    # Beside the sweep: on another node it would keep an autoscaler from taking that back. Ray lets the node of an
+    # actor's owner choose where it goes if the actor needs anything, were it a byte; else any node does, even one that
+    # has just come and knows of no other.
     how["scheduling_strategy"] = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    remote = ray.remote(num_cpus=0, **how)(LiveReportActor)
+    remote = ray.remote(num_cpus=0, memory=1, **how)(LiveReportActor)
     # Ray keeps what an actor is made with for its restarts, but only while it is small.
     head, facts = replace(plan, trials=(), dropped={}), study_facts or StudyFacts()
     actor: Any = remote.options(name=actor_name(study)).remote(ledger_args, head, StudyFacts(sets=facts.sets))
