@@ -95,8 +95,8 @@ class _UpBlock(nn.Module):
 class _Upsample(nn.ConvTranspose2d):
     """A transposed convolution of 2x2 pixels without overlap, as the 1x1 convolution that it is.
 
-    What it returns is the same to the bit. On CPUs the gradient of a transposed convolution's bias takes as long as all
-    the rest of its backward pass three times.
+    What it returns is the same, in bfloat16 to the bit. On CPUs the gradient of a transposed convolution's bias takes
+    three times as long as all the rest of its backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
