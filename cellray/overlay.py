@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from cellray.arrays import Labels, Mask, Pixels, brightest
 from cellray.errors import ShapeError
@@ -75,7 +75,7 @@ def draw_outlines(
         edge = _outlines(cells)
         edges.append((kind, edge & (cells > 0) if thin else edge))
         if not thin:
-            picture[_in_3x3(np.maximum, np.pad(edge, 1))] = 0
+            picture[ndimage.maximum_filter(edge, size=3)] = 0
     for kind, edge in edges:
         picture[edge] = _rgb(OVERLAY_COLOURS[kind])
     return picture
@@ -127,11 +127,5 @@ def _resized_labels(labels: Labels, shape: tuple[int, ...], scale: float) -> Lab
 def _outlines(cells: Labels) -> Mask:
     """Two pixels wide: the last of a cell and the first outside it."""
     padded = np.pad(cells, 1)  # a cell cut off by the image border is outlined there as well
-    return _in_3x3(np.maximum, padded) != _in_3x3(np.minimum, padded)
-
-
-def _in_3x3(extreme: np.ufunc, padded: NDArray[Any]) -> NDArray[Any]:
-    """The largest or smallest value of the 3 × 3 pixels about each, from values with one more pixel on each side."""
-    rows = extreme(extreme(padded[:-2], padded[1:-1]), padded[2:])
-    found: NDArray[Any] = extreme(extreme(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
-    return found
+    edge = ndimage.maximum_filter(padded, size=3) != ndimage.minimum_filter(padded, size=3)
+    return edge[1:-1, 1:-1]

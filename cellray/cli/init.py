@@ -42,7 +42,7 @@ def init(
     file = output or Path(f"{name}.yaml")
     if file.exists():
         raise StudyError(f"{file} exists already; name another file with --out")
-    file.touch()  # where it can't be written, that is said before anything is timed
+    file.touch(exist_ok=False)  # where it can't be written, that is said before anything is timed
     file.unlink()
     with out.status(f"looking at {escape(str(folder))}"):
         proposal = examine(name, str(folder.resolve()), is_complete=complete)
