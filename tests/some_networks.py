@@ -7,6 +7,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from cellray.model import CResUnet
+
 CALLS = itertools.count()
 
 
@@ -32,6 +34,18 @@ class Halving(Plain):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.last(self.up(nn.functional.max_pool2d(self.norm(self.first(images)), 4)))
+
+
+class ShallowCResUnet(CResUnet):
+    """One of each block of c-ResUnet, its upper two levels."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(4, in_channels)
+        del self.encoder3, self.bottleneck, self.decoder3, self.decoder2
+
+    def forward(self, images: Tensor) -> Tensor:
+        skip = self.encoder1(self.colour(images))
+        return self.head(self.decoder1(self.encoder2(self.pool(skip)), skip))
 
 
 class Squeezing(Plain):
