@@ -11,9 +11,10 @@ for all, so that seeds differ in training alone.
 
 `replay`: a search asks for mixtures and sees the validation F1 of one seed at a time, those of a mixture in a random
 order, and never one twice: a mixture all of whose seeds were seen gives way to the nearest other one. After each trial
-it says which it would choose. The choice is good if its mean F1 on test images over all seeds is within the noise of
-the best mixture's: the standard error of the difference of two such means. Counted is after how many trials the choice
-is good and stays so until the budget's end; trials are equally long, so epochs go by the same ratio. NSGA-II isn't
+it says which it would choose. The choice is good if its mean F1 over all seeds is within the noise of the best
+mixture's: the standard error of the difference of two such means. That is asked of the validation images, by which it
+searches, and of test images. Counted is after how many trials the choice is good and stays so until the budget's end
+(trials are equally long, so epochs go by the same ratio), and what the choice loses against the best. NSGA-II isn't
 among the searches: it needs two metrics. `--drawn` replays on a known surface with noise: do the searches do as they
 should?
 
@@ -124,6 +125,32 @@ def train(storage: str, table: Path, n_labels: int | None, n_seeds: int) -> None
 
 
 @dataclass(frozen=True)
+class Truth:
+    """How good the mixtures are."""
+
+    means: Floats
+    """Mean F1 over the seeds, shape (n,)."""
+    noise: float
+    """Standard error of the difference of two of these."""
+
+    @classmethod
+    def of(cls, scores: Floats) -> Truth:
+        """From the F1 of each seed, shape (n, seeds)."""
+        between_seeds = float(np.sqrt(scores.var(axis=1, ddof=1).mean()))
+        return cls(scores.mean(axis=1), between_seeds * float(np.sqrt(2 / scores.shape[1])))
+
+    @property
+    def loss(self) -> Floats:
+        """By how much each is worse than the best."""
+        return self.means.max() - self.means
+
+    @property
+    def good(self) -> np.ndarray:
+        """Which are within the noise of the best."""
+        return self.loss <= self.noise
+
+
+@dataclass(frozen=True)
 class Table:
     """The trained mixtures."""
 
@@ -131,10 +158,8 @@ class Table:
     """Shape (n, 3)."""
     seen: Floats
     """What a search sees: validation F1, 0 of a lost trial; shape (n, seeds)."""
-    truth: Floats
-    """Mean F1 on test images over the seeds, shape (n,)."""
-    noise: float
-    """Standard error of the difference of two of these."""
+    truths: dict[str, Truth]
+    """By the images: `val` and `test`."""
 
     @classmethod
     def read(cls, file: Path) -> Table:
@@ -142,11 +167,10 @@ class Table:
         rows = pd.read_csv(file)
         scores = rows[["val_f1", "test_f1"]].where(rows.outcome == "finished", 0.0).fillna(0.0)
         whole = pd.concat([rows[[*TERMS, "seed"]].round(6), scores], axis=1).set_index([*TERMS, "seed"])
-        by_seed = {name: whole[name].unstack("seed") for name in scores}
-        if any(table.isna().any(axis=None) for table in by_seed.values()):
+        val, test = (whole[name].unstack("seed") for name in scores)
+        if val.isna().any(axis=None):
             raise SystemExit(f"{file}: a mixture lacks a seed; run `train` to its end")
-        weights = np.array(by_seed["val_f1"].index.to_list(), dtype=float)
-        return cls.of(weights, by_seed["val_f1"].to_numpy(), by_seed["test_f1"].to_numpy())
+        return cls.of(np.array(val.index.to_list(), dtype=float), val.to_numpy(), test.to_numpy())
 
     @classmethod
     def drawn(cls, noise: float = 0.02) -> Table:
@@ -158,14 +182,8 @@ class Table:
 
     @classmethod
     def of(cls, weights: Floats, val: Floats, test: Floats) -> Table:
-        """With the truth and its noise."""
-        between_seeds = float(np.sqrt(test.var(axis=1, ddof=1).mean()))
-        return cls(weights, val, test.mean(axis=1), between_seeds * float(np.sqrt(2 / test.shape[1])))
-
-    @property
-    def good(self) -> np.ndarray:
-        """Which mixtures are within the noise of the best."""
-        return self.truth >= self.truth.max() - self.noise
+        """With the truth on both kinds of images."""
+        return cls(weights, val, {"val": Truth.of(val), "test": Truth.of(test)})
 
     def nearest(self, weights: Floats, open_ones: np.ndarray) -> int:
         """The mixture nearest to some weights among those that are open."""
@@ -311,24 +329,26 @@ SEARCHES = {
 }
 
 
-def replay(table: Table, search: Search, races: bool, seed: int) -> list[bool]:
-    """After each trial of one search: whether what it would choose is good."""
+def replay(table: Table, search: Search, races: bool, seed: int) -> list[int]:
+    """What one search would choose after each trial."""
     rng = np.random.default_rng(seed)
     known = Known(table, rng.permuted(np.tile(np.arange(table.seen.shape[1]), (len(table.weights), 1)), axis=1))
-    ask, good, found = search.start(rng), table.good, []
-    choice = 0
+    ask = search.start(rng)
+    choices: list[int] = []
     for n in range(BUDGET):
-        again = races and n >= FIRST and n % 2 and known.open_ones[choice]
-        known.look(choice if again else ask(known))
-        choice = known.top() if search.by_surface else known.leader()
-        found.append(bool(good[choice]))
-    return found
+        again = races and n >= FIRST and n % 2 and known.open_ones[choices[-1]]
+        known.look(choices[-1] if again else ask(known))
+        choices.append(known.top() if search.by_surface else known.leader())
+    return choices
 
 
-def settled(found: list[bool]) -> int:
-    """The trial from which on the choice was good to the end; one more than there were if the last was not."""
-    wrong = [n for n, is_good in enumerate(found, start=1) if not is_good]
-    return (wrong[-1] if wrong else 0) + 1
+def settled(found: np.ndarray) -> np.ndarray:
+    """The trial from which on the choice was good to the end; one more than there were if the last was not.
+
+    Args:
+        found: Whether it was good after each trial, shape (replays, trials).
+    """
+    return found.shape[1] + 1 - np.logical_and.accumulate(found[:, ::-1], axis=1).sum(axis=1)
 
 
 def replay_all(table: Table, replays: int) -> pd.DataFrame:
@@ -337,18 +357,15 @@ def replay_all(table: Table, replays: int) -> pd.DataFrame:
     for name, search in SEARCHES.items():
         for races in (False, True):
             n = max(replays // search.slower, 10)
-            found = np.array([replay(table, search, races, seed) for seed in range(n)])
-            last = np.array([settled(list(one)) for one in found])
-            rows.append(
-                {
-                    "search": name + (", seeds for leaders" if races else ""),
-                    "replays": n,
-                    "median": np.median(last),
-                    "90 %": np.quantile(last, 0.9),
-                    **{f"good after {k}": f"{found[:, k - 1].mean():.0%}" for k in (12, 24, 48, BUDGET)},
-                }
-            )
-            print(" | ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            choices = np.array([replay(table, search, races, seed) for seed in range(n)])
+            row: dict[str, object] = {"search": name + (", seeds for leaders" if races else ""), "replays": n}
+            for images, truth in table.truths.items():
+                last = settled(truth.good[choices])
+                row |= {f"{images}: median": np.median(last), f"{images}: 90 %": np.quantile(last, 0.9)}
+                lost = truth.loss[choices]
+                row |= {f"{images}: loses after {k}": f"{lost[:, k - 1].mean():.3f}" for k in (12, 24, BUDGET)}
+            print(" | ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -372,16 +389,17 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     table = Table.drawn() if given.drawn else Table.read(given.table)
-    best = int(np.argmax(table.truth))
-    print(
-        f"{len(table.weights)} mixtures x {table.seen.shape[1]} seeds; best {table.truth[best]:.3f} at "
-        f"{' '.join(f'{w:g}' for w in table.weights[best])}; {int(table.good.sum())} within the noise of it, "
-        f"{table.noise:.3f}; spread of the means {table.truth.std():.3f}"
-    )
-    result = replay_all(table, given.replays)
-    by_random = result.loc[result.search == "random", "median"].item()
-    print(f"bar: half of random search's median, {by_random / 2:g} trials")
-    return 0 if result["median"].min() <= by_random / 2 else 1
+    for images, truth in table.truths.items():
+        best = int(np.argmax(truth.means))
+        at = " ".join(f"{weight:g}" for weight in table.weights[best])
+        print(
+            f"{len(table.weights)} mixtures x {table.seen.shape[1]} seeds, {images} images: "
+            f"best {truth.means[best]:.3f} at {at}; spread of the means {truth.means.std():.3f}; "
+            f"{int(truth.good.sum())} within the noise of the best, {truth.noise:.3f}"
+        )
+    medians = replay_all(table, given.replays).set_index("search")["val: median"]
+    print(f"bar: half of random search's median, {medians['random'] / 2:g} trials")
+    return 0 if medians.min() <= medians["random"] / 2 else 1
 
 
 if __name__ == "__main__":

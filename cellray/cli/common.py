@@ -81,7 +81,7 @@ def with_allocator() -> None:
 
     missing = {name: value for name, value in ALLOCATOR_ENV.items() if name not in os.environ}
     if missing and sys.platform == "linux":
-        os.execve(sys.executable, [sys.executable, "-P", "-m", "cellray", *sys.argv[1:]], {**os.environ, **missing})
+        os.execve(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]], {**os.environ, **missing})
 
 
 def tell_next(*words: str, storage: str = "studies") -> None:
