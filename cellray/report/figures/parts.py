@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.text import metric_title
@@ -78,6 +79,11 @@ def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
         seed: {"color": SEED_COLOURS[i % n], "ls": SEED_STYLES[(i // n) % len(SEED_STYLES)]}
         for i, seed in enumerate(sorted(seeds))
     }
+
+
+def seed_handles(looks: Mapping[int, Look]) -> list[Line2D]:
+    """What a legend says of the lines of seeds."""
+    return [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
 
 
 def panels(
