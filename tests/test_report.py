@@ -25,6 +25,7 @@ from cellray.report import (
     ahead_on_test,
     build_report,
     format_table,
+    load_tables,
     make_tables,
     write_answer,
 )
@@ -387,6 +388,16 @@ def test_an_image_is_shrunk_below_its_share(small):
     data, width, height = shrink(stream.getvalue(), 20_000)
     assert len(data) <= 20_000
     assert width / height == pytest.approx(4 / 3, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_study_ranked_by_a_median_of_image_errors_has_an_answer(tmp_path):
+    ledger, labels, seeds = Ledger(str(tmp_path), "made_up"), ["A", "B"], (0, 5, 25)
+    plan = write_realistic(ledger, labels=labels, seeds=seeds, external=(), n_images=6, epochs=2)
+    results = Results.now(ledger, replace(plan, rank_by="medae"))
+    answer = write_answer(Findings(results, load_tables(results)))
+    assert answer[0].startswith("Take ")
+    assert not any("nan" in sentence for sentence in answer)
 
 
 @pytest.mark.slow

@@ -369,6 +369,7 @@ def rates(ranked: pd.DataFrame) -> str:
 
 
 def few_images(pairs: pd.DataFrame, unit: str) -> str:
-    """That a handful of images says little of others; empty where there are more."""
-    n = 0 if pairs.empty else int(pairs.n_images.max())
-    return f"There are only {plural(n, unit)} to test with, which say little of others." if 1 < n < FEW_IMAGES else ""
+    """That a handful of images says little of others; empty where there are more, or pairs aren't compared by them."""
+    n = 0 if pairs.empty else pairs.n_images.max()
+    few = 1 < n < FEW_IMAGES
+    return f"There are only {plural(int(n), unit)} to test with, which say little of others." if few else ""

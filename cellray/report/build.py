@@ -87,28 +87,14 @@ def garbage_kept() -> Iterator[None]:
 
 def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, bytes]:
     """The tables in every format, by file name."""
-    found = tables.inference
-    pairs = (
-        {}
-        if found is None
-        else {"pairs.csv": exports.csv_bytes(found.pairs), "pairs.parquet": exports.parquet_bytes(found.pairs)}
-    )
+    pairs = {} if tables.inference is None else {"pairs": tables.inference.pairs}
     outside = tables.references
-    references = (
-        {}
-        if outside is None
-        else {
-            "references.csv": exports.csv_bytes(outside.values),
-            "against_references.csv": exports.csv_bytes(outside.against),
-        }
-    )
+    elsewhere = {} if outside is None else {"references": outside.values, "against_references": outside.against}
+    frames = {**pairs, **elsewhere, "ranking": tables.ranking, "trials": tables.trials}
     return {
-        **pairs,
-        **references,
+        **{f"{name}.csv": exports.csv_bytes(frame) for name, frame in frames.items()},
+        **{f"{name}.parquet": exports.parquet_bytes(frames[name]) for name in (*pairs, "trials")},
         "verdict.txt": "\n\n".join(answer).encode(),
-        "ranking.csv": exports.csv_bytes(tables.ranking),
-        "trials.csv": exports.csv_bytes(tables.trials),
-        "trials.parquet": exports.parquet_bytes(tables.trials),
         "ranking.md": exports.markdown(tables, plan, answer).encode(),
         "ranking.tex": exports.latex(tables, plan).encode(),
     }

@@ -10,7 +10,7 @@ import pandas as pd
 from cellray.errors import StudyError
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
-from cellray.report.ranking import Tables, make_tables, rows_of, select, stopped_labels
+from cellray.report.ranking import Tables, make_tables, rows_of, select
 from cellray.report.text import (
     TextTable,
     format_difference,
@@ -20,6 +20,7 @@ from cellray.report.text import (
     metric_title,
 )
 from cellray.results import Results
+from cellray.scores import stopped_in
 
 
 def compare_configurations(results: Results, a: str, b: str) -> TextTable:
@@ -82,7 +83,7 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
     means = select(tables.ranking, set_name=set_name, metric=metric).set_index("label")["mean"]
     shown = [format_value(metric, float(means.get(label, np.nan))) for label in (a, b)]
     if found.empty:
-        early = [who for who, label in (("the first", a), ("the second", b)) if label in stopped_labels(tables)]
+        early = [who for who, label in (("the first", a), ("the second", b)) if label in stopped_in(tables.scores)]
         why = f"{' and '.join(early)} stopped early" if early else "no common seed"
         return [*shown, "–", "–", "–", "–", why]
     pair = rows_of(found)[0]

@@ -10,11 +10,12 @@ import pandas as pd
 
 from cellray.record import LossSettings, TrialRecord
 from cellray.report.mixtures import WeightFamily, find_families
-from cellray.report.ranking import Tables, select, stopped_labels
+from cellray.report.ranking import Tables, select
 from cellray.report.searched import Search, names_of_parameters, read_search
 from cellray.report.text import metric_title
 from cellray.results import Plan, Results
 from cellray.results.details import NO_DETAILS, Details
+from cellray.scores import stopped_in
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Findings:
     @cached_property
     def labels(self) -> list[str]:
         """Those that are compared, best first: none that was stopped early."""
-        stopped = stopped_labels(self.tables)
+        stopped = stopped_in(self.tables.scores)
         return [label for label in self.everyone if label not in stopped]
 
     @cached_property
     def compared(self) -> Tables:
         """The tables without the configurations that were stopped early: nothing is compared with those."""
-        stopped = stopped_labels(self.tables)
+        stopped = stopped_in(self.tables.scores)
         kept = {name: getattr(self.tables, name) for name in ("scores", "ranking", "trials")}
         return replace(self.tables, **{name: table[~table.label.isin(stopped)] for name, table in kept.items()})
 

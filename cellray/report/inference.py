@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from cellray.metrics import METRICS
-from cellray.report.ranking import INTERVALS, Advice, Inference, Tables, rows_of, select, stopped_labels
+from cellray.report.ranking import INTERVALS, Advice, Inference, Tables, rows_of, select
 from cellray.report.searched import read_search
 from cellray.results import Block, Results, Samples, ended_runs, make_block
-from cellray.scores import as_float, sign_of
+from cellray.scores import as_float, sign_of, stopped_in
 from cellray.statistics import (
     ALPHA,
     LEAST_SEEDS,
@@ -52,7 +52,7 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         only_ranking: Only the metric that ranks on the test set, for a table that is made anew every few seconds.
     """
     plan, samples = results.plan, results.samples
-    stopped = stopped_labels(tables)
+    stopped = stopped_in(tables.scores)
     labels = [label for label in plan.labels if label not in stopped]
     seeds = sorted({trial.seed for trial in plan.trials})
     racing = [i for i, label in enumerate(labels) if label not in plan.dropped]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cellray.metrics import METRICS
 from cellray.record import TrialRecord
 from cellray.report.findings import Findings
-from cellray.report.ranking import Tables, rows_of
+from cellray.report.ranking import OPERATING_POINT, OUTCOMES, Tables, rows_of
 from cellray.report.searched import METHODS, STOPPING, Search
 from cellray.report.study_facts import StudyFacts
 from cellray.report.text import format_value, metric_title
@@ -133,10 +133,7 @@ def distinct(values: Iterable[object]) -> str:
 
 def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     """Planned, ended and trained, one row a configuration in the order of the ranking; costs are in another table."""
-    columns = [
-        "configuration", "planned", "finished", "collapsed", "failed", "stopped", "missing", "epochs", "steps",
-        "parameters", "learning rate",
-    ]  # fmt: skip
+    columns = ["configuration", "planned", *OUTCOMES, "epochs", "steps", "parameters", "learning rate"]
     is_compared = len(found.networks) > 1
     if is_compared:
         columns.insert(1, "network")
@@ -147,13 +144,8 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
             [
                 str(row.label),
                 *([distinct(r.settings.model.title for r in mine)] if is_compared else []),
-                *(str(getattr(row, f"n_{name}")) for name in ("planned", "finished", "collapsed", "failed")),
-                str(row.n_stopped),
-                str(row.n_missing),
-                span(r.epochs for r in mine),
-                span(r.steps for r in mine),
-                span(r.n_parameters for r in mine),
-                span(r.lr for r in mine),
+                *(str(getattr(row, f"n_{name}")) for name in ("planned", *OUTCOMES)),
+                *(span(getattr(r, name) for r in mine) for name in ("epochs", "steps", "n_parameters", "lr")),
             ]
         )
     return columns, rows
@@ -161,19 +153,14 @@ def budget_table(found: Findings) -> tuple[list[str], list[list[str]]]:
 
 def point_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     """Range of each operating-point setting over a configuration's trials, and what the search gained on validation."""
-    names = ["threshold", "opening", "hole_area", "min_area", "watershed", "smoothing", "peak_distance"]
     rows = []
     for row in rows_of(found.ranked):
         mine = found.by_label[row.label]
         points = [r.operating_point for r in mine if r.operating_point]
         if points:
             gain = span(r.operating_point_gain for r in mine)
-            rows.append([str(row.label), *(span(getattr(p, name) for p in points) for name in names), gain])
-    return [
-        "configuration",
-        *(name.replace("_", " ") for name in names),
-        "gained by choosing",
-    ], rows
+            rows.append([str(row.label), *(span(getattr(p, name) for p in points) for name in OPERATING_POINT), gain])
+    return ["configuration", *(name.replace("_", " ") for name in OPERATING_POINT), "gained by choosing"], rows
 
 
 def span(values: Iterable[object]) -> str:

@@ -20,7 +20,7 @@ import pandas as pd
 from cellray.metrics import METRICS
 from cellray.record import PlannedTrial, Seconds, TrainingSettings, TrialRecord
 from cellray.results import Plan, Results
-from cellray.scores import as_float, score_table, spread, stopped_in, worst_values
+from cellray.scores import as_float, score_table, spread, worst_values
 from cellray.statistics import Bootstrap, Outlook, Statement, look_ahead
 
 OUTCOMES = ("finished", "collapsed", "failed", "stopped", "missing")
@@ -272,11 +272,6 @@ RANK_COLUMNS = [
     "survivors_rank", "order_differs", "provisional", "stopped_epoch", "stopped_of", "stopped_dice", "dropped",
     *INTERVALS,
 ]  # fmt: skip
-
-
-def stopped_labels(tables: Tables) -> set[str]:
-    """Labels of the configurations that were stopped early, which nothing is compared with."""
-    return stopped_in(tables.scores)
 
 
 def stopped_at(trials: pd.DataFrame) -> pd.DataFrame:

@@ -14,9 +14,9 @@ import pandas as pd
 from cellray.metrics import MEDIANS, METRICS
 from cellray.record import Reference
 from cellray.report.inference import intervals_of, within_range
-from cellray.report.ranking import References, Tables, select, stopped_labels
+from cellray.report.ranking import References, Tables, select
 from cellray.results import Results, Sample, ended_runs
-from cellray.scores import as_float, magnitude, sign_of
+from cellray.scores import as_float, magnitude, sign_of, stopped_in
 from cellray.statistics import ALPHA, LEAST_SEEDS, difference_from
 
 VALUE_COLUMNS = ["label", "set", "metric", "value", "low", "high", "n_units"]
@@ -67,7 +67,7 @@ def _judged(reference: Reference, sample: Sample, metric: str) -> _Judged | None
 
 def _against(tables: Tables, results: Results) -> pd.DataFrame:
     """Each configuration with each reference by the metric that ranks, the runs that ended alone."""
-    plan, stopped = results.plan, stopped_labels(tables)
+    plan, stopped = results.plan, stopped_in(tables.scores)
     labels = [label for label in plan.labels if label not in stopped]
     seeds = sorted({trial.seed for trial in plan.trials})
     scores = select(tables.scores, set_name="test", metric=plan.rank_by)

@@ -107,7 +107,6 @@ def format_table(
     metric: str,
     set_name: str = "test",
     extra: Sequence[str] = (),
-    limit: int | None = None,
 ) -> TextTable:
     """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
 
@@ -116,7 +115,6 @@ def format_table(
         metric: The one that ranks, a key of ``METRICS``.
         set_name: One of ``tables.sets``.
         extra: Further metrics, one column each (means by the default rule).
-        limit: Only the first so many rows.
     """
     rows = select(tables.ranking, set_name=set_name, metric=metric)
     shared = select(tables.ranking, set_name=set_name, metric=metric, point="shared").set_index("label")
@@ -131,7 +129,7 @@ def format_table(
     columns += [*([ENDED] if lost else []), "worst seed", SHARED]
     columns += [metric_title(key) for key in extra] + ["finished", *(["else"] if other else [])]
     text = []
-    for row, interval in zip(rows_of(rows.head(limit or len(rows))), intervals, strict=False):
+    for row, interval in zip(rows_of(rows), intervals, strict=True):
         ended = format_spread(metric, row.survivors_mean, row.survivors_sd) + f" (n={row.survivors_n})"
         if row.order_differs and np.isfinite(row.survivors_rank):
             ended += f" [{format_rank(row.survivors_rank)}]"

@@ -20,6 +20,7 @@ from cellray.report.figures.parts import (
     as_label,
     axis_title,
     best_of,
+    grid_of,
     label_looks,
     new_figure,
     panels,
@@ -52,7 +53,7 @@ def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name:
     if np.isfinite(table.peak_memory_mb).all() and (table.peak_memory_mb > 0).all():
         kinds.append((table.peak_memory_mb / 1024, "peak memory, GB"))
     figure = new_figure(9.6 if len(kinds) == 2 else 7.4, 4.2)
-    axes = list(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True, squeeze=False)).ravel())
+    axes = grid_of(figure, len(kinds), len(kinds), sharey=True)
     looks = label_looks(list(table.index))
     for axis, (cost, title) in zip(axes, kinds, strict=True):
         front = cheapest(cost, table.score, higher_is_better=METRICS[metric].higher_is_better)

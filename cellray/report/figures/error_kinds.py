@@ -17,6 +17,7 @@ from cellray.report.figures.parts import (
     PAPER,
     as_label,
     best_of,
+    grid_of,
     heat_cells,
     labels_of,
     name_cells,
@@ -72,10 +73,8 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
     across = min(2, len(grids))
     down = math.ceil(len(grids) / across)
     figure = new_figure(9.6 if across == 2 else 6.0, 0.3 + down * (0.8 + 0.27 * len(shown)))
-    axes = list(np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel())
-    for axis in axes[len(grids) :]:
-        axis.remove()
-    for k, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=False)):
+    axes = grid_of(figure, len(grids), across)
+    for k, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
         values = grid.to_numpy(dtype=float)
         titles = list(grid.columns)
         drawn = values

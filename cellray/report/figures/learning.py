@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from cellray.record import TrialRecord, Tried
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, BLUE, INK, MUTED, Look, panels, seed_look
+from cellray.report.figures.parts import BAD, BLUE, INK, MUTED, Look, panels, seed_handles, seed_look
 from cellray.report.findings import Findings
 
 ALIVE = 0.01
@@ -86,7 +86,7 @@ def curves(
         axis.set_xlim(0, last * 1.03 + 0.5)
         if shared_y:
             axis.set_ylim(*shared_y)
-    handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
+    handles = seed_handles(looks)
     for outcome in sorted(marked):
         handles.append(Line2D([], [], ls="", marker=END_MARKS[outcome], **end_look(outcome), label=outcome))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
@@ -129,7 +129,7 @@ def range_tests(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence
         if tops:  # the explosion at the right end would flatten everything else
             low, high = min(t[0] for t in tops), max(t[1] for t in tops)
             axis.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low) + 1e-6)
-    handles = [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
+    handles = seed_handles(looks)
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=7, label="rate used"))
     figure.legend(handles=handles, loc="outside upper right", ncols=7)
     return figure

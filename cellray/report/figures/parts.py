@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.text import metric_title
@@ -48,8 +49,27 @@ def as_label(text: str, width: int = 28) -> str:
 
 def axis_title(metric: str, set_name: str) -> str:
     """Metric, set and which way is better."""
-    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    return f"{metric_title(metric)} on {as_label(set_name)} ({better})"
+    return f"{metric_title(metric)} on {as_label(set_name)} ({better_way(metric)})"
+
+
+def better_way(metric: str) -> str:
+    """Which way is better, in words."""
+    return "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+
+
+def grid_of(figure: Figure, n: int, across: int, **how: Any) -> list[Axes]:
+    """The axes of n panels, row by row, as many across; places without a panel stay empty."""
+    axes = list(figure.subplots(math.ceil(n / across), across, squeeze=False, **how).ravel())
+    for axis in axes[n:]:
+        axis.remove()
+    return axes[:n]
+
+
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """Names at the left of rows, the first on top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(names) - 0.4, -0.6)
 
 
 def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
@@ -59,6 +79,11 @@ def seed_look(seeds: Sequence[int]) -> dict[int, Look]:
         seed: {"color": SEED_COLOURS[i % n], "ls": SEED_STYLES[(i // n) % len(SEED_STYLES)]}
         for i, seed in enumerate(sorted(seeds))
     }
+
+
+def seed_handles(looks: Mapping[int, Look]) -> list[Line2D]:
+    """What a legend says of the lines of seeds."""
+    return [Line2D([], [], lw=1.5, label=f"seed {seed}", **look) for seed, look in looks.items()]
 
 
 def panels(
@@ -75,19 +100,16 @@ def panels(
     scales that all share stand at the edge, and so do the titles x and y."""
     shown = names[:MOST_PANELS]
     columns = min(2 if is_narrow else 3, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(NARROW if is_narrow else 8.6, 0.7 + height * rows)
-    axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
-    for axis in axes[len(shown) :]:
-        axis.remove()
-    for i, (name, axis) in enumerate(zip(shown, axes, strict=False)):
+    figure = new_figure(NARROW if is_narrow else 8.6, 0.7 + height * math.ceil(len(shown) / columns))
+    axes = dict(zip(shown, grid_of(figure, len(shown), columns), strict=True))
+    for i, (name, axis) in enumerate(axes.items()):
         axis.tick_params(axis="x", labelbottom=not same_x or i + columns >= len(shown))
         axis.tick_params(axis="y", labelleft=not same_y or i % columns == 0)
         axis.set_title(as_label(name, 26 if is_narrow else 32), loc="left")
     figure.supxlabel(x + best_of(names, len(shown)), fontsize=10)
     if y:
         figure.supylabel(y, fontsize=10)
-    return figure, dict(zip(shown, axes, strict=False))
+    return figure, axes
 
 
 def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tuple[Figure, list[Axes]]:
@@ -100,16 +122,12 @@ def named_rows(n: int, labels: Sequence[str], *, row: float, top: float) -> tupl
         top: Height of what is above and below the rows of a panel.
     """
     across = min(2, n)
-    down = math.ceil(n / across)
-    figure = new_figure(NARROW, 0.8 + down * (top + row * len(labels)))
-    axes = list(np.atleast_1d(figure.subplots(down, across, sharey=True, squeeze=False)).ravel())
-    for axis in axes[n:]:
-        axis.remove()
-    for k, axis in enumerate(axes[:n]):
-        axis.set_yticks(range(len(labels)), [as_label(label, 24) for label in labels])
-        axis.tick_params(axis="y", length=0, labelleft=k % across == 0)
-        axis.set_ylim(len(labels) - 0.4, -0.6)
-    return figure, axes[:n]
+    figure = new_figure(NARROW, 0.8 + math.ceil(n / across) * (top + row * len(labels)))
+    axes = grid_of(figure, n, across, sharey=True)
+    for k, axis in enumerate(axes):
+        name_rows(axis, [as_label(label, 24) for label in labels])
+        axis.tick_params(axis="y", labelleft=k % across == 0)
+    return figure, axes
 
 
 def label_looks(labels: Sequence[str]) -> dict[str, Look]:

@@ -11,7 +11,21 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look, as_label, new_figure
+from cellray.report.figures.parts import (
+    BAD,
+    BLUE,
+    INK,
+    MOST_ROWS,
+    MUTED,
+    PAPER,
+    Look,
+    as_label,
+    axis_title,
+    better_way,
+    grid_of,
+    name_rows,
+    new_figure,
+)
 from cellray.report.findings import Findings
 from cellray.report.searched import Search, Tried, judged_value
 from cellray.report.text import format_value, metric_title
@@ -53,8 +67,7 @@ def search_history(search: Search) -> Figure | None:
             main.plot(beyond, edge, ls="", mec=PAPER, mew=0.6, clip_on=False, zorder=3, **there)
     main.set_ylim(low, high)
     main.margins(x=0.02)
-    better = "higher is better" if higher else "lower is better"
-    main.set_ylabel(f"{metric_title(metric)} on validation\n({better})")
+    main.set_ylabel(f"{metric_title(metric)} on validation\n({better_way(metric)})")
     if strip is not None:
         strip.vlines([c.number for c in stopped], 0.15, 0.85, color=BAD, lw=1.6)
         strip.set_ylim(0, 1)
@@ -93,17 +106,18 @@ def scale(values: np.ndarray, *, higher_is_better: bool) -> tuple[float, float]:
 
 def history_legend(search: Search, known: Sequence[Tried], y: np.ndarray, low: float, high: float) -> list[Line2D]:
     """Only what the figure shows."""
-    handles = [
-        Line2D([], [], ls="", mew=0, label=NAMES[source], **look)
-        for source, look in LOOKS.items()
-        if any(c.source == source for c in known)
-    ]
-    handles.append(Line2D([], [], color=INK, lw=1.4, label="best so far"))
+    handles = [*source_handles(known), Line2D([], [], color=INK, lw=1.4, label="best so far")]
     if ((y < low) | (y > high)).any():
         worst = format_value(search.metrics[0], float(y.min() if y.min() < low else y.max()))
         marker = "v" if y.min() < low else "^"
         handles.append(Line2D([], [], ls="", marker=marker, ms=7, color=MUTED, label=f"beyond the scale, to {worst}"))
     return handles
+
+
+def source_handles(tried: Sequence[Tried]) -> list[Line2D]:
+    """What the marks of some configurations say of where they come from."""
+    there = {c.source for c in tried}
+    return [Line2D([], [], ls="", mew=0, label=NAMES[of], **look) for of, look in LOOKS.items() if of in there]
 
 
 def pareto(search: Search) -> Figure | None:
@@ -117,7 +131,7 @@ def pareto(search: Search) -> Figure | None:
     front = search.front()
     others = search.metrics[1:]
     figure = new_figure(7.4 if len(others) == 1 else 4.2 * min(len(others), 3), 4.6)
-    axes = list(np.atleast_1d(figure.subplots(1, len(others), squeeze=False)).ravel())
+    axes = grid_of(figure, len(others), len(others))
     for k, (axis, metric) in enumerate(zip(axes, others, strict=True), start=1):
         for source, look in LOOKS.items():
             rest = [c for c in search.judged if c.source == source and c not in front]
@@ -127,14 +141,10 @@ def pareto(search: Search) -> Figure | None:
         if len(others) == 1:
             axis.plot(*places(front, search, k), color=INK, lw=1.2, zorder=2)
         name_points(axis, front, search, k)
-        axis.set_xlabel(towards(search.metrics[0]))
-        axis.set_ylabel(towards(metric))
+        axis.set_xlabel(axis_title(search.metrics[0], "validation"))
+        axis.set_ylabel(axis_title(metric, "validation"))
         axis.margins(0.1)
-    handles = [
-        Line2D([], [], ls="", mew=0, label=NAMES[source], **look)
-        for source, look in LOOKS.items()
-        if any(c.source == source for c in search.judged)
-    ]
+    handles = source_handles(search.judged)
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=MUTED, label="beaten by one of the front"))
     if len(others) == 1:
         handles.append(Line2D([], [], color=INK, lw=1.2, label="the front"))
@@ -156,12 +166,6 @@ def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, mos
         axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
-def towards(metric: str) -> str:
-    """A metric on validation and which way is better."""
-    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    return f"{metric_title(metric)} on validation ({better})"
-
-
 def seeds_given(search: Search) -> Figure | None:
     """How many seeds each configuration got: those with most first, a cross where a race dropped one."""
     if not search.gives_seeds or not search.configurations:
@@ -176,10 +180,8 @@ def seeds_given(search: Search) -> Figure | None:
         axis.plot([0, c.seeds], [i, i], color=MUTED if is_out else BLUE, lw=5, solid_capstyle="butt")
         if is_out:
             axis.plot([c.seeds], [i], "x", ms=8, mec=BAD, mew=2, clip_on=False, zorder=4)
-    axis.set_yticks(range(len(shown)), [as_label(c.label) for c in shown])
-    axis.tick_params(axis="y", length=0)
+    name_rows(axis, [as_label(c.label) for c in shown])
     axis.grid(axis="y", visible=False)
-    axis.set_ylim(len(shown) - 0.4, -0.6)
     most = max(max(c.seeds for c in shown), 1)
     axis.set_xlim(0, most * 1.04)
     axis.set_xticks(range(0, most + 1, max(1, most // 10)))
@@ -213,10 +215,8 @@ def importance_bars(shares: Sequence[ParameterShare], names: Mapping[str, str]) 
         axis.plot([share.low, share.high], [i, i], color=INK, lw=1.2)
         axis.plot([share.noise] * 2, [i - 0.42, i + 0.42], color=BAD, lw=1.6, ls=(0, (2, 1)))
     rows = [as_label(names[share.name], 34) + (f"  ({share.n} of them)" if share.n < most else "") for share in shown]
-    axis.set_yticks(range(len(shown)), rows)
-    axis.tick_params(axis="y", length=0)
+    name_rows(axis, rows)
     axis.grid(axis="y", visible=False)
-    axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.set_xlim(0, 1)
     axis.set_xlabel(f"share of the variation of the score ({most} configurations)")
     handles = [

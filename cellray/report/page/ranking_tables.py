@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from markupsafe import Markup
 
 from cellray.metrics import METRICS
 from cellray.report.page.table_cells import (
+    Column,
     PageTable,
     TableCell,
     head,
@@ -13,6 +17,7 @@ from cellray.report.page.table_cells import (
     sort_key,
     strip,
     strip_limits,
+    table_of,
 )
 from cellray.report.ranking import Tables, rows_of, select
 from cellray.report.text import (
@@ -52,110 +57,91 @@ def ranked_table(tables: Tables, metric: str, set_name: str) -> PageTable:
     choice = tables.choice_of(set_name, metric)
     kept, lost = bool(rows.kept_mean.notna().any()), bool((rows.survivors_n < rows.n).any())
     brackets = "; below, its 95 % interval over new seeds and new images" if has_intervals else ""
-    columns = [
-        *(
-            [
-                (
-                    "May be best",
-                    "With 95 % confidence the best is among these; of each other one, another does at least as well",
-                )
-            ]
-            if choice
-            else []
+    low, high = strip_limits(seeds)
+
+    def drawn(row: Any) -> Markup:
+        mine = seeds[(seeds.label == row.label) & (seeds.outcome != "missing")]
+        return strip(mine, row.mean, low, high, metric)
+
+    def mean_cell(row: Any) -> TableCell:
+        note = interval_cell(metric, row.low, row.high) if has_intervals else ""
+        text = format_spread(metric, row.mean, row.sd)
+        return TableCell(text, sort_key(row.mean), note=note, on_phone=drawn(row))
+
+    def kept_cell(row: Any) -> TableCell:
+        interval = format_interval(metric, row.kept_low, row.kept_high)
+        return number_cell(row.kept_mean, format_value(metric, row.kept_mean), interval)
+
+    def ended_cell(row: Any) -> TableCell:
+        place = f", rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
+        kind = "moved" if row.order_differs and row.survivors_n < row.n else "number"
+        text = format_spread(metric, row.survivors_mean, row.survivors_sd)
+        return number_cell(row.survivors_mean, text, f"n = {row.survivors_n}{place}", kind)
+
+    def shared_cell(row: Any) -> TableCell:
+        at_shared = float(shared.get(row.label, np.nan))
+        gain = sign * (row.mean - at_shared)
+        note = f"own {format_difference(metric, gain)}" if np.isfinite(gain) else ""
+        return number_cell(at_shared, format_value(metric, at_shared), note)
+
+    columns = []
+    if choice:
+        text = "With 95 % confidence the best is among these; of each other one, another does at least as well"
+        columns.append(Column("May be best", text, lambda row: best_cell(may_be_best(choice, str(row.label)))))
+    kind = "number spare" if choice else "number"
+    columns += [
+        Column(
+            "Rank",
+            f"By the mean, failed and collapsed trials {counted}",
+            lambda row: number_cell(row.rank, format_rank(row.rank), kind=kind),
         ),
-        ("Rank", f"By the mean, failed and collapsed trials {counted}"),
-        ("Configuration", ""),
-        (metric_title(metric), f"Mean ± SD over seeds, failed and collapsed {counted}: this ranks{brackets}"),
-        ("Seeds", "A dot is a seed, the bar their mean; a cross is a failed or collapsed one at the worst value"),
-        *(
-            [
-                (
-                    f"Best of {N_KEPT_OF}",
-                    f"What to expect of the one that validation prefers among {N_KEPT_OF} trainings; below, its 95 % "
-                    "interval",
-                )
-            ]
-            if kept
-            else []
+        Column("Configuration", "", lambda row: head(str(row.label))),
+        Column(
+            metric_title(metric),
+            f"Mean ± SD over seeds, failed and collapsed {counted}: this ranks{brackets}",
+            mean_cell,
         ),
-        *([("Runs that ended", "Mean ± SD over finished trials alone, and their number")] if lost else []),
-        ("Worst seed", ""),
-        (
+        Column(
+            "Seeds",
+            "A dot is a seed, the bar their mean; a cross is a failed or collapsed one at the worst value",
+            lambda row: TableCell("", sort_key(row.mean), "strip spare", html=drawn(row)),
+        ),
+    ]
+    if kept:
+        text = (
+            f"What to expect of the one that validation prefers among {N_KEPT_OF} trainings; below, its 95 % interval"
+        )
+        columns.append(Column(f"Best of {N_KEPT_OF}", text, kept_cell))
+    if lost:
+        text = "Mean ± SD over finished trials alone, and their number"
+        columns.append(Column("Runs that ended", text, ended_cell))
+    columns += [
+        Column("Worst seed", "", lambda row: number_cell(row.worst, format_value(metric, row.worst))),
+        Column(
             "At the published threshold",
             "The same mean with the published threshold and post-processing for all; below, by how much choosing them "
             "for each trial on its validation images is better (+) or worse (−)",
+            shared_cell,
         ),
-        ("Finished", "Finished of planned trials"),
+        Column(
+            "Finished",
+            "Finished of planned trials",
+            lambda row: TableCell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
+        ),
     ]
-    low, high = strip_limits(seeds)
-    body = []
-    for row, interval in zip(rows_of(rows), intervals, strict=True):
-        mine = seeds[(seeds.label == row.label) & (seeds.outcome != "missing")]
-        drawn = strip(mine, row.mean, low, high, metric)
-        at_shared = float(shared.get(row.label, np.nan))
-        gain = sign * (row.mean - at_shared)
-        place = f"rank {format_rank(row.survivors_rank)}" if row.order_differs else ""
-        moved = row.order_differs and row.survivors_n < row.n
-        body.append(
-            [
-                *([best_cell(may_be_best(choice, str(row.label)))] if choice else []),
-                number_cell(row.rank, format_rank(row.rank), kind="number spare" if choice else "number"),
-                head(str(row.label)),
-                TableCell(
-                    format_spread(metric, row.mean, row.sd),
-                    sort_key(row.mean),
-                    note=interval if has_intervals else "",
-                    on_phone=drawn,
-                ),
-                TableCell("", sort_key(row.mean), "strip spare", html=drawn),
-                *(
-                    [
-                        number_cell(
-                            row.kept_mean,
-                            format_value(metric, row.kept_mean),
-                            format_interval(metric, row.kept_low, row.kept_high),
-                        )
-                    ]
-                    if kept
-                    else []
-                ),
-                *(
-                    [
-                        number_cell(
-                            row.survivors_mean,
-                            format_spread(metric, row.survivors_mean, row.survivors_sd),
-                            f"n = {row.survivors_n}" + (f", {place}" if place else ""),
-                            "moved" if moved else "number",
-                        )
-                    ]
-                    if lost
-                    else []
-                ),
-                number_cell(row.worst, format_value(metric, row.worst)),
-                number_cell(
-                    at_shared,
-                    format_value(metric, at_shared),
-                    f"own {format_difference(metric, gain)}" if np.isfinite(gain) else "",
-                ),
-                TableCell(f"{row.n_finished}/{row.n_planned}", row.n_finished, note=format_counts(row)),
-            ]
-        )
-    for one in rows_of(tables.references.of(set_name, metric)) if tables.references else ():
-        body.append(
-            [
-                {
-                    "Configuration": head(reference_title(one.label)),
-                    metric_title(metric): number_cell(
-                        one.value, format_value(metric, one.value), format_interval(metric, one.low, one.high)
-                    ),
-                }.get(title, TableCell("–", ""))
-                for title, _ in columns
-            ]
-        )
     notes = [note for note in table_notes(tables, rows, metric, set_name) if not note.startswith("[k]")]
     if len(rows) and rows.order_differs.any():
         notes.append("Where a rank stands below the mean of the runs that ended, these alone would take that place.")
-    return PageTable(columns, body, [*notes, *unsaid_intervals(intervals)])
+    table = table_of(columns, rows_of(rows), [*notes, *unsaid_intervals(intervals)])
+    for one in rows_of(tables.references.of(set_name, metric)) if tables.references else ():
+        known = {
+            "Configuration": head(reference_title(one.label)),
+            metric_title(metric): number_cell(
+                one.value, format_value(metric, one.value), format_interval(metric, one.low, one.high)
+            ),
+        }
+        table.rows.append([known.get(column.title, TableCell("–", "")) for column in columns])
+    return table
 
 
 def best_cell(word: str) -> TableCell:

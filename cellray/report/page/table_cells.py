@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,21 @@ class PageTable:
     def explained(self) -> list[tuple[str, str]]:
         """The columns that have an explanation, for readers who can't hover over a title."""
         return [(title, text) for title, text in self.columns if text]
+
+
+class Column(NamedTuple):
+    """One column of a table in the making."""
+
+    title: str
+    explanation: str
+    cell: Callable[[Any], TableCell]
+    """Of a row."""
+
+
+def table_of(columns: Sequence[Column], rows: Iterable[Any], notes: Sequence[str] = ()) -> PageTable:
+    """The cells of each column for each row."""
+    titles = [(column.title, column.explanation) for column in columns]
+    return PageTable(titles, [[column.cell(row) for column in columns] for row in rows], list(notes))
 
 
 def head(text: str) -> TableCell:
