@@ -397,6 +397,7 @@ def test_a_study_ranked_by_a_median_of_image_errors_has_an_answer(tmp_path):
     results = Results.now(ledger, replace(plan, rank_by="medae"))
     answer = write_answer(Findings(results, load_tables(results)))
     assert answer[0].startswith("Take ")
+    assert "The test set has only 6 images: that says little of others." in answer
     assert not any("nan" in sentence for sentence in answer)
 
 

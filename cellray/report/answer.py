@@ -19,6 +19,7 @@ from cellray.report.ranking import Advice, rows_of, select
 from cellray.report.search_answer import found_sentence, seeds_sentence, stopped_clause
 from cellray.report.text import TOO_FEW, format_interval, format_rate, format_value, interval_cell, metric_title
 from cellray.report.words import listing, listing_some, plural
+from cellray.results import Results
 from cellray.statistics import LEAST_SEEDS, N_KEPT_OF, SEED_LOOKS, rate_interval
 from cellray.times import duration
 
@@ -70,7 +71,7 @@ def say(found: Findings) -> list[str]:
     if search is not None and search.gives_seeds:
         sentences.append(seeds_sentence(search))
     sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
-    sentences += [rates(ranked), few_images(pairs, unit)]
+    sentences += [rates(ranked), few_images(found.results)]
     sentences += [family.sentence for family in found.families]
     if len(found.networks) > 1:
         sentences.append(f"Its configurations differ in their networks: {networks(found)}.")
@@ -368,8 +369,7 @@ def rates(ranked: pd.DataFrame) -> str:
     return f"Of new runs, {listing_some(named)} would be lost (95 % confidence each)." if named else ""
 
 
-def few_images(pairs: pd.DataFrame, unit: str) -> str:
-    """That a handful of images says little of others; empty where there are more, or pairs aren't compared by them."""
-    n = 0 if pairs.empty else pairs.n_images.max()
-    few = 1 < n < FEW_IMAGES
-    return f"There are only {plural(int(n), unit)} to test with, which say little of others." if few else ""
+def few_images(results: Results) -> str:
+    """That a handful of images says little of others; empty where there are more."""
+    few = 0 < results.n_units < FEW_IMAGES
+    return f"The test set has only {plural(results.n_units, results.unit)}: that says little of others." if few else ""

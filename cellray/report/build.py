@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 from cellray import __version__
 from cellray.report import exports
@@ -40,19 +38,18 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
     from cellray.report.page import PageContents, render_page
 
     facts = facts or StudyFacts()
-    with garbage_kept():
-        details = read_details(results)  # first, as it reads every table
-        found = Findings(results, load_tables(results, external_order=facts.sets), details, facts.agreement)
-        with ThreadPoolExecutor(1) as beside:  # packing pictures leaves the interpreter to the figures
-            gallery = beside.submit(make_gallery, found)
-            answer, drawings = write_answer(found), draw_figures(found)
-        page = PageContents(found, answer, drawings, gallery.result(), state_protocol(found, facts))
-        files: dict[str, bytes] = {
-            "index.html": render_page(page).encode(),
-            **table_files(found.tables, results.plan, answer),
-            **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
-            **{f"figures/{d.name}.png": d.png for d in drawings.values()},
-        }
+    details = read_details(results)  # first, as it reads every table
+    found = Findings(results, load_tables(results, external_order=facts.sets), details, facts.agreement)
+    with ThreadPoolExecutor(1) as beside:  # packing pictures leaves the interpreter to the figures
+        gallery = beside.submit(make_gallery, found)
+        answer, drawings = write_answer(found), draw_figures(found)
+    page = PageContents(found, answer, drawings, gallery.result(), state_protocol(found, facts))
+    files: dict[str, bytes] = {
+        "index.html": render_page(page).encode(),
+        **table_files(found.tables, results.plan, answer),
+        **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
+        **{f"figures/{d.name}.png": d.png for d in drawings.values()},
+    }
     paths = []
     for name, data in files.items():
         results.ledger.write(f"report/{name}", data)
@@ -72,17 +69,6 @@ def _made_of(results: Results, facts: StudyFacts) -> str:
     """A hash of what a report is made of: facts, plan, and when each file of a trial was written."""
     files = sorted(file for file in results.ledger.files("trials") if "/checkpoints/" not in file.path)
     return hashlib.sha256(repr((__version__, facts, results.plan, results.log, files)).encode()).hexdigest()
-
-
-@contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Let the interpreter look for garbage seldom: a fifth of the time would go into tables and figures that live."""
-    before = gc.get_threshold()
-    gc.set_threshold(200_000, 10, 10)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, bytes]:

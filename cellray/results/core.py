@@ -115,8 +115,17 @@ class Results:
     @property
     def unit(self) -> str:
         """What seeds are crossed with on the test set: `image`, or `group of images`."""
-        tested = {s.units for sets in self.samples.values() for (name, _), s in sets.items() if name == "test"}
-        return "group of images" if any(u.startswith(GROUP) for units in tested for u in units) else "image"
+        return "group of images" if any(u.startswith(GROUP) for units in self._tested for u in units) else "image"
+
+    @property
+    def n_units(self) -> int:
+        """How many images, or groups of images, the test set has; 0 where no trial has image rows."""
+        return max(map(len, self._tested), default=0)
+
+    @property
+    def _tested(self) -> set[tuple[str, ...]]:
+        """Images or groups of the test set by any trial."""
+        return {s.units for sets in self.samples.values() for (name, _), s in sets.items() if name == "test"}
 
     @cached_property
     def references(self) -> list[tuple[Reference, Sample]]:
