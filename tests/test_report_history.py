@@ -11,6 +11,7 @@ from cellray.ledger import Ledger
 from cellray.record import LossSettings
 from cellray.report import Findings, StudyFacts, build_report, make_tables, mixtures, write_answer
 from cellray.report import searched as searched_module
+from cellray.report.answer import TRAIN_THE_TOP
 from cellray.report.build import load_tables
 from cellray.report.figures import draw_figures
 from cellray.report.figures.search_course import importance_bars, pareto, search_history, seeds_given
@@ -370,6 +371,7 @@ def test_the_answer_names_what_was_chosen_on_validation_and_how_it_does_on_test(
     assert second.startswith("Take #7: ")  # what validation chose is what is judged
     assert any("1 of 12 configurations was ended early by ASHA and ranked as stopped, not compared" in s for s in rest)
     assert any(s.startswith("Best weights of bce, dice, focal for F1 (IoU), from a surface over 11") for s in rest)
+    assert rest[-1] == TRAIN_THE_TOP
 
 
 def test_the_page_of_a_search_has_its_facts_its_best_and_its_stopped(told):
