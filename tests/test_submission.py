@@ -241,7 +241,7 @@ def test_a_study_runs_by_kubectl_and_its_report_comes_back(template, study_file,
             lines.append(first.stdout.readline())
             assert lines[-1], lines
         (job,) = [name for name in cluster.objects["rayjobs"] if name != "cellray"]
-        os.killpg(cluster.processes[job].pid, signal.SIGSTOP)  # on a busy machine it would be over before it is followed
+        os.killpg(cluster.processes[job].pid, signal.SIGSTOP)  # else it may be over before it is followed
         os.killpg(first.pid, signal.SIGINT)
         said = "".join(lines) + first.communicate(timeout=60)[0]
         assert first.returncode == 130, said
