@@ -321,6 +321,7 @@ class Search:
 
 SEARCHES = {
     "random": Search(at_random),
+    "random, chosen by surface": Search(at_random, by_surface=True),
     "tpe": Search(by_optuna(tpe), slower=20),
     "gp": Search(by_optuna(gp), slower=200),
     "even": Search(evenly),
