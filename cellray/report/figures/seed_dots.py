@@ -62,10 +62,10 @@ def ranking_dots(
     figure = new_figure(NARROW, 1.5 + 0.26 * len(order))
     gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
     y = {label: i for i, label in enumerate(order.label)}
-    has_interval = "low" in order and bool(order.low.notna().any())
+    tells = np.array(["low" in order and is_telling(metric, row.low, row.high) for row in rows_of(order)], dtype=bool)
+    has_interval = bool(tells.any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
     if has_interval:  # an interval that a collapse stretches runs off the axis, or it would squeeze all the others
-        tells = np.array([is_telling(metric, row.low, row.high) for row in rows_of(order)])
         intact = order[(order.n == order.survivors_n) & tells]
         extremes += [intact.low.dropna(), intact.high.dropna()]
     low, high = limits(pd.concat(extremes))
@@ -75,7 +75,7 @@ def ranking_dots(
         seeds = alive[alive.label == row.label].sort_values("seed")
         main.plot(seeds.counted, [at] * len(seeds), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
         draw_mean(main, row, at, low, high, metric)
-        if has_interval and is_telling(metric, row.low, row.high):
+        if tells[at]:
             main.plot([row.low, row.high], [at + 0.27] * 2, "-", color=MEAN, lw=1.1, solid_capstyle="butt")
         gone = lost[lost.label == row.label].sort_values("seed")
         for i, bad in enumerate(rows_of(gone)):
