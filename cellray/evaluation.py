@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
 
@@ -28,6 +28,11 @@ from cellray.record import OverlayFile
 from cellray.study import EvaluationConfig
 
 _T = TypeVar("_T")
+
+JudgedSets = Mapping[str, tuple[Dataset, list[int]]]
+"""By name, a dataset and the images that belong to the set."""
+LogitsOf = Callable[[str], Iterator[tuple[int, Tensor]]]
+"""Gives what a network predicts for a set, by its name: index and logits (H, W), float32 on the CPU, of each image."""
 
 TILE_OVERLAP_PX = 64
 BATCH_PX = 2**21  # pixels predicted at once
@@ -209,32 +214,33 @@ class Evaluation:
     """Why the model counts as collapsed, if it does."""
 
 
-def evaluate(
+def predict_set(
     model: nn.Module,
-    sets: dict[str, tuple[Dataset, list[int]]],
+    sets: JudgedSets,
     settings: EvaluationConfig,
-    *,
     device: torch.device,
     precision: str,
-) -> Evaluation:
+    name: str,
+) -> Iterator[tuple[int, Tensor]]:
+    """As `predict_logits`, of one of the sets by its name; a GPU predicts ahead of who takes them."""
+    dataset, indices = sets[name]
+    predicted = predict_logits(model, dataset, indices, device=device, precision=precision, tile_px=settings.tile_px)
+    return predicted if device.type == "cpu" else ahead(predicted)
+
+
+def evaluate(logits_of: LogitsOf, sets: JudgedSets, settings: EvaluationConfig) -> Evaluation:
     """Score a trained model on every set, at its own operating point and at the shared one.
 
     The operating point sees the set called `val` and nothing else.
 
     Args:
-        model: Returns logits (N, 1, H, W).
+        logits_of: What the model predicts; `val` is asked for once.
         sets: By name, a dataset and the images that belong to the set; `val` first.
         settings: The study's.
-        device: Where to predict.
-        precision: As in training.
     """
 
     def predict(name: str) -> Iterator[tuple[int, np.ndarray]]:
-        dataset, indices = sets[name]
-        predicted = predict_logits(
-            model, dataset, indices, device=device, precision=precision, tile_px=settings.tile_px
-        )
-        for index, logits in predicted if device.type == "cpu" else ahead(predicted):
+        for index, logits in logits_of(name):
             yield index, logits.sigmoid().numpy()
 
     validation, indices = sets["val"]

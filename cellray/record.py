@@ -204,6 +204,8 @@ class Seconds(_Part):
     evaluation: float | None = None
     compilation: float | None = None
     """Before the training; little where another trial of the machine had compiled the same network."""
+    waiting: float | None = None
+    """Until the trained network was judged, of a trial that had given up its GPU or its workers by then."""
 
     @property
     def total(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pictures import Pictures, cells
 from torch import nn
 
 from cellray import evaluation
-from cellray.evaluation import PixelHistogram, evaluate, predict_image, predict_logits
+from cellray.evaluation import PixelHistogram, evaluate, predict_image, predict_logits, predict_set
 from cellray.metrics import METRICS, OBJECT_COLUMNS
 from cellray.model import CResUnet
 from cellray.operating_point import ChosenPoint, choose_point
@@ -160,7 +161,8 @@ class TestPixelHistogram:
 
 
 def judged(model: nn.Module, sets: dict[str, tuple[Pictures, list[int]]], **settings: Any) -> evaluation.Evaluation:
-    return evaluate(model, sets, EvaluationConfig(**settings), device=CPU, precision="float32")
+    config = EvaluationConfig(**settings)
+    return evaluate(partial(predict_set, model, sets, config, CPU, "float32"), sets, config)
 
 
 def three_sets() -> dict[str, tuple[Pictures, list[int]]]:

@@ -120,6 +120,17 @@ def test_killed_between_two_trainings_it_goes_on(done, tmp_path):
 
 
 @pytest.mark.slow
+def test_all_its_trainings_are_judged_after_their_gpu_was_given_up(done, tmp_path):
+    ledger, told = Ledger(str(tmp_path), done.ledger.study), []
+    assert run_trial(done.trial, done.sets, ledger, may_wait=1, on_epoch=told.append) is None
+    assert ledger.records() == [] and [row["epoch"] for row in told] == [row["epoch"] for row in done.rows]
+    assert sum(name.endswith(".all.pt") for name in ledger.within("folds").names("predicted")) == FOLDS
+    record = run_trial(done.trial, done.sets, ledger, on_epoch=told.append)
+    assert same(lasting(record), lasting(done.record)) and len(told) == len(done.rows)
+    assert record.seconds.waiting >= 0 and ledger.within("folds").names("predicted") == []
+
+
+@pytest.mark.slow
 def test_a_lost_training_loses_the_trial_and_a_failed_one_is_tried_again(done, study, tmp_path, monkeypatch):
     ledger, n = Ledger(str(tmp_path), study.name), [0]
     step = Adam.step

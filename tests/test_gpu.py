@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_waiting import WAITING, a_training
 from tiny_study import draw_images, lasting, same, tiny_study
 
 from cellray.device import autocast, has_gpu, prepare, reason_of
-from cellray.evaluation import evaluate
+from cellray.evaluation import Evaluation, evaluate, predict_set
 from cellray.ledger import Ledger
 from cellray.losses import LOSSES
 from cellray.study import Trial
@@ -106,8 +107,12 @@ def test_a_network_is_judged_alike():
     sets = {"val": (dataset, [8, 9]), "test": (dataset, [10, 11])}
     model, device = trial.model.build(1, CPU), the_gpu()
     model.load_state_dict(train(trial, dataset, CPU).best_state)
-    here = evaluate(model, sets, trial.evaluation, device=CPU, precision="float32")
-    there = evaluate(model.to(device), sets, trial.evaluation, device=device, precision="float32")
+
+    def judged(where: torch.device) -> Evaluation:
+        logits_of = partial(predict_set, model.to(where), sets, trial.evaluation, where, "float32")
+        return evaluate(logits_of, sets, trial.evaluation)
+
+    here, there = judged(CPU), judged(device)
     counts = ["n_true", "n_pred", "tp_iou"]
     assert np.abs(here.images[counts].to_numpy() - there.images[counts].to_numpy()).max() <= 1
     assert there.choice.score == pytest.approx(here.choice.score, abs=0.05)
@@ -148,6 +153,8 @@ def test_two_trials_share_a_gpu(tmp_path):
     assert len(records) == 4 and {record.outcome for record in records} <= {"finished", "collapsed"}
     assert {record.provenance.gpus for record in records} == {0.5}
     assert all("NVIDIA" in record.provenance.device for record in records)
+    judged_later = [record for record in records if record.outcome == "finished"]
+    assert all(record.seconds.waiting is not None for record in judged_later[:1])  # by a process without a GPU
 
 
 def test_two_gpus_train_one_trial(tmp_path):

@@ -1,4 +1,4 @@
-"""Two real Ray nodes: a sweep looks at both before its first trial."""
+"""Real Ray nodes: a sweep looks at each before its first trial, and uses what one trial leaves for the next."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from tiny_study import draw_images, tiny_study
 
 from cellray.errors import DataError, StudyError
 from cellray.ledger import Ledger
+from cellray.observers import Observer
+from cellray.record import TrialRecord
+from cellray.study import Trial
 from cellray.sweep import connect, run_sweep
 from cellray.sweep.nodes import _look
 from cellray.trial import Sets
@@ -102,3 +105,37 @@ def test_a_trial_is_refused_where_training_or_external_images_are_others(images,
 def test_a_sweep_through_ray_client_is_refused_with_the_command_that_works():
     with pytest.raises(StudyError, match=r"cellray submit --address http://HOST:8265"), connect("ray://head:10001"):
         pass
+
+
+class Order(Observer):
+    """Remembers which trials started and ended."""
+
+    def __init__(self) -> None:
+        self.news: list[str] = []
+
+    def on_trial_start(self, trial: Trial) -> None:
+        self.news.append(f"start {trial.label}")
+
+    def on_end(self, record: TrialRecord) -> None:
+        self.news.append(f"end {record.label}")
+
+
+@pytest.mark.slow
+def test_a_trial_is_judged_while_its_workers_train_the_next_one(tmp_path):
+    """Room for the two workers of one trial, and one processor."""
+    study = tiny_study(draw_images(tmp_path / "disks", n_test=200), resources={"workers": 2})
+    ledger, order = Ledger(str(tmp_path / "studies"), study.name), Order()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    try:
+        how = {"observers": [order], "cluster": lambda: connect(cluster.address)}
+        records = run_sweep(study, Sets.open(study.data), ledger, **how)
+    finally:
+        cluster.shutdown()
+    assert order.news == ["start Dice", "start BCE", "end Dice", "end BCE"]
+    for record in records:
+        assert record.outcome == "finished" and record.seconds.waiting is not None
+        assert record.provenance.device.endswith("1 thread, 2 workers") and record.metrics["own"].keys() == {
+            "val",
+            "test",
+        }
+    assert ledger.names("predicted") == []

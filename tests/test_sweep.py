@@ -23,7 +23,7 @@ from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
-from cellray.sweep.tuner import WORKER_DEATHS, News, Stoppable
+from cellray.sweep.tuner import WORKER_DEATHS, Job, News, Stoppable
 from cellray.sweep.tuning import quiet_tune
 from cellray.trial import Sets, run_trial
 
@@ -445,7 +445,13 @@ def test_a_note_that_several_trials_send_is_told_once():
             self.heard.append(sentence)
 
     listener = Listener()
-    news = News(SimpleNamespace(tasks={"a": None, "b": None}), None, None, [listener], None)
+    news = News(
+        SimpleNamespace(jobs={"a": Job(None, None, "whole"), "b": Job(None, None, "whole")}),
+        None,
+        None,
+        [listener],
+        None,
+    )
     for trial, words in (("a", "no compiler"), ("b", "no compiler"), ("b", "another")):
         news.on_trial_result(1, [], SimpleNamespace(trial_id=trial), {"note": words})
     assert listener.heard == ["no compiler", "another"]

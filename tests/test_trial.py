@@ -96,6 +96,54 @@ def test_what_the_ledger_has_is_not_done_again(undisturbed, monkeypatch):
     assert undisturbed() == undisturbed.record
 
 
+def predicted(run):
+    return sorted(name.split(".", 2)[2] for name in run.ledger.names("predicted"))
+
+
+@pytest.mark.slow
+def test_a_trial_judged_after_its_gpu_was_given_up_has_the_same_record(undisturbed, images, tmp_path, steps):
+    run = Run(images, tmp_path)
+    assert run(may_wait=1) is None and run.ledger.records() == []
+    assert predicted(run) == ["0.pt", "1.pt", "all.pt"]  # of val and test
+    n_steps, now = len(steps), sorted(file.changed for file in run.ledger.files("predicted"))
+    assert run(may_wait=1) is None and sorted(file.changed for file in run.ledger.files("predicted")) == now
+    record = run(threads=2)
+    assert same(lasting(record), lasting(undisturbed.record)) and run.ledger.records() == [record]
+    for name in ("images", "objects"):
+        pd.testing.assert_frame_equal(
+            run.ledger.table(record.key, name), undisturbed.ledger.table(record.key, name), check_exact=True
+        )
+    pd.testing.assert_frame_equal(run.history(), undisturbed.history(), check_exact=True)
+    assert record.provenance.device.endswith("1 thread")  # it says by what it was trained
+    assert record.seconds.waiting >= 0 and undisturbed.record.seconds.waiting is None
+    assert len(steps) == n_steps and predicted(run) == []
+
+
+@pytest.mark.slow
+def test_no_more_trials_wait_to_be_judged_than_may(images, tmp_path):
+    run = Run(images, tmp_path)
+    other = Run(images, tmp_path, seeds=[1])
+    assert run(may_wait=1) is None and other(may_wait=1).outcome == "finished" and run().outcome == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["gone", "cut", "of other settings"])
+def test_predictions_that_cannot_be_used_are_made_again(images, tmp_path, undisturbed, steps, damage):
+    run = Run(images, tmp_path)
+    if damage == "of other settings":
+        assert Run(images, tmp_path, evaluation={"iou_threshold": 0.9})(may_wait=1) is None
+    else:
+        assert run(may_wait=1) is None
+        name = next(name for name in run.ledger.names("predicted") if name.endswith(".1.pt"))
+        if damage == "gone":
+            run.ledger.delete(f"predicted/{name}")
+        else:
+            run.ledger.write(f"predicted/{name}", run.ledger.read(f"predicted/{name}")[:-99])
+    n_steps = len(steps)
+    assert same(lasting(run()), lasting(undisturbed.record))
+    assert len(steps) == n_steps and predicted(run) == []
+
+
 def test_another_seed_loss_or_image_is_another_trial(undisturbed, images, tmp_path):
     others = [
         Run(images, tmp_path, seeds=[1]),

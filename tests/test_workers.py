@@ -431,7 +431,7 @@ class Trained:
             at_row(row)
 
         keys = Sets.open(self.study.data).keys(self.trial)
-        run_with_workers(self.trial, keys, self.ledger, workers=2, cpus=1, gpus=0, report=report, **how)
+        run_with_workers(self.trial, keys, self.ledger, workers=2, cpus=1, gpus=0, on_epoch=report, **how)
 
 
 def processes() -> list[int]:

@@ -9,7 +9,7 @@ import pickle
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cellray.data import Dataset, Split
 from cellray.device import peak_memory_mb, pick_device, prepare, release_memory
-from cellray.evaluation import BATCH_PX, evaluate, predict_logits
+from cellray.evaluation import BATCH_PX, JudgedSets, evaluate, predict_logits
 from cellray.study import EvaluationConfig, Trial
 from cellray.training import fit
 from cellray.trial import Sets, new_network
@@ -141,29 +141,12 @@ def _predict(
     return clock() - started
 
 
-def _judge(sets: dict[str, tuple[Dataset, list[int]]], settings: EvaluationConfig, clock: Clock) -> float:
+def _judge(sets: JudgedSets, settings: EvaluationConfig, clock: Clock) -> float:
     """Seconds that judging takes when predicting costs nothing."""
-    cpu = torch.device("cpu")
-    stand_in = _Learned(_learned(dataset, index) for dataset, indices in sets.values() for index in indices)
-    whole = settings.model_copy(update={"tile_px": 2**20})  # no tiles: an image is asked for once
+    learned = {name: [(i, _learned(dataset, i)) for i in indices] for name, (dataset, indices) in sets.items()}
     started = clock()
-    evaluate(stand_in, sets, whole, device=cpu, precision="float32")
+    evaluate(lambda name: iter(learned[name]), sets, settings)
     return clock() - started
-
-
-class _Learned(nn.Module):
-    """Gives out prepared logits, in the order in which their images are asked for."""
-
-    def __init__(self, logits: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.logits: Iterator[Tensor] = iter(list(logits))
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = torch.full((len(images), 1, *images.shape[2:]), -8.0)
-        for image in out:
-            logits = next(self.logits)
-            image[0, : logits.shape[0], : logits.shape[1]] = logits
-        return out
 
 
 def _learned(dataset: Dataset, index: int) -> Tensor:

@@ -397,7 +397,9 @@ def _recorded(trial: Trial, sets: Sets, records: Sequence[TrialRecord]) -> Costs
     trained_s = [as_float(record.seconds.training) for record in records]
     # The clock knows of the range test and of preparations, the record's own times of earlier attempts.
     training_s = mean(
-        max(record.provenance.elapsed_s - as_float(record.seconds.evaluation), seconds)
+        max(
+            record.provenance.elapsed_s - (record.seconds.waiting or 0.0) - as_float(record.seconds.evaluation), seconds
+        )
         for record, seconds in zip(records, trained_s, strict=True)
     )
     epoch_s = mean(trained_s) / mean(as_float(record.epochs) for record in records)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
@@ -68,25 +69,18 @@ def run_agenda(
         StorageError: If the storage took or gave no files: no trial was started after that, and none counts as failed.
     """
     resources, interrupted = study.resources, threading.Event()
-    max_concurrent = max_concurrent or resources.max_concurrent
-    feed, scheduler = Feed(agenda, sets, interrupted), Stoppable(interrupted)
-    # The workers of a trial with several take their resources themselves, all at once; so many trials as fit may wait
-    # for them.
-    need = {"cpu": float(resources.cpus), "gpu": float(resources.n_gpus)}
-    if resources.n_workers > 1:
-        need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
-        max_concurrent = min(max_concurrent or sys.maxsize, room_for(resources))
+    feed, scheduler = Feed(agenda, sets, resources, interrupted), Stoppable(interrupted)
     news = News(feed, study, ledger, observers, scheduler)
-    work = tune.with_parameters(_work, ledger=ledger, resources=resources)
+    work = tune.with_parameters(_work, ledger=ledger, resources=resources, may_wait=room_for(resources))
     # Tune's own state: nothing is read back from there, here or on other nodes, since the ledger has all.
     with scratch_folder("tune") as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
         tune.Tuner(
-            tune.with_resources(work, need),
+            tune.with_resources(work, partial(_need, resources)),
             tune_config=tune.TuneConfig(
                 search_alg=feed,
                 num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=max_concurrent,
+                max_concurrent_trials=max_concurrent or resources.max_concurrent,
                 scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
@@ -103,27 +97,51 @@ def run_agenda(
         raise KeyboardInterrupt
 
 
-class Feed(Searcher):
-    """Hands an agenda's tasks to Tune."""
+class Job(NamedTuple):
+    """What one of Tune's trials does: a trial whole, or as much of it as needs a GPU or workers, or the rest."""
 
-    def __init__(self, agenda: Agenda, sets: Sets, interrupted: threading.Event) -> None:
+    trial: Trial
+    until: int | None
+    part: Literal["whole", "training", "judging"]
+
+
+class Feed(Searcher):
+    """Hands an agenda's tasks to Tune; to the agenda a trial runs until it is judged."""
+
+    def __init__(self, agenda: Agenda, sets: Sets, resources: ResourcesConfig, interrupted: threading.Event) -> None:
         super().__init__()
         self.agenda, self.sets = agenda, sets
-        self.tasks: dict[str, Trial] = {}
+        self.jobs: dict[str, Job] = {}
         """What Tune's trials are, by their ids."""
+        self.to_judge: deque[Trial] = deque()
+        """Trained, and to be judged by a job of its own."""
         self._interrupted = interrupted
+        self._gives_up = resources.n_gpus > 0 or resources.n_workers > 1
+        # The workers of a trial with several take their resources themselves, all at once: no more trials than fit may
+        # wait for them.
+        self._most_training = room_for(resources) if resources.n_workers > 1 else sys.maxsize
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Searcher, ()  # Tune stores what it is given
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # type: ignore[override]
-        if self._interrupted.is_set() or self.agenda.is_finished:
+        if self._interrupted.is_set():
             return Searcher.FINISHED
-        task = self.agenda.next()
+        if self.to_judge:
+            return self._hand_out(trial_id, Job(self.to_judge.popleft(), None, "judging"))
+        training = [job for job in self.jobs.values() if job.part != "judging"]
+        if self.agenda.is_finished and not any(job.part == "training" for job in training):
+            return Searcher.FINISHED
+        task = self.agenda.next() if len(training) < self._most_training else None
         if task is None:
             return None
-        self.tasks[trial_id] = task.trial
-        return {"trial": task.trial.model_dump_json(), "until": task.until, "keys": self.sets.keys(task.trial)}
+        is_judged = task.until is None and not task.trial.tries_rate
+        return self._hand_out(trial_id, Job(*task, "training" if self._gives_up and is_judged else "whole"))
+
+    def _hand_out(self, trial_id: str, job: Job) -> dict[str, object]:
+        self.jobs[trial_id] = job
+        keys = self.sets.keys(job.trial)
+        return {"trial": job.trial.model_dump_json(), "until": job.until, "part": job.part, "keys": keys}
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
         pass  # `News` hears of it
@@ -182,14 +200,14 @@ class News(TrialProgressCallback):
             self._said = words
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        started = self._feed.tasks[trial.trial_id]
-        if not started.tries_rate:
-            tell(self._observers, "on_trial_start", started)
+        job = self._feed.jobs[trial.trial_id]
+        if not job.trial.tries_rate and job.part != "judging":
+            tell(self._observers, "on_trial_start", job.trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
-        running = self._feed.tasks[trial.trial_id]
+        running = self._feed.jobs[trial.trial_id].trial
         if "note" in result and result["note"] not in self._notes:
             self._notes.add(str(result["note"]))
             tell(self._observers, "on_note", result["note"])
@@ -199,17 +217,18 @@ class News(TrialProgressCallback):
             tell(self._observers, "on_epoch", running, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        self._go_on(self._feed.tasks.pop(trial.trial_id))
+        self._go_on(self._feed.jobs.pop(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        failed, sets = self._feed.tasks.pop(trial.trial_id), self._feed.sets
+        job, sets = self._feed.jobs.pop(trial.trial_id), self._feed.sets
+        failed = job.trial
         if not sets.planned(failed, home(failed, self._ledger)).done:  # else it died after its last word
             reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
             try:
                 record_failure(failed, sets, self._ledger, reason)
             except StorageError as error:
                 self._end_with(str(error))
-        self._go_on(failed)
+        self._go_on(job)
 
     def _end_with(self, trouble: str) -> None:
         """End the sweep after the epochs that run, as the storage can't be used."""
@@ -218,10 +237,13 @@ class News(TrialProgressCallback):
             tell(self._observers, "on_note", f"{trouble}; no further trial is started")
         self._scheduler.interrupted.set()
 
-    def _go_on(self, ended: Trial) -> None:
-        """Let the agenda draw its conclusions, and tell of them."""
+    def _go_on(self, ended: Job) -> None:
+        """Have a trained trial judged, or let the agenda draw its conclusions, and tell of them."""
         try:
-            self._conclude(ended)
+            if ended.part == "training" and not self._feed.sets.planned(ended.trial, self._ledger).done:
+                self._feed.to_judge.append(ended.trial)
+            if ended.trial not in self._feed.to_judge or self._scheduler.interrupted.is_set():
+                self._conclude(ended.trial)
         except StorageError as error:
             self._end_with(str(error))
 
@@ -279,8 +301,18 @@ class Stoppable(FIFOScheduler):
         return None
 
 
-def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) -> None:
-    """One trial in a Ray worker. Leaves nothing behind but opened data, for the next trial of the process."""
+def _need(resources: ResourcesConfig, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a job takes. The workers of a trial with several take theirs themselves."""
+    bundle = {"CPU": float(resources.cpus), "GPU": float(resources.n_gpus)}
+    if config["part"] == "judging":
+        bundle = {"CPU": float(resources.cpus)}
+    elif resources.n_workers > 1:
+        bundle = {"memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
+    return tune.PlacementGroupFactory([bundle])
+
+
+def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig, may_wait: int) -> None:
+    """One job in a Ray worker. Leaves nothing behind but opened data, for the next job of the process."""
     trial, until, keys = Trial.model_validate_json(config["trial"]), config["until"], tuple(config["keys"])
 
     def report(row: EpochRow) -> None:
@@ -289,18 +321,19 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) ->
     def note(words: str) -> None:
         tune.report({"note": words})
 
-    cpus, gpus = float(resources.cpus), float(resources.n_gpus)
+    cpus, gpus, n_workers = float(resources.cpus), float(resources.n_gpus), resources.n_workers
+    if config["part"] == "judging":
+        gpus, n_workers = 0.0, 1
+    if config["part"] != "training":
+        may_wait = 0
+    how = {"until": until, "may_wait": may_wait, "on_epoch": report, "on_note": note}
     try:
-        if resources.n_workers > 1:
-            n = resources.n_workers
-            run_with_workers(
-                trial, keys, ledger, workers=n, cpus=cpus, gpus=gpus, until=until, report=report, note=note
-            )
+        if n_workers > 1:
+            run_with_workers(trial, keys, ledger, workers=n_workers, cpus=cpus, gpus=gpus, **how)
         else:
             sets = _open_once(trial.data.model_dump_json())
             sets.expect(trial, keys)
-            threads = max(int(cpus), 1)
-            run_trial(trial, sets, ledger, gpus=gpus, threads=threads, on_epoch=report, on_note=note, until=until)
+            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), **how)
     except StorageError as error:
         tune.report({"trouble": str(error)})
     finally:

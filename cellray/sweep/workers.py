@@ -51,10 +51,11 @@ def run_with_workers(
     cpus: float,
     gpus: float,
     until: int | None = None,
-    report: Callable[[EpochRow], None] = lambda row: None,
-    note: Callable[[str], None] = lambda words: None,
+    may_wait: int = 0,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_note: Callable[[str], None] = lambda words: None,
 ) -> None:
-    """Train one trial with several workers, and return when its record is there or it has paused.
+    """Train one trial with several workers; return when its record is there, or it paused or waits to be judged.
 
     Called in a process of a running Ray cluster that holds no resources itself: the workers take theirs all at once,
     and wait until they can. An error in a worker ends them all and becomes the trial's outcome `failed`; if the cluster
@@ -68,8 +69,9 @@ def run_with_workers(
         cpus: For each worker.
         gpus: For all workers together.
         until: Pause after this epoch; None: to the end.
-        report: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
-        note: Told what else came to pass, in a sentence, in this thread.
+        may_wait: So many trials may wait to be judged, see `run_trial`; beyond that the first worker judges.
+        on_epoch: Told each epoch's row, in this thread. If it raises, the workers end with their next epoch.
+        on_note: Told what else came to pass, in a sentence, in this thread.
 
     Raises:
         StorageError: If the storage gives or takes no files.
@@ -85,7 +87,7 @@ def run_with_workers(
     rows: Any = Queue(actor_options={"num_cpus": 0})
 
     def work() -> None:
-        _work(trial, keys, ledger, share, threads, until, lambda news: rows.put(news))
+        _work(trial, keys, ledger, share, threads, until, may_wait, lambda news: rows.put(news))
 
     scratch = scratch_folder("train")
     trainer = TorchTrainer(
@@ -112,9 +114,9 @@ def run_with_workers(
         Thread(target=train, daemon=True).start()
         for news in iter(rows.get, None):
             if isinstance(news, str):
-                note(news)
+                on_note(news)
             else:
-                report(news)
+                on_epoch(news)
         ended.result()
     except WorkerGroupError as error:
         own = own_error(error.worker_failures)
@@ -143,6 +145,7 @@ def _work(
     gpus: float,
     threads: int,
     until: int | None,
+    may_wait: int,
     tell: Callable[[EpochRow | str], None],
 ) -> None:
     """One worker's part."""
@@ -160,6 +163,7 @@ def _work(
             on_epoch=tell,
             on_note=tell,
             until=until,
+            may_wait=may_wait,
             team=Team.joined(),
         )
     except StorageError as error:

@@ -17,7 +17,7 @@ from cellray.trial.sets import Sets
 
 
 class RunsOne(Protocol):
-    """Trains and judges one part; None where another process of the same team writes."""
+    """Trains and judges one part; None where it waits to be judged, or another process of the same team writes."""
 
     def __call__(
         self, trial: Trial, sets: Sets, ledger: Ledger, *, on_epoch: Callable[[EpochRow], None]
@@ -40,26 +40,32 @@ def run_folds(
         run: Runs a part.
         on_epoch: Told each epoch's row, counted on from part to part.
         leads: Whether this process writes.
+
+    Returns:
+        The whole trial's record, or None if a part waits to be judged, or another process writes.
     """
     planned = sets.planned(trial, ledger)
     if planned.done:
         return planned.record
     parts = ledger.within("folds")
     records: list[TrialRecord] = []
-    before = 0, 0
+    before, told, waits = (0, 0), (0, 0), not leads
     for one in trial.trainings:
 
         def tell(row: EpochRow, before: tuple[int, int] = before) -> None:
-            on_epoch({**row, "epoch": row["epoch"] + before[0], "step": row["step"] + before[1]})
+            nonlocal told
+            told = row["epoch"] + before[0], row["step"] + before[1]
+            on_epoch({**row, "epoch": told[0], "step": told[1]})
 
         record = run(one, sets, ledger, on_epoch=tell)
         if record is None:
+            before, waits = told, True
             continue
         records.append(record)
         before = before[0] + (record.epochs or 0), before[1] + (record.steps or 0)
         if record.outcome == "failed":
             break
-    if not leads:
+    if waits:
         return None
     tables = {name: _table(name, parts, records) for name in TABLES}
     whole = _together(trial, sets, records, tables["images"])
@@ -96,6 +102,7 @@ def _together(trial: Trial, sets: Sets, records: list[TrialRecord], images: pd.D
             "outcome": "finished" if lost is None else records[lost].outcome,
             "reason": reason,
             "seconds": Seconds(
+                waiting=_waiting_s(records),
                 training=sum(record.seconds.training or 0 for record in records),
                 evaluation=sum(record.seconds.evaluation or 0 for record in records),
                 compilation=sum(r.seconds.compilation or 0 for r in records) if _compiled(records) else None,
@@ -109,6 +116,15 @@ def _together(trial: Trial, sets: Sets, records: list[TrialRecord], images: pd.D
             "overlays": pictures,
         }
     )
+
+
+def _waiting_s(records: list[TrialRecord]) -> float | None:
+    """Seconds between the first training and the last judgement in which nothing was done; None if none waited."""
+    if all(record.seconds.waiting is None for record in records):
+        return None
+    busy_s = sum(record.provenance.elapsed_s - (record.seconds.waiting or 0.0) for record in records)
+    whole = records[0].provenance.model_copy(update={"ended": records[-1].provenance.ended})
+    return max(whole.elapsed_s - busy_s, 0.0)
 
 
 def _compiled(records: list[TrialRecord]) -> Compilation | None:

@@ -12,16 +12,16 @@ from time import monotonic
 import pandas as pd
 import torch
 
-from cellray.data import Split
 from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
 from cellray.errors import CheckpointError, LedgerError, StorageError
-from cellray.evaluation import Evaluation, evaluate
-from cellray.ledger import TABLES, Ledger, weights_of
-from cellray.record import EpochRow, Outcome, Seconds, TrialRecord
+from cellray.evaluation import Evaluation, JudgedSets, LogitsOf, evaluate, predict_set
+from cellray.ledger import Ledger, weights_of
+from cellray.record import EpochRow, Outcome, PlannedTrial, Provenance, Seconds, TrialRecord
 from cellray.storage import is_full
 from cellray.study import Trial
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
 from cellray.trial.folds import run_folds
+from cellray.trial.predicted import Predictions, forget_predictions, kept_predictions, n_waiting, store_logits
 from cellray.trial.recording import make_provenance, make_record, new_network
 from cellray.trial.sets import Sets
 
@@ -36,6 +36,7 @@ def run_trial(
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
     on_note: Callable[[str], None] = lambda words: None,
     until: int | None = None,
+    may_wait: int = 0,
     team: Team = ALONE,
 ) -> TrialRecord | None:
     """Train and judge one trial, store its record and return it; what the ledger has is not done again.
@@ -53,39 +54,48 @@ def run_trial(
         on_epoch: Told each epoch's row.
         on_note: Told, in a sentence, that a damaged checkpoint was put aside, or that a network isn't compiled.
         until: Pause after this epoch, with a checkpoint and without a record; None: to the end.
+        may_wait: While fewer trials than this wait to be judged, end with the predictions of the images that judge it;
+            a later call, which needs neither GPU nor team, does the rest.
         team: The processes that train it together, each of which calls this. The first one judges and writes; what
             one member raises while they train is raised, not recorded, since only from outside can be seen who failed.
 
     Returns:
-        Its record, or None if the trial paused or another member writes.
+        Its record, or None if the trial paused, waits to be judged, or another member writes.
 
     Raises:
         StorageError: If the storage gives or takes no files. Run again, the trial goes on from its last checkpoint.
     """
     if len(trial.trainings) > 1:
-        run = partial(run_trial, gpus=gpus, threads=threads, on_note=on_note, team=team)
+        run = partial(
+            run_trial, gpus=gpus, threads=threads, on_note=on_note, may_wait=may_wait * len(trial.trainings), team=team
+        )
         return run_folds(trial, sets, ledger, run, on_epoch=on_epoch, leads=team.leads)
     ledger = home(trial, ledger)
     planned = sets.planned(trial, ledger)
     key = planned.key
     if planned.done:
         return planned.record
+    kept = kept_predictions(planned, ledger)
+    if kept is not None and may_wait:
+        return None
+    if kept is not None and (record := _judge_kept(trial, planned, kept, sets, ledger, threads)) is not None:
+        return record
     device = pick_device(gpus)
     prepare(device, threads, gpus)
-    split = sets.split(trial)
     started, clock = datetime.now(UTC), monotonic()
     fitted: Fit | None = None
     judged: Evaluation | None = None
-    trained_s = 0.0
-    files: dict[str, bytes] = {}
-    outcome: Outcome
-    reason: str | None
+    trained_s, reason, trace = 0.0, None, ""
+
+    def provenance() -> Provenance:
+        return make_provenance(device, gpus, threads, team.size, started, datetime.now(UTC))
+
     try:
         train = partial(
             fit,
             trial,
             sets.train,
-            split,
+            sets.split(trial),
             device=device,
             load=lambda name: ledger.load_checkpoint(key, name),
             save=lambda name, data: ledger.save_checkpoint(key, name, data),
@@ -103,46 +113,32 @@ def run_trial(
             fitted = train()
         if not fitted.is_complete or not team.leads:
             return None
-        trained_s = monotonic() - clock
-        if fitted.run.diverged is None and not trial.tries_rate:
-            judged = _judge(trial, sets, split, fitted, device)
-    except StorageError:
-        raise
+        trained_s, reason = monotonic() - clock, fitted.run.diverged
+        if reason is None and not trial.tries_rate:
+            logits_of = _predict(trial, sets, fitted, device)
+            if n_waiting(ledger) < may_wait:
+                files = store_logits(planned, ledger, _judged_sets(trial, sets), logits_of)
+                predicted_s = monotonic() - clock - trained_s
+                Predictions(files, fitted.run, provenance(), predicted_s, peak_memory_mb(device)).keep(planned, ledger)
+                return None
+            judged = evaluate(logits_of, _judged_sets(trial, sets), trial.evaluation)
+            reason = judged.collapsed
     except Exception as error:
-        if is_full(error):
-            raise StorageError(f"a disk of {socket.gethostname()} is full: {error}") from error
+        reason, trace = _failure(error, device)
         if fitted is None and team.size > 1:
             raise
-        outcome, reason = "failed", reason_of(error, device)
-        files["traceback.txt"] = traceback.format_exc().encode()
-    else:
-        reason = fitted.run.diverged or (judged.collapsed if judged else None)
-        outcome = "collapsed" if reason else "finished"
-    record = make_record(
+    record = _write(
         trial,
         sets,
-        split,
-        outcome=outcome,
+        ledger,
         reason=reason,
+        trace=trace,
         run=fitted.run if fitted else None,
         judged=judged,
-        seconds=Seconds(
-            training=fitted.run.seconds if fitted else trained_s,
-            evaluation=monotonic() - clock - trained_s if judged else 0.0,
-            compilation=fitted.run.compile_s if fitted and fitted.run.compiler else None,
-        ),
+        evaluation_s=monotonic() - clock - trained_s if judged else 0.0,
         peak_memory_mb=peak_memory_mb(device),
-        provenance=make_provenance(device, gpus, threads, team.size, started, datetime.now(UTC)),
+        provenance=provenance(),
     )
-    tables = {
-        "history": pd.DataFrame(fitted.run.history if fitted else []),
-        "images": judged.images if judged else pd.DataFrame(),
-        "objects": judged.objects if judged else pd.DataFrame(),
-    }
-    now = sets.planned(trial, ledger)
-    if now.done:  # by the process that took over when this one's machine was cut off from the others for a while
-        return now.record
-    ledger.write_record(record, tables, {**files, **(judged.files if judged else {})})
     if trial.tries_rate:  # its weights are of no use
         ledger.delete(f"trials/{key}/checkpoints/best.pt")
     return record
@@ -185,32 +181,115 @@ def _record_unjudged(
 ) -> TrialRecord:
     """A record written by the sweep, not by the trial's own process."""
     now = datetime.now(UTC)
+    by = make_provenance(torch.device("cpu"), 0, 1, 1, now, now).model_copy(update={"device": "", "gpus": None})
+    peak_mb = max((row["peak_memory_mb"] for row in run.history), default=0.0) if run else 0.0
+    return _write(
+        trial, sets, ledger, outcome=outcome, reason=reason, trace=trace, run=run, peak_memory_mb=peak_mb, provenance=by
+    )
+
+
+def _judge_kept(
+    trial: Trial, planned: PlannedTrial, kept: Predictions, sets: Sets, ledger: Ledger, threads: int
+) -> TrialRecord | None:
+    """Judge a trial by its predictions; None if they can't be read, and so are removed."""
+    device = torch.device("cpu")
+    prepare(device, threads)
+    started, clock = datetime.now(UTC), monotonic()
+    judged: Evaluation | None = None
+    reason, trace = None, ""
+    try:
+        judged = evaluate(partial(kept.logits_of, planned, ledger), _judged_sets(trial, sets), trial.evaluation)
+        reason = judged.collapsed
+    except CheckpointError:
+        forget_predictions(planned, ledger)
+        return None
+    except Exception as error:
+        reason, trace = _failure(error, device)
+    return _write(
+        trial,
+        sets,
+        ledger,
+        reason=reason,
+        trace=trace,
+        run=kept.run,
+        judged=judged,
+        evaluation_s=kept.seconds + monotonic() - clock,
+        waiting_s=max((started - datetime.fromisoformat(kept.provenance.ended)).total_seconds(), 0.0),
+        peak_memory_mb=kept.peak_memory_mb,
+        provenance=kept.provenance.model_copy(update={"ended": datetime.now(UTC).isoformat(timespec="seconds")}),
+    )
+
+
+def _failure(error: Exception, device: torch.device) -> tuple[str, str]:
+    """Why a trial failed, in words, and the traceback; what isn't its own fault is raised as `StorageError`."""
+    if isinstance(error, StorageError):
+        raise error
+    if is_full(error):
+        raise StorageError(f"a disk of {socket.gethostname()} is full: {error}") from error
+    return reason_of(error, device), traceback.format_exc()
+
+
+def _write(
+    trial: Trial,
+    sets: Sets,
+    ledger: Ledger,
+    *,
+    outcome: Outcome | None = None,
+    reason: str | None,
+    trace: str,
+    run: TrainingRun | None,
+    judged: Evaluation | None = None,
+    evaluation_s: float = 0.0,
+    waiting_s: float | None = None,
+    peak_memory_mb: float,
+    provenance: Provenance,
+) -> TrialRecord:
+    """Store a trial's record and return it; without a given outcome it failed if there is a traceback, and collapsed if
+    there is a reason alone."""
     record = make_record(
         trial,
         sets,
         sets.split(trial),
-        outcome=outcome,
+        outcome=outcome or ("failed" if trace else "collapsed" if reason else "finished"),
         reason=reason,
         run=run,
-        judged=None,
-        seconds=Seconds(training=run.seconds if run else 0.0, evaluation=0.0),
-        peak_memory_mb=max((row["peak_memory_mb"] for row in run.history), default=0.0) if run else 0.0,
-        provenance=make_provenance(torch.device("cpu"), 0, 1, 1, now, now).model_copy(
-            update={"device": "", "gpus": None}
+        judged=judged,
+        seconds=Seconds(
+            training=run.seconds if run else 0.0,
+            evaluation=evaluation_s,
+            compilation=run.compile_s if run and run.compiler else None,
+            waiting=waiting_s,
         ),
+        peak_memory_mb=peak_memory_mb,
+        provenance=provenance,
     )
-    tables = {name: pd.DataFrame() for name in TABLES}
-    files = {"traceback.txt": trace.encode()} if trace else {}
-    ledger.write_record(record, {**tables, "history": pd.DataFrame(run.history if run else [])}, files)
+    tables = {
+        "history": pd.DataFrame(run.history if run else []),
+        "images": judged.images if judged else pd.DataFrame(),
+        "objects": judged.objects if judged else pd.DataFrame(),
+    }
+    files = judged.files if judged else {}
+    now = sets.planned(trial, ledger)
+    if (
+        now.record is not None and now.done
+    ):  # by who took over when this machine was cut off from the others for a while
+        return now.record
+    forget_predictions(now, ledger)  # before the record, after which nobody would look for them
+    ledger.write_record(record, tables, {**files, **({"traceback.txt": trace.encode()} if trace else {})})
     return record
 
 
-def _judge(trial: Trial, sets: Sets, split: Split, fitted: Fit, device: torch.device) -> Evaluation:
-    """Evaluate the best weights on every set."""
+def _judged_sets(trial: Trial, sets: Sets) -> JudgedSets:
+    """What judges a trial."""
+    split, judging = sets.split(trial), sets.external if not trial.fold else {}  # of folds the first one is handed out
+    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in judging.items()}
+    return {"val": (sets.train, split.val), "test": (sets.train, split.test), **external}
+
+
+def _predict(trial: Trial, sets: Sets, fitted: Fit, device: torch.device) -> LogitsOf:
+    """What the best weights say to each set."""
     model = new_network(trial, device)
     assert fitted.best_state is not None  # a training that didn't diverge ends with a validation
     model.load_state_dict(fitted.best_state)
-    parts = {"val": (sets.train, split.val), "test": (sets.train, split.test)}
-    judging = sets.external if not trial.fold else {}  # of several trainings the first one is handed out
-    external = {name: (dataset, list(range(len(dataset)))) for name, dataset in judging.items()}
-    return evaluate(model, {**parts, **external}, trial.evaluation, device=device, precision=trial.training.precision)
+    precision = trial.training.precision
+    return partial(predict_set, model, _judged_sets(trial, sets), trial.evaluation, device, precision)
