@@ -21,10 +21,11 @@ from tiny_study import draw_images, lasting, same, tiny_study
 from cellray.errors import LedgerError, StorageError, StudyError
 from cellray.ledger import Ledger
 from cellray.observers import Observer
+from cellray.search import Task
 from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
-from cellray.sweep.tuner import WORKER_DEATHS, Job, News, Stoppable
-from cellray.sweep.tuning import quiet_tune
+from cellray.sweep.tuner import News, Stoppable
+from cellray.sweep.tuning import WORKER_DEATHS, quiet_tune
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow
@@ -319,7 +320,6 @@ from cellray.ledger import Ledger
 from cellray.observers import Observer
 from cellray.study import Study
 from cellray.sweep import connect, run_sweep
-from cellray.sweep.tuner import WORKER_DEATHS
 from cellray.trial import Sets
 
 class Say(Observer):
@@ -446,7 +446,7 @@ def test_a_note_that_several_trials_send_is_told_once():
 
     listener = Listener()
     news = News(
-        SimpleNamespace(jobs={"a": Job(None, None, "whole"), "b": Job(None, None, "whole")}),
+        SimpleNamespace(tasks={"a": Task(None, None), "b": Task(None, None)}),
         None,
         None,
         [listener],

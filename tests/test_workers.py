@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from pictures import Pictures, cells, thirds, tiny_trial
 from tiny_study import draw_images, tiny_study
 from torch import nn
 
-from cellray.errors import StudyError
+from cellray.errors import StorageError, StudyError
 from cellray.ledger import Ledger
 from cellray.losses import LOSSES, dice_loss
 from cellray.record import TrialRecord
-from cellray.study import LossConfig, TermConfig
+from cellray.study import LossConfig, TermConfig, Trial
 from cellray.sweep import connect
+from cellray.sweep.judging import Judging
+from cellray.sweep.tuning import WORKER_DEATHS
 from cellray.sweep.workers import WorkerError, own_error, run_with_workers
 from cellray.training import ALONE, Team, fit
 from cellray.training.batch_norm import share_batch_norm
@@ -483,6 +486,56 @@ class FailingLedger(Ledger):
         if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
             raise ValueError("out of luck")
         return super().record(key)
+
+
+class EndingLedger(Ledger):
+    """Ends the process that judges, so many times, or can't be read there."""
+
+    deaths = 0
+    message = ""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return EndingLedger.with_fate, (self.storage, self.study, self.deaths, self.message)
+
+    @classmethod
+    def with_fate(cls, storage: str, study: str, deaths: int, message: str) -> EndingLedger:
+        ledger = cls(storage, study)
+        ledger.deaths, ledger.message = deaths, message
+        return ledger
+
+    def read(self, path: str) -> bytes:
+        if path.startswith("predicted/") and path.endswith(".0.pt"):
+            if self.message:
+                raise StorageError(self.message)
+            seen = Path(self.uri) / f"seen-{time.monotonic_ns()}"
+            seen.touch()
+            if len(list(seen.parent.glob("seen-*"))) <= self.deaths:
+                os._exit(1)
+        return super().read(path)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_judging_process_dies_is_judged_again_and_given_up_in_the_end(ray_here, tmp_path):
+    study = tiny_study(draw_images(tmp_path / "images"))
+    trial, sets = study.trials()[0], Sets.open(study.data)
+    keys = sets.keys(trial)
+
+    def judged(deaths: int, message: str = "") -> list[tuple[Trial, str | None]]:
+        ledger = EndingLedger.with_fate(str(tmp_path / f"studies {deaths} {message}"), study.name, deaths, message)
+        assert run_trial(trial, sets, ledger, may_wait=1) is None
+        judging = Judging(ledger, study.resources)
+        judging.begin(trial, keys)
+        found = []
+        while judging:
+            found += list(judging.ended(60.0))
+        assert [record.outcome for record in ledger.records()] == ["finished"] * (deaths <= WORKER_DEATHS)
+        return found
+
+    assert judged(WORKER_DEATHS) == [(trial, None)]
+    ((given_up, reason),) = judged(WORKER_DEATHS + 1)
+    assert given_up == trial and reason is not None and reason.startswith("given up after 3 attempts: ")
+    with pytest.raises(StorageError, match=r"^the bucket is away$"):
+        judged(0, "the bucket is away")
 
 
 @pytest.mark.slow

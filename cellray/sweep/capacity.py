@@ -71,6 +71,12 @@ def room_for(resources: ResourcesConfig) -> int:
     return max(n_places(resources, _with_groups(*_nodes_and_groups())) // resources.n_workers, 1)
 
 
+def room_beside(resources: ResourcesConfig, n: int) -> int:
+    """How many trials can be judged, each with the CPUs of one worker and no GPU, beside `n` that are trained."""
+    nodes = _with_groups(*_nodes_and_groups())
+    return max(n_places(resources.model_copy(update={"gpus": 0.0}), nodes) - n * resources.n_workers, 0)
+
+
 def nodes_in_words() -> str:
     """What the cluster's nodes have, in a few words."""
     nodes = [node for node in _alive_nodes(frozenset()) if node.get("CPU") or node.get("GPU")]

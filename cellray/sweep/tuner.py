@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
@@ -17,18 +17,19 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from cellray.device import release_memory
 from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.observers import Observer, tell
 from cellray.places import counted
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
-from cellray.search import Agenda
-from cellray.study import DataConfig, ResourcesConfig, Study, Trial
-from cellray.sweep.capacity import nodes_in_words, room_for
+from cellray.search import Agenda, Task
+from cellray.study import ResourcesConfig, Study, Trial
+from cellray.sweep.capacity import nodes_in_words, room_beside, room_for
+from cellray.sweep.judging import Judging
 from cellray.sweep.quota import keep_within
 from cellray.sweep.tuning import (
+    WORKER_DEATHS,
     cause_of_death,
     first_interrupt,
     is_starting,
@@ -36,12 +37,8 @@ from cellray.sweep.tuning import (
     quiet_tune,
     stop_pending,
 )
-from cellray.sweep.workers import run_with_workers
-from cellray.trial import Sets, home, record_failure, run_trial
-
-WORKER_DEATHS = 2
-"""A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. The
-loss of a node that its cluster took back (preemption) doesn't count."""
+from cellray.sweep.workers import run_alone, run_with_workers
+from cellray.trial import Sets, home, record_failure
 
 ENDS_SOON = (
     "stopping: the trials that run come to the end of their epoch, then the report is written; a second Ctrl-C doesn't "
@@ -50,6 +47,8 @@ ENDS_SOON = (
 """The answer to an interruption."""
 READY_S = 10.0
 """The observers wait no longer for the first trial's process: one on another machine may take minutes to come."""
+LOOK_S = 0.1
+"""To wait for a trial that is being judged while no other runs."""
 WAITING_S = 30.0
 """Without any running trial before the sweep says that it waits for resources."""
 
@@ -68,19 +67,22 @@ def run_agenda(
         KeyboardInterrupt: If it was interrupted.
         StorageError: If the storage took or gave no files: no trial was started after that, and none counts as failed.
     """
-    resources, interrupted = study.resources, threading.Event()
-    feed, scheduler = Feed(agenda, sets, resources, interrupted), Stoppable(interrupted)
+    resources, interrupted, judging = study.resources, threading.Event(), Judging(ledger, study.resources)
+    most = max_concurrent or resources.max_concurrent or sys.maxsize
+    feed, scheduler = Feed(agenda, sets, resources, most, judging, interrupted), Stoppable(interrupted)
+    need = {"cpu": float(resources.cpus), "gpu": float(resources.n_gpus)}
+    if resources.n_workers > 1:  # they take theirs themselves, all at once
+        need = {"cpu": 0.0, "memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
     news = News(feed, study, ledger, observers, scheduler)
-    work = tune.with_parameters(_work, ledger=ledger, resources=resources, may_wait=room_for(resources))
+    work = tune.with_parameters(_work, ledger=ledger, resources=resources)
     # Tune's own state: nothing is read back from there, here or on other nodes, since the ledger has all.
     with scratch_folder("tune") as scratch, quiet_tune(), out_of_memory_is_a_death(), first_interrupt(interrupted):
         tune.Tuner(
-            tune.with_resources(work, partial(_need, resources)),
+            tune.with_resources(work, need),
             tune_config=tune.TuneConfig(
                 search_alg=feed,
                 num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=max_concurrent or resources.max_concurrent,
                 scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
@@ -91,57 +93,57 @@ def run_agenda(
                 failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
             ),
         ).fit()
+        while judging and not interrupted.is_set():
+            news.hear_of_judged(LOOK_S)
     if news.trouble is not None:
         raise StorageError(news.trouble)
     if interrupted.is_set():
         raise KeyboardInterrupt
 
 
-class Job(NamedTuple):
-    """What one of Tune's trials does: a trial whole, or as much of it as needs a GPU or workers, or the rest."""
-
-    trial: Trial
-    until: int | None
-    part: Literal["whole", "training", "judging"]
-
-
 class Feed(Searcher):
     """Hands an agenda's tasks to Tune; to the agenda a trial runs until it is judged."""
 
-    def __init__(self, agenda: Agenda, sets: Sets, resources: ResourcesConfig, interrupted: threading.Event) -> None:
+    def __init__(
+        self,
+        agenda: Agenda,
+        sets: Sets,
+        resources: ResourcesConfig,
+        most: int,
+        judging: Judging,
+        interrupted: threading.Event,
+    ) -> None:
         super().__init__()
-        self.agenda, self.sets = agenda, sets
-        self.jobs: dict[str, Job] = {}
+        self.agenda, self.sets, self.judging = agenda, sets, judging
+        self.tasks: dict[str, Task] = {}
         """What Tune's trials are, by their ids."""
-        self.to_judge: deque[Trial] = deque()
-        """Trained, and to be judged by a job of its own."""
-        self._interrupted = interrupted
-        self._gives_up = resources.n_gpus > 0 or resources.n_workers > 1
-        # The workers of a trial with several take their resources themselves, all at once: no more trials than fit may
-        # wait for them.
-        self._most_training = room_for(resources) if resources.n_workers > 1 else sys.maxsize
+        self._most, self._interrupted = most, interrupted
+        at_once = min(room_for(resources), most)
+        # Of trials with several workers no more wait for these than fit at once.
+        self._most_training = at_once if resources.n_workers > 1 else most
+        # What has a GPU or several workers gives them up before it is judged, if there is room for that beside.
+        gives_up = resources.n_gpus > 0 or resources.n_workers > 1
+        self._may_wait = min(room_beside(resources, at_once), most - at_once) if gives_up else 0
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Searcher, ()  # Tune stores what it is given
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # type: ignore[override]
-        if self._interrupted.is_set():
-            return Searcher.FINISHED
-        if self.to_judge:
-            return self._hand_out(trial_id, Job(self.to_judge.popleft(), None, "judging"))
-        training = [job for job in self.jobs.values() if job.part != "judging"]
-        if self.agenda.is_finished and not any(job.part == "training" for job in training):
-            return Searcher.FINISHED
-        task = self.agenda.next() if len(training) < self._most_training else None
-        if task is None:
+        if self._interrupted.is_set() or self.agenda.is_finished:
+            return Searcher.FINISHED  # also while some are still judged, so that Tune lets go of what it holds
+        if len(self.tasks) >= self._most_training or len(self.tasks) + len(self.judging) >= self._most:
             return None
-        is_judged = task.until is None and not task.trial.tries_rate
-        return self._hand_out(trial_id, Job(*task, "training" if self._gives_up and is_judged else "whole"))
+        if (task := self.agenda.next()) is None:
+            return None
+        self.tasks[trial_id] = task
+        keys = self.sets.keys(task.trial)
+        return {"trial": task.trial.model_dump_json(), "until": task.until, "keys": keys, "may_wait": self._may_wait}
 
-    def _hand_out(self, trial_id: str, job: Job) -> dict[str, object]:
-        self.jobs[trial_id] = job
-        keys = self.sets.keys(job.trial)
-        return {"trial": job.trial.model_dump_json(), "until": job.until, "part": job.part, "keys": keys}
+    def waits(self, task: Task, ledger: Ledger) -> bool:
+        """Whether a task that ended is trained and not yet judged."""
+        if not self._may_wait or task.until is not None or task.trial.tries_rate:
+            return False
+        return not self.sets.planned(task.trial, ledger).done
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
         pass  # `News` hears of it
@@ -176,13 +178,14 @@ class News(TrialProgressCallback):
         return tune.Callback, ()  # Tune stores what it is given, and observers hold threads and bars
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **_: object) -> None:
-        """Answer an interruption; and say so when nothing runs for a while because resources are missing, again only
-        when the nodes change."""
+        """Answer an interruption, hear of trials that were judged, and say so when nothing runs for a while because
+        resources are missing, again only when the nodes change."""
         if self._scheduler.interrupted.is_set() and not self._is_ending:
             self._is_ending = True
             if self.trouble is None:
                 tell(self._observers, "on_note", ENDS_SOON)
         states = [trial.status for trial in trials]
+        self.hear_of_judged(0 if {"RUNNING", "PENDING"} & set(states) else LOOK_S)
         if not self._is_ready and ("RUNNING" in states or time.monotonic() - self._began > READY_S):
             self._is_ready = True
             tell(self._observers, "on_ready")
@@ -200,14 +203,14 @@ class News(TrialProgressCallback):
             self._said = words
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        job = self._feed.jobs[trial.trial_id]
-        if not job.trial.tries_rate and job.part != "judging":
-            tell(self._observers, "on_trial_start", job.trial)
+        started = self._feed.tasks[trial.trial_id].trial
+        if not started.tries_rate:
+            tell(self._observers, "on_trial_start", started)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, object], **_: object
     ) -> None:
-        running = self._feed.jobs[trial.trial_id].trial
+        running = self._feed.tasks[trial.trial_id].trial
         if "note" in result and result["note"] not in self._notes:
             self._notes.add(str(result["note"]))
             tell(self._observers, "on_note", result["note"])
@@ -217,18 +220,41 @@ class News(TrialProgressCallback):
             tell(self._observers, "on_epoch", running, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        self._go_on(self._feed.jobs.pop(trial.trial_id))
+        task = self._feed.tasks.pop(trial.trial_id)
+        with self._storage_may_fail():
+            if self._feed.waits(task, self._ledger) and not self._scheduler.interrupted.is_set():
+                self._feed.judging.begin(task.trial, self._feed.sets.keys(task.trial))
+            else:
+                self._conclude(task.trial)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        job, sets = self._feed.jobs.pop(trial.trial_id), self._feed.sets
-        failed = job.trial
-        if not sets.planned(failed, home(failed, self._ledger)).done:  # else it died after its last word
-            reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
-            try:
+        reason = f"given up after {WORKER_DEATHS + 1} attempts: {cause_of_death(trial.error_file)}"
+        self._give_up(self._feed.tasks.pop(trial.trial_id).trial, reason)
+
+    def hear_of_judged(self, wait_s: float) -> None:
+        """Book the trials that were judged since the last time, or are within these seconds."""
+        with self._storage_may_fail():
+            for trial, trouble in self._feed.judging.ended(wait_s):
+                if trouble is None:
+                    self._conclude(trial)
+                else:
+                    self._give_up(trial, trouble)
+
+    def _give_up(self, failed: Trial, reason: str) -> None:
+        """Book a trial whose processes died."""
+        sets = self._feed.sets
+        with self._storage_may_fail():
+            if not sets.planned(failed, home(failed, self._ledger)).done:  # else it died after its last word
                 record_failure(failed, sets, self._ledger, reason)
-            except StorageError as error:
-                self._end_with(str(error))
-        self._go_on(job)
+        with self._storage_may_fail():
+            self._conclude(failed)
+
+    @contextmanager
+    def _storage_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            self._end_with(str(error))
 
     def _end_with(self, trouble: str) -> None:
         """End the sweep after the epochs that run, as the storage can't be used."""
@@ -237,17 +263,8 @@ class News(TrialProgressCallback):
             tell(self._observers, "on_note", f"{trouble}; no further trial is started")
         self._scheduler.interrupted.set()
 
-    def _go_on(self, ended: Job) -> None:
-        """Have a trained trial judged, or let the agenda draw its conclusions, and tell of them."""
-        try:
-            if ended.part == "training" and not self._feed.sets.planned(ended.trial, self._ledger).done:
-                self._feed.to_judge.append(ended.trial)
-            if ended.trial not in self._feed.to_judge or self._scheduler.interrupted.is_set():
-                self._conclude(ended.trial)
-        except StorageError as error:
-            self._end_with(str(error))
-
     def _conclude(self, ended: Trial) -> None:
+        """Let the agenda draw its conclusions, and tell of them."""
         agenda, observers = self._feed.agenda, self._observers
         before = agenda.keys
         record = agenda.ended(ended)
@@ -301,19 +318,9 @@ class Stoppable(FIFOScheduler):
         return None
 
 
-def _need(resources: ResourcesConfig, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a job takes. The workers of a trial with several take theirs themselves."""
-    bundle = {"CPU": float(resources.cpus), "GPU": float(resources.n_gpus)}
-    if config["part"] == "judging":
-        bundle = {"CPU": float(resources.cpus)}
-    elif resources.n_workers > 1:
-        bundle = {"memory": 1.0}  # Tune wants something to be asked for, and every node has a byte
-    return tune.PlacementGroupFactory([bundle])
-
-
-def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig, may_wait: int) -> None:
-    """One job in a Ray worker. Leaves nothing behind but opened data, for the next job of the process."""
-    trial, until, keys = Trial.model_validate_json(config["trial"]), config["until"], tuple(config["keys"])
+def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig) -> None:
+    """One trial in a Ray worker."""
+    trial, keys = Trial.model_validate_json(config["trial"]), tuple(config["keys"])
 
     def report(row: EpochRow) -> None:
         tune.report({"row": row})
@@ -321,25 +328,18 @@ def _work(config: dict[str, Any], ledger: Ledger, resources: ResourcesConfig, ma
     def note(words: str) -> None:
         tune.report({"note": words})
 
-    cpus, gpus, n_workers = float(resources.cpus), float(resources.n_gpus), resources.n_workers
-    if config["part"] == "judging":
-        gpus, n_workers = 0.0, 1
-    if config["part"] != "training":
-        may_wait = 0
-    how = {"until": until, "may_wait": may_wait, "on_epoch": report, "on_note": note}
+    run = partial(run_with_workers, workers=resources.n_workers) if resources.n_workers > 1 else run_alone
     try:
-        if n_workers > 1:
-            run_with_workers(trial, keys, ledger, workers=n_workers, cpus=cpus, gpus=gpus, **how)
-        else:
-            sets = _open_once(trial.data.model_dump_json())
-            sets.expect(trial, keys)
-            run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), **how)
+        run(
+            trial,
+            keys,
+            ledger,
+            cpus=float(resources.cpus),
+            gpus=float(resources.n_gpus),
+            until=config["until"],
+            may_wait=config["may_wait"],
+            on_epoch=report,
+            on_note=note,
+        )
     except StorageError as error:
         tune.report({"trouble": str(error)})
-    finally:
-        release_memory()
-
-
-@cache
-def _open_once(config: str) -> Sets:
-    return Sets.open(DataConfig.model_validate_json(config))

@@ -14,6 +14,9 @@ from typing import Any
 
 from cellray.processes import answer_ending
 
+WORKER_DEATHS = 2
+"""A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. While
+it trains, the loss of a node that its cluster took back (preemption) doesn't count."""
 PENDING = 32
 """Trials that Tune asks resources for at once: they tell an autoscaling cluster how far it may grow."""
 
@@ -109,8 +112,13 @@ def stop_pending(trial: Any, tune_controller: Any) -> None:
 def cause_of_death(error_file: str | None) -> str:
     """What Tune knows of a trial's error, in a line."""
     try:
-        lines = Path(error_file or "").read_text().strip().splitlines()
+        return last_words(Path(error_file or "").read_text())
     except OSError:
-        lines = []
+        return last_words("")
+
+
+def last_words(error: str) -> str:
+    """The line of an error's text that says what a process died of."""
+    lines = error.strip().splitlines()
     memory = [line for line in lines if "running low on memory" in line]
     return ([*memory, *lines[-1:]] or ["no more is known"])[0].strip()[:300]

@@ -1,4 +1,5 @@
-"""One trial with several workers: Ray Train starts them beside each other, and the first one writes the record."""
+"""One trial in one process of Ray, or with several workers: Ray Train starts them beside each other, and the first one
+writes the record."""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import cache
 from threading import Thread
 from typing import Any
 
-from cellray.device import pick_device, reason_of
+from cellray.device import pick_device, reason_of, release_memory
 from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
-from cellray.study import Trial
+from cellray.study import DataConfig, Trial
 from cellray.training import Team
 from cellray.trial import Sets, record_failure, run_trial
 
@@ -25,6 +27,35 @@ RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 otherwise: how late the end of a trial, or of a worker, is noticed
 }
 """Set for Ray Train: each costs time in every trial and gives nothing here."""
+
+
+def run_alone(
+    trial: Trial, keys: tuple[str, str], ledger: Ledger, *, cpus: float, gpus: float = 0.0, **how: Any
+) -> None:
+    """Run one trial in this process, which keeps nothing but opened data for the next one.
+
+    Args:
+        trial: What to run.
+        keys: Of the trial by the sweep's own images, which are compared with what is opened here.
+        ledger: Where records go.
+        cpus: For its threads.
+        gpus: What it has of GPUs.
+        how: As for `run_trial`.
+
+    Raises:
+        StorageError: If the storage gives or takes no files.
+    """
+    try:
+        sets = _open_once(trial.data.model_dump_json())
+        sets.expect(trial, keys)
+        run_trial(trial, sets, ledger, gpus=gpus, threads=max(int(cpus), 1), **how)
+    finally:
+        release_memory()
+
+
+@cache
+def _open_once(config: str) -> Sets:
+    return Sets.open(DataConfig.model_validate_json(config))
 
 
 class WorkerError(Exception):
