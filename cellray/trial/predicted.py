@@ -77,10 +77,11 @@ def kept_predictions(planned: PlannedTrial, ledger: Ledger) -> Predictions | Non
     """The predictions of a trial that waits to be judged, if they are of the sets and settings that judge it now."""
     try:
         state = _read(planned, ledger, ALL)
+        with read_as("predictions"):
+            made = {"run": TrainingRun(**state["run"]), "provenance": Provenance(**state["provenance"])}
+            return Predictions(**{**state, **made})
     except CheckpointError:
         return None
-    made = {"run": TrainingRun(**state["run"]), "provenance": Provenance(**state["provenance"])}
-    return Predictions(**{**state, **made})
 
 
 def forget_predictions(planned: PlannedTrial, ledger: Ledger) -> None:
