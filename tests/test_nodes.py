@@ -125,6 +125,7 @@ def test_a_trial_is_judged_while_its_workers_train_the_next_one(tmp_path):
     """Room for the two workers of one trial, and one processor."""
     study = tiny_study(draw_images(tmp_path / "disks", n_test=200), resources={"workers": 2})
     ledger, order = Ledger(str(tmp_path / "studies"), study.name), Order()
+    ledger.write("predicted/trial-the-study-had-before.0.all.pt", b"")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     try:
         how = {"observers": [order], "cluster": lambda: connect(cluster.address)}

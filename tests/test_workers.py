@@ -23,8 +23,8 @@ from cellray.losses import LOSSES, dice_loss
 from cellray.record import TrialRecord
 from cellray.study import LossConfig, TermConfig, Trial
 from cellray.sweep import connect
+from cellray.sweep import judging as judging_module
 from cellray.sweep.judging import Judging
-from cellray.sweep.tuning import WORKER_DEATHS
 from cellray.sweep.workers import WorkerError, own_error, run_with_workers
 from cellray.training import ALONE, Team, fit
 from cellray.training.batch_norm import share_batch_norm
@@ -515,7 +515,8 @@ class EndingLedger(Ledger):
 
 
 @pytest.mark.slow
-def test_a_trial_whose_judging_process_dies_is_judged_again_and_given_up_in_the_end(ray_here, tmp_path):
+def test_a_trial_whose_judging_process_dies_is_judged_again_and_given_up_in_the_end(ray_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging_module, "WORKER_DEATHS", 1)  # a process takes seconds to come
     study = tiny_study(draw_images(tmp_path / "images"))
     trial, sets = study.trials()[0], Sets.open(study.data)
     keys = sets.keys(trial)
@@ -528,12 +529,12 @@ def test_a_trial_whose_judging_process_dies_is_judged_again_and_given_up_in_the_
         found = []
         while judging:
             found += list(judging.ended(60.0))
-        assert [record.outcome for record in ledger.records()] == ["finished"] * (deaths <= WORKER_DEATHS)
+        assert [record.outcome for record in ledger.records()] == ["finished"] * (deaths == 1)
         return found
 
-    assert judged(WORKER_DEATHS) == [(trial, None)]
-    ((given_up, reason),) = judged(WORKER_DEATHS + 1)
-    assert given_up == trial and reason is not None and reason.startswith("given up after 3 attempts: ")
+    assert judged(1) == [(trial, None)]
+    ((given_up, reason),) = judged(2)
+    assert given_up == trial and reason is not None and reason.startswith("given up after 2 attempts: ")
     with pytest.raises(StorageError, match=r"^the bucket is away$"):
         judged(0, "the bucket is away")
 

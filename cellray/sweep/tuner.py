@@ -38,7 +38,7 @@ from cellray.sweep.tuning import (
     stop_pending,
 )
 from cellray.sweep.workers import run_alone, run_with_workers
-from cellray.trial import Sets, home, record_failure
+from cellray.trial import Sets, forget_other_predictions, home, record_failure
 
 ENDS_SOON = (
     "stopping: the trials that run come to the end of their epoch, then the report is written; a second Ctrl-C doesn't "
@@ -67,6 +67,7 @@ def run_agenda(
         KeyboardInterrupt: If it was interrupted.
         StorageError: If the storage took or gave no files: no trial was started after that, and none counts as failed.
     """
+    forget_other_predictions(agenda.plan, sets, ledger)
     resources, interrupted, judging = study.resources, threading.Event(), Judging(ledger, study.resources)
     most = max_concurrent or resources.max_concurrent or sys.maxsize
     feed, scheduler = Feed(agenda, sets, resources, most, judging, interrupted), Stoppable(interrupted)

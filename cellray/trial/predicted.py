@@ -17,6 +17,7 @@ from cellray.ledger import Ledger
 from cellray.record import PlannedTrial, Provenance
 from cellray.training import TrainingRun
 from cellray.training.state import State, from_bytes, read_as, to_bytes
+from cellray.trial.sets import Sets
 
 FOLDER, ALL = "predicted", ".all.pt"
 """In the ledger; and the end of the name of the file that says that a trial's others are there."""
@@ -89,6 +90,16 @@ def forget_predictions(planned: PlannedTrial, ledger: Ledger) -> None:
     mine = [name for name in ledger.names(FOLDER) if name.startswith(f"{planned.key}.")]
     for name in sorted(mine, key=lambda name: not name.endswith(ALL)):
         ledger.delete(f"{FOLDER}/{name}")
+
+
+def forget_other_predictions(plan: Iterable[PlannedTrial], sets: Sets, ledger: Ledger) -> None:
+    """Remove the predictions of trials that won't be judged any more, which the study had in a sweep that was ended."""
+    books = (ledger, ledger.within("folds"))
+    found = [(book, name) for book in books for name in book.names(FOLDER)]
+    wanted = {sets.keys(one)[0] for p in plan if not p.done for one in p.trial.trainings} if found else set()
+    for book, name in found:
+        if name.partition(".")[0] not in wanted:
+            book.delete(f"{FOLDER}/{name}")
 
 
 def n_waiting(ledger: Ledger) -> int:
