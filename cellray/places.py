@@ -82,6 +82,16 @@ def n_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -
     return total
 
 
+def n_beside(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]], n: int) -> int:
+    """How many trials can be judged, each with the CPUs of one worker and no GPU, beside `n` that are trained.
+
+    0 of trials that have no more than that anyway, and so give nothing up before they are judged.
+    """
+    if not resources.n_gpus and resources.n_workers == 1:
+        return 0
+    return max(n_places(resources.model_copy(update={"gpus": 0.0}), nodes) - n * resources.n_workers, 0)
+
+
 def shortest_change(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
     """The fewest settings, each lowered as little as possible, with which the nodes hold one trial.
 

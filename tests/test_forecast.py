@@ -21,7 +21,7 @@ from cellray.device import has_gpu
 from cellray.errors import StudyError
 from cellray.forecast import Further, Machine, at_once, costs, forecast, memory_trouble, probe, this_machine, work
 from cellray.forecast.child import _largest_batch, _some, megapixels
-from cellray.forecast.costs import makespan
+from cellray.forecast.course import Span, makespan
 from cellray.forecast.effect import TYPICAL_SD, n_units, smallest_effect
 from cellray.forecast.probe import Job, run_probes
 from cellray.forecast.room import most_in_memory
@@ -307,6 +307,19 @@ class TestForecast:
         assert cost.n_todo == 2
         assert cost.total_s == pytest.approx(ends + 20 + TRAINING_S + JUDGING_S)
 
+    def test_what_several_workers_give_up_is_not_counted_while_a_trial_is_judged(self, planned, probes):
+        """Two workers and one processor beside: the first trial is judged while the second one is trained."""
+        cost = forecast(*planned(resources={"workers": 2}), machine=replace(LAPTOP, cpus=3))
+        predicted, judged = 5 * MPX * 50, 2 * MPX * 200 + 3 * MPX * 30
+        held = costs.OVERHEAD_S + TRAINING_S + predicted
+        assert cost.concurrent == 1 and cost.trial_s == pytest.approx(TRAINING_S + JUDGING_S)
+        ends = costs.START_S + costs.REPORT_S + 2 * costs.REPORT_TRIAL_S
+        assert cost.total_s == pytest.approx(ends + 2 * held + judged)
+        assert cost.cpu_hours == pytest.approx(2 * (2 * (TRAINING_S + predicted) + judged) / 3600)
+        kept = forecast(*planned(resources={"workers": 2}), machine=LAPTOP)
+        assert kept.total_s == pytest.approx(ends + 2 * (held + judged))
+        assert kept.cpu_hours == pytest.approx(2 * 2 * (TRAINING_S + JUDGING_S) / 3600)
+
     def test_nothing_to_do_costs_nothing(self, planned, probes):
         study, sets, plan, ledger = planned()
         cost = forecast(study, sets, [stored(p) for p in plan], ledger, machine=LAPTOP)
@@ -415,7 +428,21 @@ class TestForecast:
         ("times", "n", "seconds"), [([], 2, 0), ([3, 1, 1, 1], 2, 3), ([1, 1, 3], 2, 4), ([2, 2, 2], 1, 6)]
     )
     def test_trials_start_in_their_order_as_places_become_free(self, times, n, seconds):
-        assert makespan(times, n) == seconds
+        assert makespan([Span(time) for time in times], n) == seconds
+
+    @pytest.mark.parametrize(
+        ("spans", "n", "n_beside", "seconds"),
+        [
+            ([(3, 2), (3, 2)], 1, 0, 10),  # it keeps its place while it is judged
+            ([(3, 2), (3, 2)], 1, 1, 8),  # the second one trains from 3 to 6
+            ([(1, 4), (1, 4)], 1, 1, 9),  # the second one waits until 5 to be judged
+            ([(1, 4), (1, 4)], 1, 2, 6),
+            ([(5, 0), (0, 3)], 2, 1, 5),
+        ],
+    )
+    def test_trials_are_judged_beside_the_next_ones(self, spans, n, n_beside, seconds):
+        assert makespan([Span(*span) for span in spans], n, n_beside) == seconds
+        assert makespan([Span(*span) for span in spans], n, n_beside, 1.0) >= seconds + 1
 
 
 class TestProbe:

@@ -228,13 +228,14 @@ def _print_trials(planned: list[PlannedTrial], cost: Forecast) -> None:
     for label, trial in {p.label: p.trial for p in planned}.items():
         states = [_state(p) for p in planned if p.label == label]
         kind = kinds.get(label)
+        span = kind.span() if kind else None
         network = f", {trial.model.describe()}" if several else ""
         costs = (
             ("", "", "")
             if kind is None
             else ("–", "–", _gib(kind.peak_mb))
-            if kind.epoch_s is None or kind.trial_s is None
-            else (f"{kind.epoch_s:.2g} s", duration(kind.trial_s), _gib(kind.peak_mb))
+            if kind.epoch_s is None or span is None
+            else (f"{kind.epoch_s:.2g} s", duration(span.whole), _gib(kind.peak_mb))
         )
         table.add_row(escape(label), escape(trial.loss.describe() + network), _counted(states), *costs)
     out.print(table)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import TypeVar
 
 from cellray.device import describe, pick_device
 from cellray.errors import StudyError
+from cellray.forecast.course import Span, makespan
 from cellray.forecast.effect import Effect, n_units, smallest_effect
 from cellray.forecast.further import Further
 from cellray.forecast.probe import Job, ProbesDone, run_probes, work_of
 from cellray.forecast.room import Machine, at_once, memory_trouble, most_in_memory, this_machine
 from cellray.forecast.work import Work, memory_mb, probing_s, times_at, weights_mb
 from cellray.ledger import Ledger
-from cellray.places import WorkerGroup, lacking, n_places, remedy
+from cellray.places import WorkerGroup, lacking, n_beside, n_places, remedy
 from cellray.record import PlannedTrial, TrialRecord
 from cellray.scores import as_float
 from cellray.search.rates import Rates
 from cellray.statistics import LEAST_SEEDS
 from cellray.study import ResourcesConfig, Study, Trial
 from cellray.trial import Sets
+
+_T = TypeVar("_T")
 
 START_S = 15.0
 """Until the first trial trains: imports, Ray, the first workers, about."""
@@ -46,15 +49,19 @@ class Costs:
     training_s: float | None
     """With the range test and the validations."""
     judging_s: float | None
+    beside_s: float | None
+    """Of `judging_s`: all but the predictions."""
     peak_mb: float
     """Most memory of a worker: of the GPU by its tensors, or resident in its process with all libraries. Of the decoded
     images, which processes share and the system can drop, a probe has read only some."""
     source: str
     """`probe`, the records that the time is the mean of, `rate` if a rate was given, or `none`."""
 
-    @property
-    def trial_s(self) -> float | None:
-        return None if self.training_s is None or self.judging_s is None else self.training_s + self.judging_s
+    def span(self, *, trains: bool = True) -> Span | None:
+        """What a trial takes that is trained and judged, or judged alone."""
+        if self.training_s is None or self.judging_s is None or self.beside_s is None:
+            return None
+        return Span(self.judging_s - self.beside_s + (self.training_s if trains else 0.0), self.beside_s)
 
 
 @dataclass(frozen=True)
@@ -180,14 +187,16 @@ def forecast(
     if trouble:
         warnings.append(trouble)
         n, limited_by = max(most_in_memory(peak_mb, resources, machine), 1), "memory"
-    times = _times(kinds, todo, likely, n_more)
+    spans = _spans(kinds, todo, likely, n_more)
     tries = _tries(kinds, todo, Rates(study, sets, ledger))
     if n_more and study.search is not None and likely[0].training.lr == "tune":
         config = likely[0].training.tune
         n_new = len(config.rates) * config.seeds * math.ceil(n_more / len(study.seeds))
         tries += [_shortened(config.share, _mean([kinds[_signature(trial)].training_s for trial in likely]))] * n_new
     tries_s = _known(tries)
-    busy_s = None if times is None or tries_s is None else sum(times) + sum(tries_s)
+    beside = n_beside(resources, _nodes(groups) if groups else [machine.node], n)
+    if (most := limit or resources.max_concurrent) is not None:
+        beside = min(beside, most - n)
     report_s = REPORT_S + REPORT_TRIAL_S * n_all
     running_mb = 3 * weights_mb(likely[0])  # weights and Adam's two moments
     kept = len(likely[0].trainings) + (study.data.folds is not None)  # of several trainings one is kept twice
@@ -202,11 +211,13 @@ def forecast(
         )
     if len(study.seeds) < LEAST_SEEDS:
         warnings.append(f"with fewer than {LEAST_SEEDS} seeds the report decides no pair of configurations")
-    total_s = least_s = None
-    if times is not None and tries_s is not None and n:
-        tried_s = makespan([t + OVERHEAD_S for t in tries_s], n)
+    total_s = least_s = busy = None
+    if spans is not None and tries_s is not None:
+        busy = Span(sum(tries_s) + sum(span.held for span in spans), sum(span.beside for span in spans))
+    if spans is not None and tries_s is not None and n:
+        tried_s = makespan([Span(t) for t in tries_s], n, between_s=OVERHEAD_S)
         total_s, least_s = (
-            START_S + tried_s + makespan([t + OVERHEAD_S for t in times[:count]], n) + report_s if count else 0.0
+            START_S + tried_s + makespan(spans[:count], n, beside, OVERHEAD_S) + report_s if count else 0.0
             for count in (n_todo, len(todo))
         )
     return Forecast(
@@ -216,11 +227,11 @@ def forecast(
         kinds=tuple(kinds.values()),
         concurrent=n,
         limited_by=limited_by,
-        trial_s=None if times is None else sum(times) / n_todo if n_todo else 0.0,
+        trial_s=None if spans is None else sum(span.whole for span in spans) / n_todo if n_todo else 0.0,
         total_s=total_s,
         least_s=least_s,
-        cpu_hours=None if busy_s is None else busy_s * resources.cpus * resources.n_workers / 3600,
-        gpu_hours=None if busy_s is None else busy_s * resources.n_gpus / 3600,
+        cpu_hours=None if busy is None else _cpu_s(busy, resources, beside) / 3600,
+        gpu_hours=None if busy is None else (busy.held if beside else busy.whole) * resources.n_gpus / 3600,
         not_measured=not_measured,
         gpus=resources.n_gpus,
         peak_mb=peak_mb,
@@ -239,9 +250,13 @@ def forecast(
     )
 
 
+def _nodes(groups: Sequence[WorkerGroup]) -> list[dict[str, float]]:
+    return [group.node for group in groups for _ in range(group.nodes)]
+
+
 def _at_once_on(groups: Sequence[WorkerGroup], resources: ResourcesConfig, limit: int | None) -> tuple[int, str]:
     """Trials at once on the nodes of a cluster, and what sets the number."""
-    nodes = [group.node for group in groups for _ in range(group.nodes)]
+    nodes = _nodes(groups)
     n = n_places(resources, nodes) // resources.n_workers
     if n < 1:
         words = ", ".join(map(str, groups))
@@ -273,19 +288,21 @@ def _why_not(
     return f"timing takes up to {minutes} min on its CPUs (--measure does it); {give}"
 
 
-def _times(
+def _spans(
     kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], likely: Sequence[Trial], n_more: int
-) -> list[float] | None:
-    """Seconds of each trial to do; None if a kind has none."""
-    times = [_time(kinds[_signature(planned.trial)], planned) for planned in todo]
+) -> list[Span] | None:
+    """Of each trial to do; None if a kind has no times."""
+    spans = [_span(kinds[_signature(planned.trial)], planned) for planned in todo]
     if n_more:
-        times += [_mean([kinds[_signature(trial)].trial_s for trial in likely])] * n_more
-    return _known(times)
+        of_likely = _known([kinds[_signature(trial)].span() for trial in likely])
+        held, beside = zip(*of_likely, strict=True) if of_likely else ((), ())
+        spans += [Span(mean(held), mean(beside)) if of_likely else None] * n_more
+    return _known(spans)
 
 
-def _known(times: Sequence[float | None]) -> list[float] | None:
+def _known(times: Sequence[_T | None]) -> list[_T] | None:
     """The times, if all of them are known."""
-    found = [seconds for seconds in times if seconds is not None]
+    found = [time for time in times if time is not None]
     return found if len(found) == len(times) else None
 
 
@@ -294,17 +311,9 @@ def _mean(times: Sequence[float | None]) -> float | None:
     return None if known is None else mean(known)
 
 
-def makespan(times: Sequence[float], n_at_once: int) -> float:
-    """Seconds until all are done, if each begins in its order as soon as a place is free."""
-    ends = [0.0] * max(n_at_once, 1)
-    for seconds in times:
-        heapq.heapreplace(ends, ends[0] + seconds)
-    return max(ends)
-
-
-def _time(kind: Kind, planned: PlannedTrial) -> float | None:
-    """Seconds of a trial to do; one that has its weights is only judged."""
-    return kind.judging_s if planned.record is not None and not planned.is_stopped else kind.trial_s
+def _span(kind: Kind, planned: PlannedTrial) -> Span | None:
+    """Of a trial to do; one that has its weights is only judged."""
+    return kind.span(trains=planned.record is None or planned.is_stopped)
 
 
 def _tries(kinds: Mapping[str, Kind], todo: Sequence[PlannedTrial], rates: Rates) -> list[float | None]:
@@ -408,6 +417,7 @@ def _recorded(trial: Trial, sets: Sets, records: Sequence[TrialRecord]) -> Costs
         epoch_s=epoch_s,
         training_s=training_s,
         judging_s=judging_s,
+        beside_s=judging_s,
         peak_mb=max(as_float(record.peak_memory_mb) for record in records),
         source=f"{len(records)} record{'s' if len(records) > 1 else ''}",
     )
@@ -417,22 +427,28 @@ def _unseen(trial: Trial, sets: Sets, resources: ResourcesConfig, rate: float | 
     """The costs of a kind by what it does alone: with times where a rate is given."""
     peak_mb = memory_mb(trial, resources.n_workers, resources.n_gpus > 0)
     if rate is None:
-        return Costs(None, None, None, None, peak_mb, "none")
+        return Costs(None, None, None, None, None, peak_mb, "none")
     work = Work.of(trial, sets)
     return _added(work, *times_at(work, rate), peak_mb, "rate")
+
+
+def _cpu_s(busy: Span, resources: ResourcesConfig, beside: int) -> float:
+    """Seconds that all processors together are held."""
+    return resources.cpus * (resources.n_workers * busy.held + (1 if beside else resources.n_workers) * busy.beside)
 
 
 def _added(work: Work, training: dict[str, float], judging: dict[str, float], peak_mb: float, source: str) -> Costs:
     """The costs of a kind: what was timed, times how often a trial does it."""
     step_s = training["step_s"]
+    predicted_s = (work.trainings * work.val_mpx + work.judged_mpx) * judging["predict_s"]
+    beside_s = work.trainings * work.val_mpx * judging["search_s"] + work.judged_mpx * judging["judge_s"]
     validation_s = work.batch_norm_batches * training["forward_s"] + work.val_mpx * training["validation_s"]
     return Costs(
         step_s=step_s,
         epoch_s=work.steps_per_epoch * step_s + validation_s / work.validate_every,
         training_s=(work.steps + work.tested) * step_s + work.validations * validation_s,
-        judging_s=(work.trainings * work.val_mpx + work.judged_mpx) * judging["predict_s"]
-        + work.trainings * work.val_mpx * judging["search_s"]
-        + work.judged_mpx * judging["judge_s"],
+        judging_s=predicted_s + beside_s,
+        beside_s=beside_s,
         peak_mb=peak_mb,
         source=source,
     )

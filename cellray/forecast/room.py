@@ -27,6 +27,11 @@ class Machine:
     gpu_memory_mb: float
     """Of its smallest GPU; 0 without one."""
 
+    @property
+    def node(self) -> dict[str, float]:
+        """What it has as a node of a cluster."""
+        return {"CPU": self.cpus, "GPU": float(self.gpus)}
+
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""

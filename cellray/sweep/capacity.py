@@ -14,7 +14,7 @@ from typing import Any
 
 from cellray.device import has_gpu
 from cellray.errors import StudyError
-from cellray.places import WorkerGroup, counted, lacking, n_places, named_groups, remedy
+from cellray.places import WorkerGroup, counted, lacking, n_beside, n_places, named_groups, remedy
 from cellray.study import ResourcesConfig
 
 ANSWER_S = 20.0
@@ -72,9 +72,8 @@ def room_for(resources: ResourcesConfig) -> int:
 
 
 def room_beside(resources: ResourcesConfig, n: int) -> int:
-    """How many trials can be judged, each with the CPUs of one worker and no GPU, beside `n` that are trained."""
-    nodes = _with_groups(*_nodes_and_groups())
-    return max(n_places(resources.model_copy(update={"gpus": 0.0}), nodes) - n * resources.n_workers, 0)
+    """How many trials the running cluster can judge beside `n` that are trained, with all nodes that it may start."""
+    return n_beside(resources, _with_groups(*_nodes_and_groups()), n)
 
 
 def nodes_in_words() -> str:

@@ -122,9 +122,7 @@ class Feed(Searcher):
         at_once = min(room_for(resources), most)
         # Of trials with several workers no more wait for these than fit at once.
         self._most_training = at_once if resources.n_workers > 1 else most
-        # What has a GPU or several workers gives them up before it is judged, if there is room for that beside.
-        gives_up = resources.n_gpus > 0 or resources.n_workers > 1
-        self._may_wait = min(room_beside(resources, at_once), most - at_once) if gives_up else 0
+        self._may_wait = min(room_beside(resources, at_once), most - at_once)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Searcher, ()  # Tune stores what it is given
