@@ -6,15 +6,14 @@ image and object rows are those of each trial's own operating point.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from cellray.errors import LedgerError
+from cellray.ledger import read_parquet
 from cellray.metrics import CURVE_SOURCES, CURVE_THRESHOLDS, detected, stratum_rows
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.results.core import Results
@@ -87,7 +86,7 @@ def read_details(results: Results) -> Details:
         images = {} if table is None or not names else shown_images(table)
         try:
             with results.ledger.reading(key, "history"):
-                course = pd.DataFrame() if history is None else pq.read_table(io.BytesIO(history)).to_pandas()
+                course = pd.DataFrame() if history is None else read_parquet(history).to_pandas()
             with results.ledger.reading(key, "objects"):
                 level = [] if record.is_lost else strata_of(images, objects)
         except LedgerError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cellray.arrays import Floats
+from cellray.ledger import read_parquet
 from cellray.metrics import MEDIANS, METRICS, columns_of, image_terms, metrics_of
 from cellray.statistics import contributions
 
@@ -84,13 +83,8 @@ def read_columns(data: bytes, columns: Collection[str] | None = None, *, words: 
         columns: Those wanted, as far as they are there; None: all.
         words: Those of them that hold texts.
     """
-    file = pq.ParquetFile(io.BytesIO(data))
-    wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
-    # a text that repeats itself is made once
-    repeated = [name for name in words if name in wanted]
-    file = pq.ParquetFile(io.BytesIO(data), metadata=file.metadata, read_dictionary=repeated)
-    table = file.read(columns=wanted, use_threads=False)  # so small a file gains nothing by them
-    return {name: words_of(table[name]) if name in words else table[name].to_numpy() for name in wanted}
+    table = read_parquet(data, columns)
+    return {name: words_of(table[name]) if name in words else table[name].to_numpy() for name in table.column_names}
 
 
 @lru_cache
@@ -101,10 +95,10 @@ def check_columns(names: tuple[str, ...]) -> None:
 
 def words_of(column: pa.ChunkedArray) -> np.ndarray:
     """The texts of a column, each made once; none is an empty one."""
-    chunk = column.combine_chunks()
-    if not isinstance(chunk, pa.DictionaryArray):
-        return np.array(["" if word is None else str(word) for word in chunk.to_pylist()], dtype=object)
-    texts = np.array([*chunk.dictionary.to_pylist(), ""], dtype=object)
+    chunk = column.combine_chunks().dictionary_encode()
+    texts = np.array(
+        ["" if word is None else str(word) for word in (*chunk.dictionary.to_pylist(), None)], dtype=object
+    )
     return texts[chunk.indices.fill_null(len(texts) - 1).to_numpy()]
 
 
