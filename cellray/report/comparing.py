@@ -11,14 +11,7 @@ from cellray.errors import StudyError
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
 from cellray.report.ranking import Tables, make_tables, rows_of, select
-from cellray.report.text import (
-    TextTable,
-    format_difference,
-    format_p,
-    format_value,
-    interval_cell,
-    metric_title,
-)
+from cellray.report.text import TextTable, format_difference, format_p, format_value, interval_cell, metric_title
 from cellray.results import Results
 from cellray.scores import stopped_in
 

@@ -101,13 +101,7 @@ def format_counts(row: Any) -> str:
     return ", ".join(parts)
 
 
-def format_table(
-    tables: Tables,
-    *,
-    metric: str,
-    set_name: str = "test",
-    extra: Sequence[str] = (),
-) -> TextTable:
+def format_table(tables: Tables, *, metric: str, set_name: str = "test", extra: Sequence[str] = ()) -> TextTable:
     """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
 
     Args:

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellray.report.page.table_cells import (
-    PageTable,
-    TableCell,
-    head,
-    number_cell,
-    sort_key,
-)
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key
 from cellray.report.ranking import Tables, rows_of, select
 from cellray.report.text import format_difference, format_p, format_rank, format_value, interval_cell, metric_title
 

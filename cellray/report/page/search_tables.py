@@ -110,11 +110,7 @@ STATES = (
 
 
 def best_table(
-    best: list[Tried],
-    search: Search,
-    test: pd.DataFrame,
-    metric: str,
-    losses: Mapping[str, LossSettings],
+    best: list[Tried], search: Search, test: pd.DataFrame, metric: str, losses: Mapping[str, LossSettings]
 ) -> PageTable:
     """The best on validation images, with what they score on the test images."""
     values = [
