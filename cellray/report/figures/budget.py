@@ -12,20 +12,8 @@ from matplotlib.lines import Line2D
 from cellray.metrics import METRICS
 from cellray.record import TrialRecord
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    INK,
-    MOST_PANELS,
-    MUTED,
-    PAPER,
-    as_label,
-    axis_title,
-    best_of,
-    grid_of,
-    label_looks,
-    new_figure,
-    panels,
-    seed_look,
-)
+from cellray.report.figures.looks import INK, MOST_PANELS, MUTED, PAPER, label_looks, seed_look
+from cellray.report.figures.parts import as_label, axis_title, best_of, grid_of, new_figure, panels
 from cellray.report.ranking import select
 
 

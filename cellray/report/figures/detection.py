@@ -12,22 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    GROUP_COLOURS,
-    MOST_PANELS,
-    MUTED,
-    NARROW,
-    PAPER,
-    as_label,
-    best_of,
-    label_looks,
-    labels_of,
-    new_figure,
-    panels,
-    sets_of,
-)
+from cellray.report.figures.looks import BAD, BLUE, GROUP_COLOURS, MOST_PANELS, MUTED, NARROW, PAPER, label_looks
+from cellray.report.figures.parts import as_label, best_of, labels_of, new_figure, panels, sets_of
 from cellray.report.ranking import select
 
 TOP = 3

@@ -16,7 +16,7 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, NARROW, PAPER
+from cellray.report.figures.looks import BLUE, INK, LINE, MUTED, NARROW, PAPER
 from cellray.report.figures.saving import FONT, render
 from cellray.report.findings import Findings
 

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.looks import GROUP_COLOURS, MOST_PANELS, PAPER
 from cellray.report.figures.parts import (
-    GROUP_COLOURS,
-    MOST_PANELS,
-    PAPER,
     as_label,
     best_of,
     grid_of,

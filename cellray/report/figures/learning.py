@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 
 from cellray.record import TrialRecord, Tried
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, BLUE, INK, MUTED, Look, panels, seed_handles, seed_look
+from cellray.report.figures.looks import BAD, BLUE, INK, MUTED, Look, seed_handles, seed_look
+from cellray.report.figures.parts import panels
 from cellray.report.findings import Findings
 
 ALIVE = 0.01

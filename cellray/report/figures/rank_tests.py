@@ -13,19 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    BLUE,
-    INK,
-    MEAN,
-    MOST_PANELS,
-    MUTED,
-    as_label,
-    best_of,
-    heat_cells,
-    name_cells,
-    new_figure,
-    signed,
-)
+from cellray.report.figures.looks import BLUE, INK, MEAN, MOST_PANELS, MUTED
+from cellray.report.figures.parts import as_label, best_of, heat_cells, name_cells, new_figure, signed
 from cellray.report.ranking import rows_of
 from cellray.report.text import format_value, metric_title
 

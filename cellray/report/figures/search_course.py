@@ -11,21 +11,8 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    INK,
-    MOST_ROWS,
-    MUTED,
-    PAPER,
-    Look,
-    as_label,
-    axis_title,
-    better_way,
-    grid_of,
-    name_rows,
-    new_figure,
-)
+from cellray.report.figures.looks import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look
+from cellray.report.figures.parts import as_label, axis_title, better_way, grid_of, name_rows, new_figure
 from cellray.report.findings import Findings
 from cellray.report.searched import Search, Tried, judged_value
 from cellray.report.text import format_value, metric_title

@@ -14,20 +14,8 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    INK,
-    MEAN,
-    MOST_ROWS,
-    MUTED,
-    NARROW,
-    as_label,
-    axis_title,
-    best_of,
-    draw_ceiling,
-    new_figure,
-)
+from cellray.report.figures.looks import BAD, BLUE, INK, MEAN, MOST_ROWS, MUTED, NARROW
+from cellray.report.figures.parts import as_label, axis_title, best_of, draw_ceiling, new_figure
 from cellray.report.findings import Findings
 from cellray.report.ranking import rows_of, select
 from cellray.report.text import format_rank, format_value, is_telling, metric_title

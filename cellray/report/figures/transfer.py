@@ -11,12 +11,8 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.looks import BLUE, INK, MOST_PANELS, MUTED, PAPER
 from cellray.report.figures.parts import (
-    BLUE,
-    INK,
-    MOST_PANELS,
-    MUTED,
-    PAPER,
     as_label,
     best_of,
     draw_ceiling,

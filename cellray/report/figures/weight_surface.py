@@ -14,7 +14,8 @@ from matplotlib.tri import Triangulation
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import INK, MUTED, as_label, new_figure
+from cellray.report.figures.looks import INK, MUTED
+from cellray.report.figures.parts import as_label, new_figure
 from cellray.report.findings import Findings
 from cellray.statistics.simplex import SimplexFit, between, proportions, simplex_grid
 
