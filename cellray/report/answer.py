@@ -48,7 +48,7 @@ def say(found: Findings) -> list[str]:
         return [*drawn, f"No trial has a result yet ({missing} of {n_planned} planned trials are missing)."]
     if not known.survivors_n.sum():
         return [*drawn, f"No trial gave a usable result: {trouble(ranked)}."]
-    pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
+    pairs = found.pairs
     unit = tables.inference.unit if tables.inference else "image"
     choice = tables.inference.choice if tables.inference else None
     sentences = list(drawn)

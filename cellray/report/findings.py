@@ -16,6 +16,7 @@ from cellray.report.text import metric_title
 from cellray.results import Plan, Results
 from cellray.results.details import NO_DETAILS, Details
 from cellray.scores import stopped_in
+from cellray.statistics import PAIR_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class Findings:
     def ranked(self) -> pd.DataFrame:
         """Rows of the ranking on the test set by the metric that ranks, at each trial's own operating point."""
         return select(self.tables.ranking, set_name="test", metric=self.metric)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """The paired comparisons on the test set by that metric; none where images were not looked at."""
+        inference = self.tables.inference
+        return inference.pairs_of("test", self.metric) if inference else pd.DataFrame(columns=PAIR_COLUMNS)
 
     @cached_property
     def everyone(self) -> list[str]:

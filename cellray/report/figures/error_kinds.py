@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from cellray.report.figures.parts import (
     new_figure,
     sets_of,
 )
+from cellray.report.findings import Findings
 
 LEVELS = (
     ("crowding", "sparse", "f1_iou", "F1\nsparse"),
@@ -41,24 +41,20 @@ KINDS = {
 }
 
 
-def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+def strata(found: Findings) -> Figure | None:
     """Heat maps, one a set: F1 of images with few and many touching cells, recall of small, medium and large cells.
 
     Means over seeds; failed and collapsed trials are 0. Levels that a set lacks are left out. Of images without cells,
     the last column gives how many cells were predicted per image, over the trials that neither failed nor collapsed.
-
-    Args:
-        levels: The strata of `Details`.
-        labels: Best first.
-        sets: In the order to show.
     """
+    levels = found.details.strata
     means = levels.groupby(["set", "stratum", "level", "label"])[["f1_iou", "recall_iou"]].mean()
     empty = levels[(levels.level == "empty") & levels.mae.notna()].groupby(["set", "label"])["mae"].mean()
     there = set(zip(levels["set"], levels.stratum, levels.level, strict=True))
-    known = labels_of(levels, labels)
+    known = labels_of(levels, found.labels)
     shown = known[:MOST_PANELS]
     grids = {}
-    for name in sets_of(levels, sets):
+    for name in sets_of(levels, found.tables.sets):
         columns = {
             title: means[score].xs((name, stratum, level)).reindex(shown)
             for stratum, level, score, title in LEVELS
@@ -92,16 +88,12 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
     return figure
 
 
-def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+def error_kinds(found: Findings) -> Figure | None:
     """Missed, merged, split and spurious cells per true cell, stacked, one panel a set; means over seeds.
 
     A failed or collapsed trial missed every cell. Each set has its own scale, as spurious cells have no bound.
-
-    Args:
-        scores: Of `make_tables`, with the four metrics.
-        labels: Best first.
-        sets: In the order to show.
     """
+    scores = found.compared.scores
     rows = scores[scores.metric.isin(KINDS) & (scores.point == "own") & (scores.outcome != "missing")]
     rows = rows[rows["set"] != "val"]
     if rows.empty:
@@ -109,9 +101,9 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
     lost = rows.note != ""
     rows = rows.assign(rate=rows.value.where(~lost, (rows.metric == "missed").astype(float)))
     means = rows.groupby(["set", "metric", "label"])["rate"].mean()
-    known = labels_of(rows, labels)
+    known = labels_of(rows, found.labels)
     shown = known[:MOST_PANELS]
-    names = sets_of(rows, sets)
+    names = sets_of(rows, found.tables.sets)
     figure, axes = named_rows(len(names), shown, row=0.235, top=0.5)
     for axis, name in zip(axes, names, strict=True):
         left = np.zeros(len(shown))
@@ -136,7 +128,7 @@ STRATA = ReportFigure(
     title="Kinds of images and sizes of cells",
     alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
     "every configuration.",
-    plot=lambda found: strata(found.details.strata, found.labels, found.tables.sets),
+    plot=strata,
     is_folded=True,
 )
 ERROR_KINDS = ReportFigure(
@@ -147,6 +139,6 @@ ERROR_KINDS = ReportFigure(
     title="Kinds of errors, per true cell",
     alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
     "configuration.",
-    plot=lambda found: error_kinds(found.compared.scores, found.labels, found.tables.sets),
+    plot=error_kinds,
     is_folded=True,
 )

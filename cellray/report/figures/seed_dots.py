@@ -18,29 +18,21 @@ from cellray.report.figures.looks import BAD, BLUE, INK, MEAN, MOST_ROWS, MUTED,
 from cellray.report.figures.parts import as_label, axis_title, best_of, draw_ceiling, new_figure
 from cellray.report.findings import Findings
 from cellray.report.ranking import rows_of, select
-from cellray.report.text import format_rank, format_value, is_telling, metric_title
+from cellray.report.text import format_rank, format_value, is_telling
 from cellray.report.words import set_title_plain
 
 
-def ranking_dots(
-    scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, metric: str, ceiling: float | None = None
-) -> Figure | None:
+def ranking_dots(found: Findings, set_name: str) -> Figure | None:
     """Every seed of every configuration, best on top; failed and collapsed ones stand apart at the worst value.
 
     Of more than 40 configurations the best are shown.
 
     Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean.
-
-    Args:
-        scores: Of `make_tables`.
-        ranking: The same.
-        set_name: Of ``tables.sets``.
-        metric: A key of ``METRICS``.
-        ceiling: What human experts reach against the ground truth of this set.
     """
-    whole = select(ranking, set_name=set_name, metric=metric)
+    metric, ceiling = found.metric, found.ceiling.get(set_name)
+    whole = select(found.compared.ranking, set_name=set_name, metric=metric)
     order = whole.iloc[:MOST_ROWS]
-    points = select(scores, set_name=set_name, metric=metric)
+    points = select(found.compared.scores, set_name=set_name, metric=metric)
     points = points[points.label.isin(order.label)]
     lost = points[points.note.isin(["worst", "nan"])]
     alive = points[(points.outcome != "missing") & ~points.index.isin(lost.index)]
@@ -156,27 +148,26 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
     return handles
 
 
-def describe_ranking(ranking: pd.DataFrame, metric: str, set_name: str) -> str:
+def describe_ranking(found: Findings, set_name: str) -> str:
     """A sentence for readers who can't see the dot plot."""
-    rows = select(ranking, set_name=set_name, metric=metric)
+    rows = select(found.compared.ranking, set_name=set_name, metric=found.metric)
     rows = rows[rows["mean"].notna()]
     if rows.empty:
         return "Dot plot without results yet."
-    ends = [f"{row.label} (mean {format_value(metric, row.mean)})" for row in rows_of(rows.iloc[[0, -1]])]
+    ends = [f"{row.label} (mean {format_value(found.metric, row.mean)})" for row in rows_of(rows.iloc[[0, -1]])]
     return (
-        f"Dot plot of {metric_title(metric)} for every seed of {len(rows)} configurations, best on top: from {ends[0]} "
+        f"Dot plot of {found.title} for every seed of {len(rows)} configurations, best on top: from {ends[0]} "
         f"to {ends[1]}."
     )
 
 
 def sketch_rankings(found: Findings) -> Iterator[Sketch]:
     """One dot plot a set, but of validation."""
-    scores, ranking, metric = found.compared.scores, found.compared.ranking, found.metric
     for name in ("test", *found.external):
         yield Sketch(
             f"Every seed: {found.title}, {set_title_plain(name)}",
-            describe_ranking(ranking, metric, name),
-            ranking_dots(scores, ranking, set_name=name, metric=metric, ceiling=found.ceiling.get(name)),
+            describe_ranking(found, name),
+            ranking_dots(found, name),
             part=name,
         )
 
