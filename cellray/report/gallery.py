@@ -72,8 +72,7 @@ def make_gallery(found: Findings) -> Gallery:
     image, the same for all, comes from every set but `val`.
     """
     ledger, chosen = found.results.ledger, median_trials(found)
-    choice = found.tables.choice_of("test", found.metric)
-    order = dict.fromkeys([*([choice.take] if choice else []), *found.everyone])
+    order = dict.fromkeys([*([found.choice.take] if found.choice else []), *found.everyone])
     with_overlays = {label: chosen[label] for label in order if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
