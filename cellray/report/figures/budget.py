@@ -95,7 +95,6 @@ TERM_SCALES = ReportFigure(
     title="Scales of balanced loss terms",
     alt="What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
     plot=term_scales,
-    is_folded=True,
 )
 COSTS = ReportFigure(
     name="costs",
@@ -105,5 +104,4 @@ COSTS = ReportFigure(
     alt="Mean {metric} of each configuration against its mean training time, and its peak memory where "
     "known; the table of costs holds the numbers.",
     plot=costs,
-    is_folded=True,
 )

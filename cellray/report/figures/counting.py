@@ -95,4 +95,5 @@ CELL_COUNTS = ReportFigure(
     "limits.",
     title="Cells counted on test images",
     series=sketch_counts,
+    is_folded=False,
 )

@@ -156,7 +156,6 @@ IOU_CURVES = ReportFigure(
     title="F1 against the overlap that a hit needs, test set",
     alt="F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its seeds.",
     plot=iou_curves,
-    is_folded=True,
 )
 IOU_CURVES_BY_SET = ReportFigure(
     name="iou-curves-sets",
@@ -165,7 +164,6 @@ IOU_CURVES_BY_SET = ReportFigure(
     title="F1 against the overlap that a hit needs, every set",
     alt="F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
     plot=iou_curves_by_set,
-    is_folded=True,
 )
 PRECISION_RECALL = ReportFigure(
     name="precision-recall",
@@ -176,4 +174,5 @@ PRECISION_RECALL = ReportFigure(
     alt="Precision against recall of every trial on the test set, with lines of equal F1; collapsed trials at the "
     "origin.",
     plot=precision_recall,
+    is_folded=False,
 )

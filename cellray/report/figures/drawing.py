@@ -89,7 +89,7 @@ class ReportFigure:
     """None where there is nothing to show."""
     series: Callable[[Findings], Iterable[Sketch]] | None = None
     """Instead of title, alt and plot, where these depend on what there is to draw."""
-    is_folded: bool = False
+    is_folded: bool = True
     """Whether it is opened only on demand, as a detail."""
 
     def sketches(self, found: Findings) -> Iterable[Sketch]:

@@ -129,7 +129,6 @@ STRATA = ReportFigure(
     alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
     "every configuration.",
     plot=strata,
-    is_folded=True,
 )
 ERROR_KINDS = ReportFigure(
     name="error-kinds",
@@ -140,5 +139,4 @@ ERROR_KINDS = ReportFigure(
     alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
     "configuration.",
     plot=error_kinds,
-    is_folded=True,
 )

@@ -166,7 +166,6 @@ VALIDATION_DICE = ReportFigure(
     title="Learning curves: Dice on validation images",
     alt="Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
     plot=lambda found: curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
-    is_folded=True,
 )
 TRAINING_LOSS = ReportFigure(
     name="training-loss",
@@ -175,7 +174,6 @@ TRAINING_LOSS = ReportFigure(
     title="Learning curves: training loss",
     alt="Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
     plot=lambda found: curves(found, column="train_loss", title="training loss (own scale each)"),
-    is_folded=True,
 )
 RANGE_TESTS = ReportFigure(
     name="range-tests",
@@ -185,7 +183,6 @@ RANGE_TESTS = ReportFigure(
     title="Learning-rate range tests",
     alt="Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
     plot=range_tests,
-    is_folded=True,
 )
 RATES = ReportFigure(
     name="learning-rates",
@@ -195,5 +192,4 @@ RATES = ReportFigure(
     title="Learning rates that were tried",
     alt="Best validation Dice against learning rate, one panel a configuration; a ring marks the rate that was used.",
     plot=lambda found: rate_choices(found.results.log.configurations if found.results.log else (), found.everyone),
-    is_folded=True,
 )

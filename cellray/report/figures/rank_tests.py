@@ -187,7 +187,6 @@ CRITICAL_DIFFERENCE = ReportFigure(
     alt="Axis of mean ranks over the test images with every configuration on it; bars join those within the critical "
     "difference of the Nemenyi test.",
     plot=lambda found: critical_difference(tests) if (tests := found.tables.inference) else None,
-    is_folded=True,
 )
 PAIR_MATRIX = ReportFigure(
     name="pair-matrix",
@@ -198,7 +197,6 @@ PAIR_MATRIX = ReportFigure(
     alt="Matrix of paired differences in {metric} between all configurations in the order of the ranking; the tables "
     "of pairs hold the numbers.",
     plot=pair_matrix,
-    is_folded=True,
 )
 RANK_STABILITY = ReportFigure(
     name="rank-stability",
@@ -208,5 +206,4 @@ RANK_STABILITY = ReportFigure(
     title="Stability of the ranks",
     alt="Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
     plot=lambda found: rank_stability(tests) if (tests := found.tables.inference) else None,
-    is_folded=True,
 )

@@ -267,6 +267,7 @@ SEARCH_HISTORY = ReportFigure(
     reading="Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so "
     "far is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
     series=sketch_search,
+    is_folded=False,
 )
 SEEDS_GIVEN = ReportFigure(
     name="seeds-given",
@@ -274,7 +275,6 @@ SEEDS_GIVEN = ReportFigure(
     reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
     "than the leader; the longest bars are those between which the race could not decide sooner.",
     series=sketch_seeds,
-    is_folded=True,
 )
 IMPORTANCE = ReportFigure(
     name="importance",
@@ -283,5 +283,4 @@ IMPORTANCE = ReportFigure(
     "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
     "dashed mark, which is what random numbers would reach: the others may be chance.",
     series=sketch_importance,
-    is_folded=True,
 )

@@ -178,5 +178,4 @@ RANKING = ReportFigure(
     reading="A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin "
     "line its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
     series=sketch_rankings,
-    is_folded=True,
 )

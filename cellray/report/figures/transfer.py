@@ -111,6 +111,7 @@ DROP = ReportFigure(
     title="From the test set to each external set: {metric}",
     alt="Mean {metric} of each configuration on the test set and on each external set, with the difference.",
     plot=drop,
+    is_folded=False,
 )
 TRANSFER = ReportFigure(
     name="transfer",
@@ -119,5 +120,4 @@ TRANSFER = ReportFigure(
     title="{metric} of every configuration on every set",
     alt="Heat map of mean {metric} of each configuration on each set; the numbers are in the tables by set.",
     plot=transfer_map,
-    is_folded=True,
 )

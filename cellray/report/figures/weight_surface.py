@@ -119,4 +119,5 @@ SIMPLEX = ReportFigure(
     reading="A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines "
     "are its standard error; the star is the best mixture, and small squares are where it may also be.",
     series=sketch_surfaces,
+    is_folded=False,
 )
