@@ -13,7 +13,7 @@ from cellray.errors import DataError
 from cellray.metrics import METRICS
 from cellray.record import TrialSettings
 from cellray.report.ranking import rows_of
-from cellray.report.searched import Search, judged_value
+from cellray.report.searched import Search
 from cellray.report.text import metric_title
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
@@ -114,7 +114,9 @@ def find_families(
         point = {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
         members.setdefault((first, second, third), []).append(point)
         others.setdefault((first, second, third), []).append(other_settings(stored))
-    values = {} if search is None else validation_values(search, metric)
+    values: dict[str, float] = {}  # what a search saw on validation images
+    if search is not None and metric in search.metrics:
+        values = {c.label: search.value(c, metric) for c in search.judged}
     found = []
     for names, rows in members.items():
         points = pd.DataFrame(rows)
@@ -141,11 +143,3 @@ def other_settings(stored: TrialSettings) -> dict[str, str]:
     for part in (stored.training, stored.model):
         flat |= {key: str(value) for key, value in part.plain().items()}
     return flat
-
-
-def validation_values(search: Search, metric: str) -> dict[str, float]:
-    """What the search saw of each configuration, by label; empty if it didn't look at that metric."""
-    if metric not in search.metrics:
-        return {}
-    at = search.metrics.index(metric)
-    return {c.label: judged_value(c, metric, at) for c in search.judged}

@@ -6,7 +6,7 @@ import pandas as pd
 
 from cellray.record import Tried
 from cellray.report.findings import Findings
-from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
+from cellray.report.searched import METHODS, STOPPING, Search, parameters_text
 from cellray.report.text import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 
@@ -19,7 +19,7 @@ def found_sentence(search: Search, found: Findings) -> str:
     if best is None:
         return ""
     by = metric if metric in search.metrics else search.metrics[0]
-    value = format_value(by, judged_value(best, by, search.metrics.index(by)))
+    value = format_value(by, search.value(best, by))
     running = len(search.in_state("running"))
     so_far = f"; {plural(running, 'configuration')} still running" if running else ""
     text = (

@@ -14,10 +14,12 @@ from cellray.report.figures.drawing import ReportFigure, Sketch
 from cellray.report.figures.looks import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look
 from cellray.report.figures.parts import as_label, axis_title, better_way, grid_of, name_rows, new_figure
 from cellray.report.findings import Findings
-from cellray.report.searched import Search, Tried, judged_value
+from cellray.report.searched import Search, Tried
 from cellray.report.text import format_value, metric_title
 from cellray.statistics.importance import ParameterShare
 
+MOST_NAMED = 8
+"""Configurations of a front up to which their labels have room."""
 FAR = 1.5
 """Interquartile ranges beyond the worse quartile at which a value leaves the scale."""
 
@@ -38,7 +40,7 @@ def search_history(search: Search) -> Figure | None:
     figure = new_figure(8.6, 4.2 if stopped else 3.8)
     main, strip = with_strip(figure, has_strip=bool(stopped))
     x = np.array([c.number for c in known])
-    y = np.array([judged_value(c, metric) for c in known])
+    y = np.array([search.value(c) for c in known])
     low, high = scale(y, higher_is_better=higher)
     best = np.maximum.accumulate(y) if higher else np.minimum.accumulate(y)
     ends = np.append(x, max(c.number for c in search.configurations))
@@ -119,15 +121,15 @@ def pareto(search: Search) -> Figure | None:
     others = search.metrics[1:]
     figure = new_figure(7.4 if len(others) == 1 else 4.2 * min(len(others), 3), 4.6)
     axes = grid_of(figure, len(others), len(others))
-    for k, (axis, metric) in enumerate(zip(axes, others, strict=True), start=1):
+    for axis, metric in zip(axes, others, strict=True):
         for source, look in LOOKS.items():
             rest = [c for c in search.judged if c.source == source and c not in front]
-            axis.plot(*places(rest, search, k), ls="", **{**look, "mfc": "none", "mec": look["color"]})
+            axis.plot(*places(rest, search, metric), ls="", **{**look, "mfc": "none", "mec": look["color"]})
             best = [c for c in front if c.source == source]
-            axis.plot(*places(best, search, k), ls="", mec=PAPER, mew=0.6, zorder=3, **look)
+            axis.plot(*places(best, search, metric), ls="", mec=PAPER, mew=0.6, zorder=3, **look)
         if len(others) == 1:
-            axis.plot(*places(front, search, k), color=INK, lw=1.2, zorder=2)
-        name_points(axis, front, search, k)
+            axis.plot(*places(front, search, metric), color=INK, lw=1.2, zorder=2)
+        name_points(axis, front, search, metric)
         axis.set_xlabel(axis_title(search.metrics[0], "validation"))
         axis.set_ylabel(axis_title(metric, "validation"))
         axis.margins(0.1)
@@ -139,17 +141,16 @@ def pareto(search: Search) -> Figure | None:
     return figure
 
 
-def places(tried: Sequence[Tried], search: Search, at: int) -> tuple[list[float], list[float]]:
+def places(tried: Sequence[Tried], search: Search, metric: str) -> tuple[list[float], list[float]]:
     """Of the first metric and of another one."""
-    metric = search.metrics[at]
-    return [judged_value(c, search.metrics[0]) for c in tried], [judged_value(c, metric, at) for c in tried]
+    return [search.value(c) for c in tried], [search.value(c, metric) for c in tried]
 
 
-def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, most: int = 8) -> None:
+def name_points(axis: Axes, front: Sequence[Tried], search: Search, metric: str) -> None:
     """The labels of the front, where there is room for them."""
-    if len(front) > most:
+    if len(front) > MOST_NAMED:
         return
-    for c, x, y in zip(front, *places(front, search, at), strict=True):
+    for c, x, y in zip(front, *places(front, search, metric), strict=True):
         axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 

@@ -12,7 +12,7 @@ from cellray.record import Tried
 from cellray.report.findings import Findings
 from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell
 from cellray.report.ranking import rows_of
-from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
+from cellray.report.searched import METHODS, STOPPING, Search, parameters_text
 from cellray.report.text import format_rank, format_value, interval_cell, metric_title
 from cellray.report.words import listing, plural
 from cellray.scores import as_float
@@ -117,14 +117,14 @@ def best_table(best: list[Tried], search: Search, found: Findings) -> PageTable:
     ]
     body = []
     for place, c in enumerate(best, start=1):
-        seen = [judged_value(c, key, i) for i, key in enumerate(search.metrics)]
+        seen = {key: search.value(c, key) for key in search.metrics}
         words = parameters_text(c.parameters, found.losses.get(c.label)) or "outside of the searched space"
         body.append(
             [
                 number_cell(place, str(place), "" if c.acceptable else "breaks a constraint"),
                 head(c.label),
                 words_cell(words),
-                *(number_cell(v, format_value(key, v)) for key, v in zip(search.metrics, seen, strict=True)),
+                *(number_cell(value, format_value(key, value)) for key, value in seen.items()),
                 *test_cells(c, found),
                 number_cell(c.seeds, str(c.seeds)),
             ]
@@ -162,7 +162,7 @@ def dropped_table(dropped: list[Tried], search: Search, found: Findings) -> Page
     ]
     body = []
     for c in dropped:
-        value = judged_value(c, search.metrics[0]) if c.values else np.nan
+        value = search.value(c) if c.values else np.nan
         validation = number_cell(value, format_value(search.metrics[0], value))
         seeds, reason = number_cell(c.seeds, str(c.seeds)), words_cell(c.reason)
         body.append([head(c.label), seeds, validation, *test_cells(c, found), reason])
