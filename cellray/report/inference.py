@@ -72,7 +72,9 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         ranks_it = metric == plan.rank_by
         compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
         pairs[name, metric] = compared
-        effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
+        apart = block.leader_differences(racing)
+        least = np.nan if apart is None else detectable(apart)
+        effects.append({"set": name, "metric": metric, "difference": least})
         if not ranks_it:
             continue
         means, by_image = _means(block)
@@ -254,8 +256,3 @@ def _stability(block: Block, labels: Sequence[str]) -> pd.DataFrame:
         (label, place + 1, share) for label, row in zip(labels, shares, strict=True) for place, share in enumerate(row)
     ]
     return pd.DataFrame(rows, columns=["label", "rank", "share"])
-
-
-def _detectable(block: Block, chosen: Sequence[int]) -> float:
-    differences = block.leader_differences(chosen)
-    return float("nan") if differences is None else detectable(differences)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -15,7 +14,7 @@ from cellray.report.figures.looks import BLUE, INK, MEAN, MOST_PANELS, MUTED
 from cellray.report.figures.parts import as_label, best_of, heat_cells, name_cells, new_figure, signed
 from cellray.report.findings import Findings
 from cellray.report.ranking import Inference, rows_of
-from cellray.report.text import format_value
+from cellray.report.text import format_p, format_value
 
 MOST_NUMBERS = 16
 """Configurations up to which the cells of a pair matrix have room for numbers."""
@@ -66,7 +65,8 @@ def critical_difference(tests: Inference) -> Figure | None:
         axis.plot([at[start], at[end]], [y, y], color=INK, lw=3.2, solid_capstyle="round", zorder=5)
     axis.set_axis_off()
     difference = f"critical difference {test.critical_difference:.2f} ranks"
-    how = f"Friedman test over {int(test.n_images)} images or groups: p {small_p(float(test.p))}"
+    p = format_p(test.p)
+    how = f"Friedman test over {int(test.n_images)} images or groups: p {p if '<' in p else f'= {p}'}"
     axis.set_title(f"mean rank on test: {difference}; {how}", loc="center", fontsize=10)
     return figure
 
@@ -79,11 +79,6 @@ def joined(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
         if end > start and (not groups or end > groups[-1][1]):
             groups.append((start, end))
     return groups
-
-
-def small_p(p: float) -> str:
-    """`= 0.03`, or `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def pair_matrix(found: Findings) -> Figure | None:
@@ -157,7 +152,9 @@ def rank_stability(tests: Inference) -> Figure | None:
     axis.set_yticks(range(len(order)), [as_label(label) for label in order.label])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(order) - 0.45, -0.6)
-    rank_axis(axis, len(n_known))
+    n = len(n_known)
+    axis.set_xlim(0.4, n + 0.6)
+    axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or n <= 15 or rank % 5 == 0])
     axis.set_xlabel("rank on test" + best_of(n_known, len(order)))
     handles = [
         Line2D([], [], ls="", marker="|", ms=11, mew=2, color=MEAN, label="rank"),
@@ -169,13 +166,6 @@ def rank_stability(tests: Inference) -> Figure | None:
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=5, handletextpad=0.5)
     return figure
-
-
-def rank_axis(axis: Axes, n: int) -> None:
-    """Whole ranks from 1 to n."""
-    axis.set_xlim(0.4, n + 0.6)
-    every = 1 if n <= 15 else 5
-    axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or rank % every == 0])
 
 
 CRITICAL_DIFFERENCE = ReportFigure(

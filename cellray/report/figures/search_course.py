@@ -18,7 +18,7 @@ from cellray.report.searched import Search, Tried
 from cellray.report.text import format_value, metric_title
 from cellray.statistics.importance import ParameterShare
 
-MOST_NAMED = 8
+MOST_LABELLED = 8
 """Configurations of a front up to which their labels have room."""
 FAR = 1.5
 """Interquartile ranges beyond the worse quartile at which a value leaves the scale."""
@@ -148,7 +148,7 @@ def places(tried: Sequence[Tried], search: Search, metric: str) -> tuple[list[fl
 
 def name_points(axis: Axes, front: Sequence[Tried], search: Search, metric: str) -> None:
     """The labels of the front, where there is room for them."""
-    if len(front) > MOST_NAMED:
+    if len(front) > MOST_LABELLED:
         return
     for c, x, y in zip(front, *places(front, search, metric), strict=True):
         axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)

@@ -56,9 +56,7 @@ def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
         *friedman_sentence(inference.friedman, set_name),
         *detectable_sentence(inference.detectable, set_name, metric),
     ]
-    if pairs.empty or ranking.empty:
-        return Differences(schemes=scheme_table(ranks), sentences=sentences, statistics=statistics)
-    first = ranking.iloc[0].label
+    first = next(iter(ranking.label), "")
     of_leader = pairs[(pairs.a == first) | (pairs.b == first)]
     undecided = pairs[~pairs.decided.astype(bool)]
     others_open = undecided[~undecided.index.isin(of_leader.index)]
