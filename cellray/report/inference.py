@@ -92,13 +92,12 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         return tables
     nobody = rank_table(np.empty(0), np.empty((0, 0)), compared.iloc[:0], []).assign(set="")
     all_ranks = pd.concat(ranks, ignore_index=True) if ranks else nobody
-    ranking = tables.ranking.drop(columns=INTERVALS).merge(
-        found, on=["set", "point", "metric", "label"], how="left", sort=False
-    )
     bounds = all_ranks[["set", "label", "rank_low", "rank_high"]].assign(metric=plan.rank_by, point="own")
     of_three = [kept.get(place, (np.nan,) * 3) for place in zip(bounds["set"], bounds.label, strict=True)]
     bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
-    ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
+    ranking = tables.ranking.drop(columns=INTERVALS)
+    for intervals_by in (found, bounds):
+        ranking = ranking.merge(intervals_by, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
         pairs=pd.concat(pairs, names=["set", "metric"]).reset_index(level=("set", "metric")).reset_index(drop=True),
         ranks=all_ranks,
