@@ -73,13 +73,9 @@ def say(found: Findings) -> list[str]:
     if search is not None and search.suggests and any(f.validation_fit and not f.varying for f in found.families):
         sentences.append(TRAIN_THE_TOP)
     if len(found.networks) > 1:
-        sentences.append(f"Its configurations differ in their networks: {networks(found)}.")
+        named = [f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()]
+        sentences.append(f"Its configurations differ in their networks: {listing(named)}.")
     return [sentence for sentence in sentences if sentence]
-
-
-def networks(found: Findings) -> str:
-    """`c_resunet(base_features=8) (Dice and BCE) and monai_unet (Small)`."""
-    return listing([f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()])
 
 
 FEW_IMAGES = 10

@@ -33,12 +33,7 @@ LEVELS = (
 )
 """Stratum, level, what is shown of it, and the column's title."""
 
-KINDS = {
-    "missed": GROUP_COLOURS[0],
-    "merged": GROUP_COLOURS[1],
-    "split": GROUP_COLOURS[2],
-    "spurious": GROUP_COLOURS[3],
-}
+KINDS = dict(zip(("missed", "merged", "split", "spurious"), GROUP_COLOURS, strict=False))
 
 
 def strata(found: Findings) -> Figure | None:

@@ -38,7 +38,10 @@ def search_history(search: Search) -> Figure | None:
     stopped = search.in_state("stopped")
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 4.2 if stopped else 3.8)
-    main, strip = with_strip(figure, has_strip=bool(stopped))
+    if stopped:  # in a strip with the same numbers, below
+        main, strip = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [8, 1], "hspace": 0.03})
+    else:
+        main = strip = figure.add_subplot()
     x = np.array([c.number for c in known])
     y = np.array([search.value(c) for c in known])
     low, high = scale(y, higher_is_better=higher)
@@ -57,13 +60,13 @@ def search_history(search: Search) -> Figure | None:
     main.set_ylim(low, high)
     main.margins(x=0.02)
     main.set_ylabel(f"{metric_title(metric)} on validation\n({better_way(metric)})")
-    if strip is not None:
+    if stopped:
         strip.vlines([c.number for c in stopped], 0.15, 0.85, color=BAD, lw=1.6)
         strip.set_ylim(0, 1)
         strip.set_yticks([0.5], ["ended early"])
         strip.tick_params(axis="y", length=0)
         strip.grid(axis="y", visible=False)
-    (main if strip is None else strip).set_xlabel("number of the configuration, in the order of trying")
+    strip.set_xlabel("number of the configuration, in the order of trying")
     figure.legend(handles=history_legend(search, known, y, low, high), loc="outside upper right", ncols=5)
     return figure
 
@@ -73,14 +76,6 @@ LOOKS: dict[str, Look] = {
     "suggested": {"marker": "o", "ms": 6.5, "color": BLUE},
 }
 NAMES = {"given": "given by the study", "suggested": "suggested"}
-
-
-def with_strip(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
-    """The main axis and, below it, a strip with the same numbers."""
-    if not has_strip:
-        return figure.add_subplot(), None
-    main, strip = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [8, 1], "hspace": 0.03})
-    return main, strip
 
 
 def scale(values: np.ndarray, *, higher_is_better: bool) -> tuple[float, float]:

@@ -63,7 +63,7 @@ def search_facts(search: Search) -> Iterator[tuple[str, str]]:
     """How the search was done, and what rule chose."""
     everyone = search.configurations
     given = sum(c.source == "given" for c in everyone)
-    counts = [(f"{len(search.in_state(state))} {words}") for state, words in STATES if search.in_state(state)]
+    counts = [(f"{len(search.in_state(state))} {words}") for state, words in STATES.items() if search.in_state(state)]
     yield "Method", METHODS[search.method]
     tried = f"{len(everyone)}, of which {given} given by the study and {len(everyone) - given} suggested"
     yield "Configurations", (tried if search.suggests else str(len(everyone))) + f": {listing(counts)}"
@@ -93,12 +93,7 @@ def search_facts(search: Search) -> Iterator[tuple[str, str]]:
         )
 
 
-STATES = (
-    ("finished", "finished"),
-    ("stopped", "ended early"),
-    ("dropped", "dropped from the race"),
-    ("running", "running"),
-)
+STATES = {"finished": "finished", "stopped": "ended early", "dropped": "dropped from the race", "running": "running"}
 
 
 def best_table(best: list[Tried], search: Search, found: Findings) -> PageTable:
