@@ -109,9 +109,8 @@ def error_kinds(found: Findings) -> Figure | None:
         axis.set_title(as_label(name, 30), loc="left")
         axis.grid(axis="y", visible=False)
     figure.supxlabel("cells per true cell" + best_of(known, len(shown)), fontsize=10)
-    figure.legend(
-        handles=[Patch(color=colour, label=kind) for kind, colour in KINDS.items()], loc="outside upper right", ncols=4
-    )
+    handles = [Patch(color=colour, label=kind) for kind, colour in KINDS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=4)
     return figure
 
 

@@ -41,7 +41,6 @@ def ranking_dots(found: Findings, set_name: str) -> Figure | None:
     higher = METRICS[metric].higher_is_better
     figure = new_figure(NARROW, 1.5 + 0.26 * len(order))
     gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
-    y = {label: i for i, label in enumerate(order.label)}
     tells = np.array(["low" in order and is_telling(metric, row.low, row.high) for row in rows_of(order)], dtype=bool)
     has_interval = bool(tells.any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
@@ -50,8 +49,7 @@ def ranking_dots(found: Findings, set_name: str) -> Figure | None:
         extremes += [intact.low.dropna(), intact.high.dropna()]
     low, high = limits(pd.concat(extremes))
     draw_ceiling(main, ceiling)
-    for row in rows_of(order):
-        at = y[row.label]
+    for at, row in enumerate(rows_of(order)):
         seeds = alive[alive.label == row.label].sort_values("seed")
         main.plot(seeds.counted, [at] * len(seeds), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
         draw_mean(main, row, at, low, high, metric)
@@ -70,8 +68,8 @@ def ranking_dots(found: Findings, set_name: str) -> Figure | None:
     main.set_xlim(low, high)
     main.set_xlabel(axis_title(metric, set_name) + best_of(list(whole.label), len(order)))
     labels = gutter if (higher and gutter is not None) else main
-    labels.set_yticks(range(len(order)))
-    labels.set_yticklabels([f"{as_label(row.label, 24)}  {format_rank(row.rank)}" for row in rows_of(order)])
+    names = [f"{as_label(row.label, 24)}  {format_rank(row.rank)}" for row in rows_of(order)]
+    labels.set_yticks(range(len(order)), names)
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -79,16 +77,10 @@ def ranking_dots(found: Findings, set_name: str) -> Figure | None:
     if gutter is not None:
         value = lost.counted.max() if not higher else lost.counted.min()
         gutter.set_xlim(-0.4, 0.4)
-        gutter.set_xticks([0])
-        gutter.set_xticklabels([f"worst\n{format_value(metric, value)}"])
+        gutter.set_xticks([0], [f"worst\n{format_value(metric, value)}"])
         gutter.grid(axis="x", visible=False)
-    figure.legend(
-        handles=dot_legend(points, order, has_interval, ceiling is not None),
-        loc="outside upper right",
-        ncols=3,
-        handletextpad=0.3,
-        columnspacing=1.2,
-    )
+    handles = dot_legend(points, order, has_interval, ceiling is not None)
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3, columnspacing=1.2)
     return figure
 
 
