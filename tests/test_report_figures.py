@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,14 +30,15 @@ from cellray.report.figures.saving import shorten_svg
 from cellray.report.figures.seed_dots import ranking_dots
 from cellray.report.figures.transfer import drop, transfer_map
 from cellray.report.figures.weight_surface import simplex_response
+from cellray.report.mixtures import WeightFamily
 from cellray.report.page import PAGE_SECTIONS
 from cellray.report.ranking import select
 from cellray.results import Results
-from cellray.results.details import CURVE_COLUMNS, LEVEL_COLUMNS, read_details
-from cellray.statistics.simplex import fit_simplex
+from cellray.results.details import CURVE_COLUMNS, LEVEL_COLUMNS, NO_DETAILS, read_details
 
 NAN = float("nan")
 LONG = "A label of sixty characters with $maths$ and _x_ in it, as it"
+SETS = ["test", "far", "val"]
 LABELS = (*TWELVE[:11], LONG)
 BAD = {("Focal", 0): "collapsed", ("Focal", 5): "collapsed", ("Dice", 79): "failed"}
 
@@ -93,42 +96,50 @@ def with_rates(label, dice, lr=None):
     return Tried(label=label, number=0, source="given", seeds=1, state="running", rates=rates, lr=lr)
 
 
+def shown(**known):
+    """Findings of which a figure needs no more than these."""
+    return SimpleNamespace(**{"metric": "f1_iou", "title": "F1 (IoU)", "ceiling": {}} | known)
+
+
+def ranked(tables, *, external=("bbbc039", "s_bsst265", "cfos"), **known):
+    """Findings of whole tables."""
+    return shown(tables=tables, compared=tables, external=list(external), **known)
+
+
 def every_figure(study):
     """Name -> function, arguments, keywords."""
     tables, details, by_trial, labels = study
     iou, levels = made_details(labels)
     pairs, ranks, shares, test = inference(labels)
-    outcomes = {key: stored.outcome for key, stored in by_trial.items()}
     grid = [(i, j, 4 - i - j) for i in range(5) for j in range(5 - i)]
     points = pd.DataFrame(grid, columns=["a", "b", "c"]).assign(se=0.01)
     points["mean"] = 0.6 + 0.02 * points.a - 0.01 * points.b**2
     mixed_loss = {"loss": {"terms": [{"name": "bce"}, {"name": "dice"}]}}
     terms = record("A", 0, None, settings=mixed_loss, term_scales=[0.4, 2.0])
     counts = details.counts_of("test")
+    found = ranked(tables, labels=labels, everyone=labels, trials=by_trial, details=details)
+    made = shown(details=SimpleNamespace(iou=iou, strata=levels), labels=labels, tables=SimpleNamespace(sets=SETS))
+    tests = SimpleNamespace(ranks=ranks, friedman=test, stability=shares)
     tried = [with_rates(label, {1e-3: (0.4, 0.5), 3e-3: (0.6, None)}, lr=3e-3) for label in labels]
     return {
-        "ranking": (
-            ranking_dots,
-            (tables.scores, tables.ranking),
-            {"set_name": "test", "metric": "f1_iou", "ceiling": 0.9},
-        ),
-        "transfer": (transfer_map, (tables.ranking, tables.sets), {"metric": "f1_iou"}),
-        "drop": (drop, (tables.ranking, tables.sets), {"metric": "f1_iou", "ceiling": {"cfos": 0.8}}),
-        "iou": (iou_curves, (iou, labels), {}),
-        "iou-sets": (iou_curves_by_set, (iou, labels, ["test", "far", "val"]), {}),
-        "precision-recall": (precision_recall, (tables.scores, labels), {}),
+        "ranking": (ranking_dots, (ranked(tables, ceiling={"test": 0.9}), "test"), {}),
+        "transfer": (transfer_map, (found,), {}),
+        "drop": (drop, (ranked(tables, ceiling={"cfos": 0.8}),), {}),
+        "iou": (iou_curves, (made,), {}),
+        "iou-sets": (iou_curves_by_set, (made,), {}),
+        "precision-recall": (precision_recall, (found,), {}),
         "counts": (count_scatter, (counts, labels), {}),
-        "strata": (strata, (levels, labels, ["test", "far"]), {}),
-        "errors": (error_kinds, (tables.scores, labels, tables.sets), {}),
-        "curves": (curves, (details.histories, outcomes, labels), {"column": "val_dice", "title": "Dice"}),
-        "range-tests": (range_tests, (by_trial, labels), {}),
+        "strata": (strata, (made,), {}),
+        "errors": (error_kinds, (found,), {}),
+        "curves": (curves, (found,), {"column": "val_dice", "title": "Dice"}),
+        "range-tests": (range_tests, (found,), {}),
         "learning-rates": (rate_choices, (tried, labels), {}),
-        "costs": (costs, (tables.trials, tables.ranking), {"metric": "f1_iou"}),
-        "term-scales": (term_scales, ({("A", 0): terms, ("A", 5): terms}, ["A"]), {}),
-        "critical": (critical_difference, (ranks, test), {}),
-        "pairs": (pair_matrix, (pairs, labels), {"metric": "f1_iou"}),
-        "stability": (rank_stability, (shares, ranks), {}),
-        "simplex": (simplex_response, (points, ("bce", "dice", LONG), fit_simplex(points)), {"title": "F1"}),
+        "costs": (costs, (found,), {}),
+        "term-scales": (term_scales, (shown(trials={("A", 0): terms, ("A", 5): terms}, everyone=["A"]),), {}),
+        "critical": (critical_difference, (tests,), {}),
+        "pairs": (pair_matrix, (shown(pairs=pairs, labels=labels),), {}),
+        "stability": (rank_stability, (tests,), {}),
+        "simplex": (simplex_response, (WeightFamily(("bce", "dice", LONG), points, "f1_iou"),), {}),
     }
 
 
@@ -177,29 +188,30 @@ def test_labels_of_twelve_configurations_neither_overlap_nor_run_over(study, nam
 
 def test_nothing_to_draw_is_none(study):
     tables, *_ = study
-    none = tables.ranking.iloc[:0]
-    empty_curves, empty_levels = pd.DataFrame(columns=CURVE_COLUMNS), pd.DataFrame(columns=LEVEL_COLUMNS)
+    none = replace(tables, scores=tables.scores.iloc[:0], ranking=tables.ranking.iloc[:0])
+    blank = ranked(none, labels=["A"], everyone=["A"], trials={}, details=NO_DETAILS)
     pairs, ranks, shares, test = (table.iloc[:0] for table in inference(["A", "B"]))
-    assert ranking_dots(tables.scores.iloc[:0], none, set_name="test", metric="f1_iou") is None
-    assert drop(none, tables.sets, metric="f1_iou") is None
-    assert drop(tables.ranking, ["test", "val"], metric="f1_iou") is None
-    assert iou_curves(empty_curves, ["A"]) is None
-    assert iou_curves_by_set(empty_curves, ["A"], ["test"]) is None
-    assert precision_recall(tables.scores.iloc[:0], ["A"]) is None
+    assert ranking_dots(blank, "test") is None
+    assert drop(blank) is None
+    assert drop(ranked(tables, external=())) is None
+    assert iou_curves(blank) is None
+    assert iou_curves_by_set(blank) is None
+    assert precision_recall(blank) is None
     assert count_scatter({}, ["A"]) is None
-    assert strata(empty_levels, ["A"], ["test"]) is None
-    assert error_kinds(tables.scores.iloc[:0], ["A"], ["test"]) is None
-    assert curves({}, {}, ["A"], column="val_dice", title="") is None
-    assert range_tests({}, ["A"]) is None
+    assert strata(blank) is None
+    assert error_kinds(blank) is None
+    assert curves(blank, column="val_dice", title="") is None
+    assert range_tests(blank) is None
     assert rate_choices((), ["A"]) is None
     assert rate_choices([with_rates("A", {1: (None,)})], ["A"]) is None
-    assert term_scales({("A", 0): record("A", 0, None)}, ["A"]) is None
-    assert costs(tables.trials, none, metric="f1_iou") is None
-    assert critical_difference(ranks, test) is None
-    assert pair_matrix(pairs, ["A"], metric="f1_iou") is None
-    assert rank_stability(shares, ranks) is None
+    assert term_scales(shown(trials={("A", 0): record("A", 0, None)}, everyone=["A"])) is None
+    assert costs(blank) is None
+    tests = SimpleNamespace(ranks=ranks, friedman=test, stability=shares)
+    assert critical_difference(tests) is None
+    assert pair_matrix(shown(pairs=pairs, labels=["A"])) is None
+    assert rank_stability(tests) is None
     points = pd.DataFrame({"a": [1.0], "b": [0.0], "c": [0.0], "mean": [0.5], "se": [0.1]})
-    assert simplex_response(points, ("a", "b", "c"), None, title="F1") is None
+    assert simplex_response(WeightFamily(("a", "b", "c"), points, "f1_iou")) is None
 
 
 def test_a_choice_of_rates_shows_each_training_their_means_and_the_rate_used():
@@ -229,9 +241,15 @@ def test_the_epoch_of_a_collapse_is_the_first_sign_of_death_after_the_last_of_li
     assert collapse_epoch(history) == epoch
 
 
+def watched(history, trials):
+    """Findings of one trial with its history."""
+    return shown(details=SimpleNamespace(histories={("A", 0): history}), trials=trials, everyone=["A"])
+
+
 def test_a_cross_marks_the_epoch_of_the_collapse():
     history = pd.DataFrame({"epoch": [1, 2, 3, 4], "train_loss": 1.0, "val_dice": [0.4, 0.0, 0.0, 0.0]})
-    figure = curves({("A", 0): history}, {("A", 0): "collapsed"}, ["A"], column="val_dice", title="Dice")
+    trials = {("A", 0): record("A", 0, None, outcome="collapsed")}
+    figure = curves(watched(history, trials), column="val_dice", title="Dice")
     (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([2], [0])
 
@@ -240,14 +258,14 @@ def test_rare_validation_points_get_markers_and_dense_ones_none():
     epochs = np.arange(1, 51)
     for every, marker in ((10, "o"), (1, "")):
         history = pd.DataFrame({"epoch": epochs, "train_loss": 1.0, "val_dice": np.where(epochs % every, NAN, 0.5)})
-        figure = curves({("A", 0): history}, {}, ["A"], column="val_dice", title="Dice")
+        figure = curves(watched(history, {}), column="val_dice", title="Dice")
         assert figure.axes[0].lines[0].get_marker() == marker
 
 
 def test_intervals_of_means_are_drawn_where_known(study):
     tables, *_ = study
     ranking = tables.ranking.assign(low=tables.ranking["mean"] - 0.01, high=tables.ranking["mean"] + 0.02)
-    figure = ranking_dots(tables.scores, ranking, set_name="test", metric="f1_iou")
+    figure = ranking_dots(ranked(replace(tables, ranking=ranking)), "test")
     first = select(ranking, set_name="test", metric="f1_iou").iloc[0]
     lines = [line.get_xdata() for axis in figure.axes for line in axis.lines]
     assert any(np.array_equal(line, [first["mean"] - 0.01, first["mean"] + 0.02]) for line in lines)
@@ -268,7 +286,7 @@ def test_a_collapsed_trial_missed_every_cell():
         record("A", 1, {"test": scores(0.0, missed=0.0, spurious=9.0)}, outcome="collapsed"),
     ]
     tables = make_tables(results_of(records, plan))
-    figure = error_kinds(tables.scores, ["A"], tables.sets)
+    figure = error_kinds(ranked(tables, labels=["A"]))
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == pytest.approx([0.6, 0.05, 0.0, 0.25])  # missed, merged, split, spurious
 
@@ -288,13 +306,13 @@ def test_counts_are_not_squeezed_by_one_image():
 
 def test_two_configurations_need_no_matrix():
     pairs, *_ = inference(["A", "B"])
-    assert pair_matrix(pairs, ["A", "B"], metric="f1_iou") is None
+    assert pair_matrix(shown(pairs=pairs, labels=["A", "B"])) is None
 
 
 def test_drop_prints_the_change_from_the_test_set():
     plan = plan_for(["A"], seeds=(0,))
     tables = make_tables(results_of([record("A", 0, {"test": scores(0.8), "far": scores(0.55)})], plan))
-    figure = drop(tables.ranking, tables.sets, metric="f1_iou", ceiling={"far": 0.9})
+    figure = drop(ranked(tables, external=["far"], ceiling={"far": 0.9}))
     assert texts(figure) == ["−0.25", "F1 (IoU)"]
     assert any(list(line.get_xdata()) == [0.9, 0.9] for line in figure.axes[0].lines)
 
@@ -306,7 +324,7 @@ def test_precision_and_recall_leave_the_lost_in_the_corner():
         record("A", 1, {"test": scores(0.0)}, outcome="collapsed"),
         record("A", 2, None, outcome="failed"),
     ]
-    figure = precision_recall(make_tables(results_of(records, plan)).scores, ["A"])
+    figure = precision_recall(ranked(make_tables(results_of(records, plan)), labels=["A"]))
     axis = figure.axes[0]
     drawn = [(list(x.get_xdata()), list(x.get_ydata())) for x in axis.lines if x.get_marker() == "o"]
     assert drawn == [([0.7], [0.9])]
@@ -316,7 +334,7 @@ def test_precision_and_recall_leave_the_lost_in_the_corner():
 
 def test_pairs_above_the_diagonal_are_those_below_with_the_other_sign():
     pairs, *_ = inference(["A", "B", "C", "D", "E"])
-    figure = pair_matrix(pairs, ["A", "B", "C", "D", "E"], metric="f1_iou")
+    figure = pair_matrix(shown(pairs=pairs, labels=["A", "B", "C", "D", "E"]))
     axis = figure.axes[0]
     by_place = {text.get_position(): text for text in axis.texts}
     assert by_place[4, 0].get_text() == "+.040"
@@ -365,7 +383,7 @@ def test_the_triangle_shows_the_best_weights_of_the_surface():
     grid = np.array([(i, j, 4 - i - j) for i in range(5) for j in range(5 - i)]) / 4
     points = pd.DataFrame(grid, columns=["a", "b", "c"]).assign(se=0.01)
     points["mean"] = 0.5 + points.a * points.b  # best at a = b = 1/2
-    figure = simplex_response(points, ("bce", "dice", "focal"), fit_simplex(points), title="F1")
+    figure = simplex_response(WeightFamily(("bce", "dice", "focal"), points, "f1_iou"))
     (star,) = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((0.5, 0.0))
     assert any("(0.50, 0.50, 0.00)" in text.get_text() for text in figure.legends[0].get_texts())

@@ -326,11 +326,7 @@ def _open(ledger_args: tuple[str, str]) -> Ledger:
 
 
 def start_report_actor(
-    study: str,
-    ledger_args: tuple[str, str],
-    plan: Plan,
-    *,
-    study_facts: StudyFacts | None = None,
+    study: str, ledger_args: tuple[str, str], plan: Plan, *, study_facts: StudyFacts | None = None
 ) -> Any:
     """A `ReportActor` as a Ray actor named ``cellray-report-<study>`` here, restarted by Ray if its process dies.
 

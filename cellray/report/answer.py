@@ -36,7 +36,7 @@ def say(found: Findings) -> list[str]:
     Of a search, what it chose on validation images comes first: the ranking may name another one, but that is seen on
     the test images. Of a study of loss weights, where the best ones lie comes last.
     """
-    tables, search, metric, ranked = found.tables, found.search, found.metric, found.ranked
+    search, metric, ranked = found.search, found.metric, found.ranked
     known = ranked[ranked["rank"].notna()]
     missing = int(ranked.n_missing.sum())
     stopped = stopped_clause(ranked, search)
@@ -48,18 +48,15 @@ def say(found: Findings) -> list[str]:
         return [*drawn, f"No trial has a result yet ({missing} of {n_planned} planned trials are missing)."]
     if not known.survivors_n.sum():
         return [*drawn, f"No trial gave a usable result: {trouble(ranked)}."]
-    pairs = tables.inference.pairs_of("test", metric) if tables.inference else pd.DataFrame()
-    unit = tables.inference.unit if tables.inference else "image"
-    choice = tables.inference.choice if tables.inference else None
-    sentences = list(drawn)
+    choice, sentences = found.choice, list(drawn)
     if search is not None and search.suggests:
-        sentences.append(found_sentence(search, ranked, metric, found.losses))
+        sentences.append(found_sentence(search, found))
     if choice is None:
-        sentences += [lead(known, pairs, metric, missing, unit), unsaid(known, pairs)]
+        sentences += [lead(found, known, missing), unsaid(known, found.pairs)]
     else:
-        row = known[known.label == choice.take].iloc[0]
+        score = scored(found, known[known.label == choice.take].iloc[0])
         sentences += [
-            take(row, pairs, metric, missing, unit),
+            f"{'So far, take' if missing else 'Take'} {choice.take}: {score}.",
             bound(choice, metric),
             best_ones(choice),
             alike(choice, found),
@@ -70,19 +67,15 @@ def say(found: Findings) -> list[str]:
     sentences.append(kept_sentence(known, metric, None if choice is None else choice.take))
     if search is not None and search.gives_seeds:
         sentences.append(seeds_sentence(search))
-    sentences.append(caveats(known, ranked, tables.trials, metric, missing, found.plan.skip_collapsed, stopped))
+    sentences.append(caveats(found, known, missing, stopped))
     sentences += [rates(ranked), few_images(found.results)]
     sentences += [family.sentence for family in found.families]
     if search is not None and search.suggests and any(f.validation_fit and not f.varying for f in found.families):
         sentences.append(TRAIN_THE_TOP)
     if len(found.networks) > 1:
-        sentences.append(f"Its configurations differ in their networks: {networks(found)}.")
+        named = [f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()]
+        sentences.append(f"Its configurations differ in their networks: {listing(named)}.")
     return [sentence for sentence in sentences if sentence]
-
-
-def networks(found: Findings) -> str:
-    """`c_resunet(base_features=8) (Dice and BCE) and monai_unet (Small)`."""
-    return listing([f"{name} ({listing_some(labels)})" for name, labels in found.networks.items()])
 
 
 FEW_IMAGES = 10
@@ -95,11 +88,6 @@ DEMONSTRATION = (
     "This is a demonstration: its images are drawn, so what follows shows how an answer looks and says nothing of real "
     "cells."
 )
-
-
-def take(row: pd.Series, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
-    """Which configuration to take, and its score."""
-    return f"{'So far, take' if missing else 'Take'} {row.label}: {scored(row, pairs, metric, unit)}."
 
 
 def bound(choice: Advice, metric: str) -> str:
@@ -157,10 +145,9 @@ def closing(choice: Advice, found: Findings, still: list[str], margin: float) ->
         left, of_images = (format_value(found.metric, value) for value in (view.loss, view.of_images))
         text = f"{SEED_LOOKS[-1]} seeds of each, if they went on like these, would leave {left}"
         if view.lacks_images:
-            unit = found.tables.inference.unit if found.tables.inference else "image"
             offer = "" if found.plan.folds else "; `data.folds: 4` would test on the training images too"
             text += f", and any number {of_images}: not seeds but test images are lacking, there are "
-            text += f"{plural(of.n_images, unit)}{offer}"
+            text += f"{plural(of.n_images, found.unit)}{offer}"
         return f"{text}."
     who = list(dict.fromkeys([choice.take, *still]))
     counts = dict(zip(choice.labels, of.has.sum(1), strict=True))
@@ -265,11 +252,11 @@ def unsaid(known: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return ""
 
 
-def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, unit: str) -> str:
+def lead(found: Findings, known: pd.DataFrame, missing: int) -> str:
     """Who leads and by how much, where nothing can be promised."""
     so_far = "So far, " if missing else ""
-    first = known.iloc[0]
-    score = f"{scored(first, pairs, metric, unit)}"
+    metric, pairs, first = found.metric, found.pairs, known.iloc[0]
+    score = scored(found, first)
     if len(known) == 1:
         return f"{so_far}{first.label} has {score}; there is nothing to compare it with."
     tied = known[known["rank"] == 1]
@@ -277,49 +264,34 @@ def lead(known: pd.DataFrame, pairs: pd.DataFrame, metric: str, missing: int, un
         return f"{so_far}{listing(list(tied.label))} share the first place by {score}."
     second = known.iloc[1]
     gap = format_value(metric, abs(first["mean"] - second["mean"]))
-    pair = pair_of(pairs, first.label, second.label)
-    if pair is not None and pair.a == first.label and math.isfinite(pair.low):
+    ahead = pairs[(pairs.a == first.label) & (pairs.b == second.label)]
+    if ahead.low.notna().any():
+        pair = ahead.iloc[0]
         gap = f"{format_value(metric, pair.difference)} {format_interval(metric, pair.low, pair.high)}".strip()
     return f"{so_far}{first.label} leads by {score}; {second.label} follows, {gap} behind."
 
 
-def scored(row: pd.Series, pairs: pd.DataFrame, metric: str, unit: str) -> str:
+def scored(found: Findings, row: pd.Series) -> str:
     """A configuration's mean on the test set, and over what."""
     over = plural(int(row.n), "seed")
-    if len(pairs) and pairs.n_images.max() > 1:
-        over += f" and {plural(int(pairs.n_images.max()), unit)}"
-    interval = interval_cell(metric, row.low, row.high)
+    if len(found.pairs) and found.pairs.n_images.max() > 1:
+        over += f" and {plural(int(found.pairs.n_images.max()), found.unit)}"
+    interval = interval_cell(found.metric, row.low, row.high)
     if interval == TOO_FEW:
         over += ", too few seeds to tell how far chance would move it"
     elif interval:
         over += f"; 95 % interval {interval}"
-    return f"{metric_title(metric)} {format_value(metric, row['mean'])} on the test set (mean over {over})"
+    return f"{found.title} {format_value(found.metric, row['mean'])} on the test set (mean over {over})"
 
 
-def pair_of(pairs: pd.DataFrame, one: str, other: str) -> pd.Series | None:
-    """The comparison of two configurations, whichever is better."""
-    if pairs.empty:
-        return None
-    found = pairs[((pairs.a == one) & (pairs.b == other)) | ((pairs.a == other) & (pairs.b == one))]
-    return None if found.empty else found.iloc[0]
-
-
-def caveats(
-    known: pd.DataFrame,
-    ranked: pd.DataFrame,
-    trials: pd.DataFrame,
-    metric: str,
-    missing: int,
-    skipped: bool,
-    stopped: str,
-) -> str:
+def caveats(found: Findings, known: pd.DataFrame, missing: int, stopped: str) -> str:
     """Collapses, failures, who would lead without them, range tests without a result, missing trials, those ended
     early: one sentence, or none."""
-    parts = []
-    words = trouble(ranked)
+    parts, trials = [], found.tables.trials
+    words = trouble(found.ranked)
     if words:
         counted = "each counts as the worst value"
-        if skipped:
+        if found.plan.skip_collapsed:
             counted = "these are left out, as the quirk skip_collapsed has it"
         parts.append(
             f"{words}: in the ranking {counted}, while bounds and what may be best are about the runs that ended"
@@ -327,7 +299,7 @@ def caveats(
     favoured = known[(known.survivors_rank == 1) & (known["rank"] > 1)]
     if len(favoured) and words:
         row = favoured.iloc[0]
-        mean = format_value(metric, row.survivors_mean)
+        mean = format_value(found.metric, row.survivors_mean)
         parts.append(
             f"leaving them out would have put {row.label} first ({mean} over {row.survivors_n} of "
             f"{plural(int(row.n_planned), 'seed')})"
@@ -340,9 +312,8 @@ def caveats(
             f"before half were tried ({named}), so that these may be undertrained"
         )
     if missing:
-        parts.append(
-            f"the table is provisional, as {missing} of {int(ranked.n_planned.sum())} planned trials are missing"
-        )
+        planned = int(found.ranked.n_planned.sum())
+        parts.append(f"the table is provisional, as {missing} of {planned} planned trials are missing")
     if stopped:
         parts.append(stopped)
     text = "; ".join(parts)

@@ -11,16 +11,14 @@ from cellray.errors import StudyError
 from cellray.report.exports import EXTRA
 from cellray.report.inference import versus
 from cellray.report.ranking import Tables, make_tables, rows_of, select
-from cellray.report.text import (
-    TextTable,
-    format_difference,
-    format_p,
-    format_value,
-    interval_cell,
-    metric_title,
-)
+from cellray.report.text import TextTable, format_difference, format_p, format_value, interval_cell, metric_title
 from cellray.results import Results
 from cellray.scores import stopped_in
+
+PAIRED = (
+    "Differences are paired by seed and image; above 0, the first is better. Failed and collapsed trials count as the "
+    "worst value."
+)
 
 
 def compare_configurations(results: Results, a: str, b: str) -> TextTable:
@@ -43,7 +41,7 @@ def compare_configurations(results: Results, a: str, b: str) -> TextTable:
     for name, metric in asked:
         found = versus(tables, results.samples, [(a, b)], set_name=name, metric=metric)
         rows.append([name, metric_title(metric), *_cells(tables, found, a, b, name, metric)])
-    return TextTable(["set", "metric", *_columns(a, b)], rows, list(_notes()))
+    return TextTable(["set", "metric", *_columns(a, b)], rows, [PAIRED])
 
 
 def compare_studies(studies: Sequence[Results]) -> TextTable:
@@ -69,7 +67,7 @@ def compare_studies(studies: Sequence[Results]) -> TextTable:
     for label, (a, b) in zip(common, couples, strict=True):
         pair = found[(found.a.isin((a, b))) & (found.b.isin((a, b)))]
         rows.append([label, *_cells(tables, pair, a, b, "test", metric)])
-    notes = [f"{metric_title(metric)} on the test set.", *_notes()]
+    notes = [f"{metric_title(metric)} on the test set.", PAIRED]
     if len(found) and found.n_images.max() < 2:
         notes.append("The test images differ, or their rows are missing: only seeds are paired.")
     return TextTable(["configuration", *_columns(first.study, second.study)], rows, notes)
@@ -100,10 +98,3 @@ def _cells(tables: Tables, found: pd.DataFrame, a: str, b: str, set_name: str, m
         f"{chance:.2f}" if np.isfinite(chance) else "–",
         f"{better} is better" if pair.decided else "undecided",
     ]
-
-
-def _notes() -> Sequence[str]:
-    return (
-        "Differences are paired by seed and image; above 0, the first is better. Failed and collapsed trials count as "
-        "the worst value.",
-    )

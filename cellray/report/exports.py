@@ -8,12 +8,13 @@ every metric as stored, in columns named `point.set.metric`. Markdown and LaTeX 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from cellray.report.ranking import Tables
-from cellray.report.text import format_table, metric_title
+from cellray.report.text import TextTable, format_table, metric_title
 from cellray.report.words import set_title_plain
 from cellray.results import Plan
 
@@ -44,17 +45,18 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     return stream.getvalue()
 
 
-def extra_metrics(rank_by: str) -> list[str]:
-    """A few metrics besides the one that ranks."""
-    return [key for key in EXTRA if key != rank_by]
+def table_of_each_set(tables: Tables, plan: Plan) -> Iterator[tuple[str, TextTable]]:
+    """The ranked table of each set, with a few metrics besides the one that ranks."""
+    extra = [key for key in EXTRA if key != plan.rank_by]
+    for name in tables.sets:
+        yield set_title_plain(name), format_table(tables, metric=plan.rank_by, set_name=name, extra=extra)
 
 
 def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
     """Question, answer and one table a set."""
     parts = [f"# {md(plan.study)}", md(plan.question), " ".join(md(s) for s in answer)]
-    for name in tables.sets:
-        table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
-        parts.append(f"## {set_title(name)}")
+    for title, table in table_of_each_set(tables, plan):
+        parts.append(f"## {md(title[:1].upper() + title[1:])}")
         head = "| " + " | ".join(md(column) for column in table.columns) + " |"
         rule = "|" + "|".join(" --- " if column in COLUMNS_OF_WORDS else " ---: " for column in table.columns) + "|"
         rows = ["| " + " | ".join(md(cell) for cell in row) + " |" for row in table.rows]
@@ -67,11 +69,6 @@ def markdown(tables: Tables, plan: Plan, answer: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def set_title(name: str) -> str:
-    """A heading for a set."""
-    return {"test": "Test set", "val": "Validation set"}.get(name, f"External set {md(name)}")
-
-
 def md(text: str) -> str:
     """Text that Markdown shows as it is."""
     for mark in "\\`*_{}[]<>#|":
@@ -82,12 +79,10 @@ def md(text: str) -> str:
 def latex(tables: Tables, plan: Plan) -> str:
     r"""One `table` environment a set, with booktabs rules; needs ``\usepackage{booktabs}``."""
     parts = ["% Needs \\usepackage{booktabs}. Built by cellray from the ledger of " + tex(plan.study)]
-    for name in tables.sets:
-        table = format_table(tables, metric=plan.rank_by, set_name=name, extra=extra_metrics(plan.rank_by))
+    for name, (title, table) in zip(tables.sets, table_of_each_set(tables, plan), strict=True):
         columns = "".join("l" if column in COLUMNS_OF_WORDS else "r" for column in table.columns)
-        caption = f"{tex(metric_title(plan.rank_by))} by configuration, {tex(set_title_plain(name))}. " + " ".join(
-            tex(note) for note in table.notes
-        )
+        notes = " ".join(tex(note) for note in table.notes)
+        caption = f"{tex(metric_title(plan.rank_by))} by configuration, {tex(title)}. {notes}"
         lines = [
             r"\begin{table}",
             r"  \centering\small",

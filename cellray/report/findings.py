@@ -10,12 +10,13 @@ import pandas as pd
 
 from cellray.record import LossSettings, TrialRecord
 from cellray.report.mixtures import WeightFamily, find_families
-from cellray.report.ranking import Tables, select
+from cellray.report.ranking import Advice, Tables, select
 from cellray.report.searched import Search, names_of_parameters, read_search
 from cellray.report.text import metric_title
 from cellray.results import Plan, Results
 from cellray.results.details import NO_DETAILS, Details
 from cellray.scores import stopped_in
+from cellray.statistics import PAIR_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ class Findings:
     def ranked(self) -> pd.DataFrame:
         """Rows of the ranking on the test set by the metric that ranks, at each trial's own operating point."""
         return select(self.tables.ranking, set_name="test", metric=self.metric)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """The paired comparisons on the test set by that metric; none where images were not looked at."""
+        inference = self.tables.inference
+        return inference.pairs_of("test", self.metric) if inference else pd.DataFrame(columns=PAIR_COLUMNS)
+
+    @property
+    def choice(self) -> Advice | None:
+        """Which configuration to take, where that can be said."""
+        return self.tables.choice_of("test", self.metric)
+
+    @property
+    def unit(self) -> str:
+        """What seeds are crossed with on the test set: `image`, or `group of images`."""
+        return self.tables.inference.unit if self.tables.inference else "image"
 
     @cached_property
     def everyone(self) -> list[str]:

@@ -72,8 +72,7 @@ def make_gallery(found: Findings) -> Gallery:
     image, the same for all, comes from every set but `val`.
     """
     ledger, chosen = found.results.ledger, median_trials(found)
-    choice = found.tables.choice_of("test", found.metric)
-    order = dict.fromkeys([*([choice.take] if choice else []), *found.everyone])
+    order = dict.fromkeys([*([found.choice.take] if found.choice else []), *found.everyone])
     with_overlays = {label: chosen[label] for label in order if label in chosen}
     shown = dict(list(with_overlays.items())[:MOST_CONFIGURATIONS])
     leader = next(iter(shown), "")
@@ -94,10 +93,9 @@ def make_gallery(found: Findings) -> Gallery:
         if not ledger.exists(path):
             missing.append(f"{label}: {overlay.file} is not in the ledger")
             continue
-        seed = next(seed for (name, seed), mine in found.trials.items() if name == label and mine is record)
         png = ledger.read(path)
         try:
-            picture = make_picture(label, seed, overlay, png, limit)
+            picture = make_picture(label, record.seed, overlay, png, limit)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's for what is no picture
             missing.append(f"{label}: {overlay.file} is damaged and left out")
             continue
@@ -148,15 +146,14 @@ def make_picture(label: str, seed: int, overlay: OverlayFile, png: bytes, limit:
     f1 = overlay.f1_iou
     score = f"F1 {f1:.2f}, " if isinstance(f1, float) and f1 == f1 else ""
     counts = f"{score}{overlay.n_true} cells, {overlay.n_pred} predicted"
-    role, name = overlay.role, overlay.set
     return Picture(
         label=label,
         seed=seed,
-        set=name,
-        role=role,
+        set=overlay.set,
+        role=overlay.role,
         image=overlay.image,
         caption=counts,
-        alt=f"{label}, seed {seed}: {role} image of {name} ({overlay.image}), {counts}",
+        alt=f"{label}, seed {seed}: {overlay.role} image of {overlay.set} ({overlay.image}), {counts}",
         src="data:image/webp;base64," + base64.b64encode(data).decode(),
         width=width,
         height=height,

@@ -72,7 +72,9 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         ranks_it = metric == plan.rank_by
         compared = within_range(_compare(block, labels, detail=ranks_it, alpha=alpha), metric)
         pairs[name, metric] = compared
-        effects.append({"set": name, "metric": metric, "difference": _detectable(block, racing)})
+        apart = block.leader_differences(racing)
+        least = np.nan if apart is None else detectable(apart)
+        effects.append({"set": name, "metric": metric, "difference": least})
         if not ranks_it:
             continue
         means, by_image = _means(block)
@@ -90,13 +92,12 @@ def infer(tables: Tables, results: Results, *, only_ranking: bool = False) -> Ta
         return tables
     nobody = rank_table(np.empty(0), np.empty((0, 0)), compared.iloc[:0], []).assign(set="")
     all_ranks = pd.concat(ranks, ignore_index=True) if ranks else nobody
-    ranking = tables.ranking.drop(columns=INTERVALS).merge(
-        found, on=["set", "point", "metric", "label"], how="left", sort=False
-    )
     bounds = all_ranks[["set", "label", "rank_low", "rank_high"]].assign(metric=plan.rank_by, point="own")
     of_three = [kept.get(place, (np.nan,) * 3) for place in zip(bounds["set"], bounds.label, strict=True)]
     bounds[["kept_mean", "kept_low", "kept_high"]] = np.array(of_three).reshape(-1, 3)
-    ranking = ranking.merge(bounds, on=["set", "point", "metric", "label"], how="left", sort=False)
+    ranking = tables.ranking.drop(columns=INTERVALS)
+    for intervals_by in (found, bounds):
+        ranking = ranking.merge(intervals_by, on=["set", "point", "metric", "label"], how="left", sort=False)
     inference = Inference(
         pairs=pd.concat(pairs, names=["set", "metric"]).reset_index(level=("set", "metric")).reset_index(drop=True),
         ranks=all_ranks,
@@ -254,8 +255,3 @@ def _stability(block: Block, labels: Sequence[str]) -> pd.DataFrame:
         (label, place + 1, share) for label, row in zip(labels, shares, strict=True) for place, share in enumerate(row)
     ]
     return pd.DataFrame(rows, columns=["label", "rank", "share"])
-
-
-def _detectable(block: Block, chosen: Sequence[int]) -> float:
-    differences = block.leader_differences(chosen)
-    return float("nan") if differences is None else detectable(differences)

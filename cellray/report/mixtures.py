@@ -13,7 +13,7 @@ from cellray.errors import DataError
 from cellray.metrics import METRICS
 from cellray.record import TrialSettings
 from cellray.report.ranking import rows_of
-from cellray.report.searched import Search, judged_value
+from cellray.report.searched import Search
 from cellray.report.text import metric_title
 from cellray.statistics.simplex import SimplexFit, fit_simplex
 
@@ -100,8 +100,7 @@ def find_families(
         A family for each triple of terms, with at least 6 different mixtures, or 12 if something else varies too. Then
         standard errors over seeds would say too little of the scatter, and all points weigh alike.
     """
-    members: dict[tuple[str, str, str], list[dict[str, object]]] = {}
-    others: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    members: dict[tuple[str, str, str], list[tuple[dict[str, object], dict[str, str]]]] = {}
     for row in rows_of(ranked):
         stored = settings.get(row.label, TrialSettings())
         terms = stored.loss.terms
@@ -112,14 +111,15 @@ def find_families(
         if a + b + c <= 0:
             continue
         point = {"a": a, "b": b, "c": c, "label": row.label, "mean": row.mean, "se": row.sd / row.n**0.5}
-        members.setdefault((first, second, third), []).append(point)
-        others.setdefault((first, second, third), []).append(other_settings(stored))
-    values = {} if search is None else validation_values(search, metric)
+        members.setdefault((first, second, third), []).append((point, other_settings(stored)))
+    values: dict[str, float] = {}  # what a search saw on validation images
+    if search is not None and metric in search.metrics:
+        values = {c.label: search.value(c, metric) for c in search.judged}
     found = []
     for names, rows in members.items():
-        points = pd.DataFrame(rows)
-        keys = sorted({key for mine in others[names] for key in mine})
-        varying = tuple(key for key in keys if len({mine.get(key) for mine in others[names]}) > 1)
+        points, others = pd.DataFrame([point for point, _ in rows]), [other for _, other in rows]
+        keys = sorted({key for other in others for key in other})
+        varying = tuple(key for key in keys if len({other.get(key) for other in others}) > 1)
         if len(points[["a", "b", "c"]].drop_duplicates()) < (ENOUGH_SEARCHED if varying else ENOUGH_MIXTURES):
             continue
         if varying:
@@ -141,11 +141,3 @@ def other_settings(stored: TrialSettings) -> dict[str, str]:
     for part in (stored.training, stored.model):
         flat |= {key: str(value) for key, value in part.plain().items()}
     return flat
-
-
-def validation_values(search: Search, metric: str) -> dict[str, float]:
-    """What the search saw of each configuration, by label; empty if it didn't look at that metric."""
-    if metric not in search.metrics:
-        return {}
-    at = search.metrics.index(metric)
-    return {c.label: judged_value(c, metric, at) for c in search.judged}

@@ -59,7 +59,7 @@ def state_protocol(found: Findings, facts: StudyFacts) -> Protocol:
         metrics=metric_definitions(found.tables),
         points=point_table(found),
         roles=[read_role(role) for role in facts.roles],
-        rules=rules(evaluation, found.plan) + search_rules(found.search) + list(facts.notes),
+        rules=[*rules(evaluation, found.plan), *search_rules(found.search), *facts.notes],
         study_yaml=facts.study_yaml,
     )
 
@@ -68,26 +68,17 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
     """Protocol, data, splits, versions, hardware."""
     yield "Study", plan.study
     yield "Protocol", distinct(r.protocol for r in stored)
-    yield (
-        "Records",
-        f"built from {tables.n_records} records of {len(plan.trials)} planned trials"
-        + (
-            f"; {tables.n_unplanned} further records in the ledger are not part of this plan, or out of date"
-            if tables.n_unplanned
-            else ""
-        ),
-    )
+    more = f"; {tables.n_unplanned} further records in the ledger are not part of this plan, or out of date"
+    built = f"built from {tables.n_records} records of {len(plan.trials)} planned trials"
+    yield "Records", built + (more if tables.n_unplanned else "")
     data = [r.data for r in stored]
     yield "Training data", f"fingerprint {distinct(d.fingerprint for d in data)}"
     sizes = {(d.n_train, d.n_val, d.n_test) for d in data if d.n_train is not None}
     if sizes:
         folds = {r.settings.data.folds for r in stored} - {None}
-        each = (
-            f", each image by the one of {distinct(folds)} trainings of its trial that has it as a test image"
-            if folds
-            else ""
-        )
-        yield "Images", "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes)) + each
+        each = f", each image by the one of {distinct(folds)} trainings of its trial that has it as a test image"
+        counts = "; ".join(f"{a} train, {b} validation, {c} test" for a, b, c in sorted(sizes))
+        yield "Images", counts + (each if folds else "")
     sets: dict[str, set[str]] = {}
     for d in data:
         for name, of_set in d.sets.items():
@@ -100,14 +91,9 @@ def one_liners(stored: Sequence[TrialRecord], plan: Plan, tables: Tables) -> Ite
     for r, d in zip(stored, data, strict=True):
         if d.split_hash:
             splits.setdefault(d.split_hash, set()).add(r.seed)
-    yield (
-        "Splits",
-        "; ".join(
-            f"{digest} (seed {', '.join(map(str, sorted(seeds)))})"
-            for digest, seeds in sorted(splits.items(), key=lambda item: (min(item[1]), item[0]))
-        )
-        or "none recorded",
-    )
+    by_seed = sorted(splits.items(), key=lambda item: (min(item[1]), item[0]))
+    named = [f"{digest} (seed {', '.join(map(str, sorted(seeds)))})" for digest, seeds in by_seed]
+    yield "Splits", "; ".join(named) or "none recorded"
     for title, key in (("cellray", "cellray"), ("Code version", "code"), ("PyTorch", "torch"), ("Python", "python"),
                        ("Hardware", "device")):  # fmt: skip
         yield title, distinct(getattr(r.provenance, key) for r in stored)
@@ -200,7 +186,7 @@ def metric_definitions(tables: Tables) -> list[tuple[str, str, str]]:
     return rows
 
 
-def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
+def rules(evaluation: EvaluationConfig | None, plan: Plan) -> Iterable[str]:
     """How the numbers are made, in sentences."""
     by_iou, by_distance = "by IoU", "by distance"
     if evaluation:
@@ -210,19 +196,15 @@ def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
     if plan.skip_collapsed:
         lost = "Failed and collapsed trials are left out of means and ranks, as the quirk skip_collapsed has it. "
     cells = (
-        "one-to-one"
-        + (": " if evaluation else " ")
-        + by_iou
-        + ", most pairs first and then the highest total IoU"
-        + f"; {by_distance}"
-        + ", most pairs first and then the lowest total distance"
+        f"one-to-one{':' if evaluation else ''} {by_iou}, most pairs first and then the highest total IoU; "
+        f"{by_distance}, most pairs first and then the lowest total distance"
     )
     if evaluation and evaluation.matching == "many_to_one":
         cells = "many-to-one: each true cell takes its best partner alone, so that one blob can be a hit for several"
     own = "threshold and post-processing chosen for each trial on its validation images alone, then frozen"
     if evaluation and evaluation.operating_point != "validation":
         own = "given by the study, the same for every trial; nothing was chosen"
-    lines = [
+    yield from (
         f"Ranked by {metric_title(plan.rank_by)} on the test set: the mean over all planned seeds that have a record. "
         f"{lost}A missing trial counts as nothing and makes the table provisional. SDs are over seeds, with n − 1.",
         "The mean of the runs that ended leaves failed and collapsed trials out, as the answer's bounds do; a trial "
@@ -235,49 +217,43 @@ def rules(evaluation: EvaluationConfig | None, plan: Plan) -> list[str]:
         "has the value 1 in the means over images, and is a count without error; if that holds for the whole set, the "
         "ratios are 1.",
         f"Own operating point: {own} for test and external sets. Published threshold: the same for every trial.",
-    ]
+    )
     if evaluation and evaluation.counts == "released":
-        lines.append(
+        yield (
             "MAE, MedAE and MPE follow the formula of the reference study's code, |TP by distance - TP by IoU|, in "
             "which no spurious cell counts and predicting nothing is no error."
         )
     if evaluation:
-        lines.append(
-            "Published threshold and post-processing: "
-            + ", ".join(
-                f"{key.replace('_', ' ')} {span([value]) if isinstance(value, bool) else value}"
-                for key, value in evaluation.shared_point
-            )
-            + "."
+        settings = (
+            f"{key.replace('_', ' ')} {span([value]) if isinstance(value, bool) else value}"
+            for key, value in evaluation.shared_point
         )
-    return lines
+        yield f"Published threshold and post-processing: {', '.join(settings)}."
 
 
-def search_rules(search: Search | None) -> list[str]:
+def search_rules(search: Search | None) -> Iterable[str]:
     """What a search, a race or early stopping changes in that, in sentences."""
     if search is None:
-        return []
-    lines = []
+        return
     if search.suggests:
         titles = " and ".join(map(metric_title, search.metrics))
-        lines.append(
+        yield (
             f"Configurations were suggested by {METHODS[search.method]} from {titles} on validation images, mean over "
             "the seeds of each with a collapse as the worst value. The test set ranks them afterwards and chooses "
             "none; its images are fresh to the one that was chosen, its trained networks are the same, and so is the "
             "luck of their seeds."
         )
     if search.gives_seeds:
-        lines.append(
+        yield (
             "Seeds were given where they decide, so configurations have unequal numbers of them by design. Means are "
             "over each one's own seeds, differences of pairs over the seeds that both have; the probability of a wrong "
             "statement is shared out over the looks."
         )
     if search.stopping:
-        lines.append(
+        yield (
             f"Configurations were ended early by {STOPPING[search.stopping]}, all seeds together. They are ranked as "
             "stopped, by epoch and validation Dice, and compared with nothing: budgets are unequal by design."
         )
-    return lines
 
 
 def read_role(role: Role) -> tuple[str, str, str]:

@@ -230,18 +230,13 @@ def ranking_table(scores: pd.DataFrame, plan: Plan, trials: pd.DataFrame) -> pd.
     if scores.empty:
         return pd.DataFrame(columns=RANK_COLUMNS)
     group = ["set", "point", "metric", "label"]
-    frame = scores.copy()
-    for outcome in OUTCOMES:
-        frame[f"n_{outcome}"] = (frame.outcome == outcome).astype(int)
-    frame["n_nan"] = (frame.note == "nan").astype(int)
-    frame["n_planned"] = 1
-    counts = frame.groupby(group, sort=False)[
-        ["n_planned", "n_finished", "n_collapsed", "n_failed", "n_stopped", "n_missing", "n_nan"]
-    ].sum()
+    marks = {f"n_{outcome}": scores.outcome == outcome for outcome in OUTCOMES}
+    marks |= {"n_planned": scores.outcome.notna(), "n_nan": scores.note == "nan"}
+    counts = scores.assign(**marks).groupby(group, sort=False)[list(marks)].sum()
 
     # so are missing trials, by name, never by a NaN that an average would skip
     stopped = stopped_at(trials)
-    counted = spread(frame, group, skip_collapsed=plan.skip_collapsed).drop(columns=["low", "high"])
+    counted = spread(scores, group, skip_collapsed=plan.skip_collapsed).drop(columns=["low", "high"])
     table = counts.reset_index().merge(counted, on=group, how="left", sort=False)
     table[["n", "survivors_n"]] = table[["n", "survivors_n"]].fillna(0).astype(int)
     table = table.join(stopped, on="label")
@@ -255,13 +250,9 @@ def ranking_table(scores: pd.DataFrame, plan: Plan, trials: pd.DataFrame) -> pd.
         table[rank] = table.groupby(["set", "point", "metric"], sort=False)[rank].rank(method="min")
     table["order_differs"] = (table["rank"] != table.survivors_rank) & table["rank"].notna()
     table["provisional"] = table.groupby(["set", "point", "metric"], sort=False).n_missing.transform("sum") > 0
-    for column in ("set", "metric", "point"):  # keep the order of appearance
-        table[column] = pd.Categorical(table[column], categories=list(scores[column].unique()), ordered=True)
+    table["place"] = table.groupby(["set", "point", "metric"], sort=False).ngroup()  # in the order of appearance
     table["late"], table["low_dice"] = -table.stopped_epoch, -table.stopped_dice
-    order = ["set", "point", "metric", "rank", "late", "low_dice", "label"]
-    table = table.sort_values(order, na_position="last", kind="stable")
-    for column in ("set", "metric", "point"):
-        table[column] = table[column].astype(str)
+    table = table.sort_values(["place", "rank", "late", "low_dice", "label"], na_position="last", kind="stable")
     return table.reindex(columns=RANK_COLUMNS).reset_index(drop=True)
 
 

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
-from cellray.record import LossSettings, Tried
-from cellray.report.searched import METHODS, STOPPING, Search, judged_value, parameters_text
+from cellray.record import Tried
+from cellray.report.findings import Findings
+from cellray.report.searched import METHODS, STOPPING, Search, parameters_text
 from cellray.report.text import format_interval, format_rank, format_value, metric_title
 from cellray.report.words import listing, listing_some, plural
 
 
-def found_sentence(search: Search, ranked: pd.DataFrame, metric: str, losses: Mapping[str, LossSettings]) -> str:
-    """The configuration that the search chose on validation images, and what it scores on the test images.
-
-    Args:
-        search: One that suggests.
-        ranked: Rows of the ranking on the test set.
-        metric: The one that ranks.
-        losses: Label -> loss, for the names of its terms.
-
-    Returns:
-        A sentence or two; empty before any configuration is judged.
-    """
+def found_sentence(search: Search, found: Findings) -> str:
+    """The configuration that a search which suggests chose on validation images, and what it scores on the test images;
+    empty before any is judged."""
+    metric = found.metric
     best = search.chosen(metric)
     if best is None:
         return ""
     by = metric if metric in search.metrics else search.metrics[0]
-    value = format_value(by, judged_value(best, by, search.metrics.index(by)))
+    value = format_value(by, search.value(best, by))
     running = len(search.in_state("running"))
     so_far = f"; {plural(running, 'configuration')} still running" if running else ""
     text = (
         f"On validation images, {METHODS[search.method]} chose {best.label} of {len(search.configurations)} "
         f"configurations tried ({metric_title(by)} {value}, mean over {plural(best.seeds, 'seed')}{so_far})"
     )
-    words = parameters_text(best.parameters, losses.get(best.label))
+    words = parameters_text(best.parameters, found.losses.get(best.label))
     text += f": {words}." if words else "."
     if len(search.metrics) > 1:
         front = [c.label for c in search.front()]
         names = " and ".join(map(metric_title, search.metrics))
         text += f" By {names} together, none beats {listing_some(front, most=8)}."
-    return f"{text} {test_sentence(best, ranked, metric)}"
+    return f"{text} {test_sentence(best, found.ranked, metric)}"
 
 
 def test_sentence(best: Tried, ranked: pd.DataFrame, metric: str) -> str:

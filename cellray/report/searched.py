@@ -64,9 +64,7 @@ class Search:
     def importance(self) -> Importance:
         """Of each parameter for the first metric; worked out when first asked for, as it takes seconds."""
         known = [c for c in self.judged if c.parameters]
-        return importance_of(
-            [self.merged(c.parameters) for c in known], [judged_value(c, self.metrics[0]) for c in known]
-        )
+        return importance_of([self.merged(c.parameters) for c in known], [self.value(c) for c in known])
 
     def merged(self, parameters: Parameters) -> dict[str, object]:
         """The same parameters, where one that is there whatever was chosen has the same path everywhere.
@@ -90,6 +88,12 @@ class Search:
         """The configurations that have a value for every metric."""
         return [c for c in self.configurations if c.values is not None and all(map(is_finite, c.values))]
 
+    def value(self, tried: Tried, metric: str | None = None) -> float:
+        """By which a judged one is compared, in the first metric if none is named: a signed error by its size."""
+        assert tried.values is not None
+        metric = metric or self.metrics[0]
+        return magnitude(METRICS[metric], float(tried.values[self.metrics.index(metric)]))
+
     def in_state(self, state: str) -> list[Tried]:
         """The configurations in one state."""
         return [c for c in self.configurations if c.state == state]
@@ -100,9 +104,8 @@ class Search:
         Those that break a constraint come after all others.
         """
         metric = metric if metric in self.metrics else self.metrics[0]
-        at = self.metrics.index(metric)
         sign = -1.0 if METRICS[metric].higher_is_better else 1.0
-        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * judged_value(c, metric, at), c.number))
+        return sorted(self.judged, key=lambda c: (not c.acceptable, sign * self.value(c, metric), c.number))
 
     def chosen(self, metric: str | None = None) -> Tried | None:
         """What the search found: the best on validation images by one metric; None before anything is judged."""
@@ -116,18 +119,12 @@ class Search:
         """
         signs = np.array([1.0 if METRICS[key].higher_is_better else -1.0 for key in self.metrics])
         ordered = [c for c in self.best_first() if c.acceptable]
-        points = np.array([[judged_value(c, key, i) for i, key in enumerate(self.metrics)] for c in ordered]) * signs
+        points = np.array([[self.value(c, key) for key in self.metrics] for c in ordered]) * signs
         return [
             c
             for c, mine in zip(ordered, points, strict=True)
             if not ((points >= mine).all(axis=1) & (points > mine).any(axis=1)).any()
         ]
-
-
-def judged_value(tried: Tried, metric: str, at: int = 0) -> float:
-    """The value by which a judged configuration is compared: a signed error by its size, else as it is."""
-    assert tried.values is not None
-    return magnitude(METRICS[metric], float(tried.values[at]))
 
 
 def read_search(log: SearchLog | None) -> Search | None:

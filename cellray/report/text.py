@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,13 +101,7 @@ def format_counts(row: Any) -> str:
     return ", ".join(parts)
 
 
-def format_table(
-    tables: Tables,
-    *,
-    metric: str,
-    set_name: str = "test",
-    extra: Sequence[str] = (),
-) -> TextTable:
+def format_table(tables: Tables, *, metric: str, set_name: str = "test", extra: Sequence[str] = ()) -> TextTable:
     """The ranked table of one set as text, for the terminal, Markdown and LaTeX.
 
     Args:
@@ -194,11 +188,10 @@ def may_be_best(choice: Advice, label: str) -> str:
     return "yes" if label in choice.may_be_best else "no"
 
 
-def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) -> list[str]:
+def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) -> Iterator[str]:
     """What a reader of a ranked table must know, in sentences."""
-    notes = []
     if len(rows) and rows.n_missing.sum():
-        notes.append(f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing.")
+        yield f"Provisional: {rows.n_missing.sum()} of {rows.n_planned.sum()} planned trials are missing."
     full = rows[rows.n_stopped == 0]
     if len(full) and (full.n_collapsed.sum() or full.n_failed.sum()):
         lost = [(full.n_collapsed.sum(), "collapsed"), (full.n_failed.sum(), "failed")]
@@ -207,25 +200,24 @@ def table_notes(tables: Tables, rows: pd.DataFrame, metric: str, set_name: str) 
         counted = f"each counts as the worst value, {worst}"
         if tables.skip_collapsed:
             counted = "as the quirk skip_collapsed has it, the ranking leaves them out"
-        notes.append(f"Of the trials, {words}: {counted}.")
+        yield f"Of the trials, {words}: {counted}."
     if len(full) and full.n_nan.sum():
-        notes.append(f"{full.n_nan.sum()} values that are not a number count as the worst value too.")
+        yield f"{full.n_nan.sum()} values that are not a number count as the worst value too."
     if n_stopped := len(rows) - len(full):
         who = "1 configuration was" if n_stopped == 1 else f"{n_stopped} configurations were"
-        notes.append(
+        yield (
             f"{who} stopped early and so not compared: ranked as stopped, by the epoch reached and then by the "
             "validation Dice there (mean over seeds)."
         )
     if full.n_planned.nunique() > 1:
-        notes.append(
+        yield (
             f"Configurations were given {full.n_planned.min()} to {full.n_planned.max()} seeds: means are over each "
             "one's own, comparisons over the seeds that both have."
         )
     if tables.references is not None and len(tables.references.of(set_name, metric)):
-        notes.append(
+        yield (
             "A reference is predictions made elsewhere: it has no seeds and no rank, its interval is over images, and "
             "cellray can't know whether its tool was trained or set on these test images."
         )
     if len(rows) and rows.order_differs.any():
-        notes.append("[k]: rank by the mean of the runs that ended, where it differs.")
-    return notes
+        yield "[k]: rank by the mean of the runs that ended, where it differs."

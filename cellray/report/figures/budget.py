@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
-from cellray.record import TrialRecord
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    INK,
-    MOST_PANELS,
-    MUTED,
-    PAPER,
-    as_label,
-    axis_title,
-    best_of,
-    grid_of,
-    label_looks,
-    new_figure,
-    panels,
-    seed_look,
-)
+from cellray.report.figures.looks import INK, MOST_PANELS, MUTED, PAPER, label_looks, seed_look
+from cellray.report.figures.parts import as_label, axis_title, best_of, grid_of, new_figure, panels
+from cellray.report.findings import Findings
 from cellray.report.ranking import select
 
 
-def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name: str = "test") -> Figure | None:
+def costs(found: Findings) -> Figure | None:
     """Mean score of each configuration against its mean training time and, where known, its peak memory.
 
     A grey line joins the configurations that no other one beats at a lower cost.
-
-    Args:
-        trials: Of `make_tables`, with the columns label, training_s and peak_memory_mb.
-        ranking: The same.
-        metric: A key of ``METRICS``.
-        set_name: The set of the score.
     """
-    order = select(ranking, set_name=set_name, metric=metric).set_index("label")["mean"]
-    spent = trials.groupby("label")[["training_s", "peak_memory_mb"]].mean()
+    order = select(found.compared.ranking, set_name="test", metric=found.metric).set_index("label")["mean"]
+    spent = found.compared.trials.groupby("label")[["training_s", "peak_memory_mb"]].mean()
     table = spent.assign(score=order).loc[[label for label in order.index if label in spent.index]]
     table = table[np.isfinite(table.training_s) & np.isfinite(table.score.astype(float))]
     if len(table) < 2:
@@ -56,13 +36,13 @@ def costs(trials: pd.DataFrame, ranking: pd.DataFrame, *, metric: str, set_name:
     axes = grid_of(figure, len(kinds), len(kinds), sharey=True)
     looks = label_looks(list(table.index))
     for axis, (cost, title) in zip(axes, kinds, strict=True):
-        front = cheapest(cost, table.score, higher_is_better=METRICS[metric].higher_is_better)
+        front = cheapest(cost, table.score, higher_is_better=METRICS[found.metric].higher_is_better)
         axis.plot(cost[front], table.score[front], color=MUTED, lw=1, zorder=1)
         for label in reversed(table.index):
             axis.plot([cost[label]], [table.score[label]], ls="", ms=8, mec=PAPER, mew=0.6, **looks[label])
         axis.set_xlabel(title)
         axis.margins(0.08)
-    axes[0].set_ylabel(axis_title(metric, set_name))
+    axes[0].set_ylabel(axis_title(found.metric, "test"))
     handles = [Line2D([], [], ls="", ms=8, mew=0, label=as_label(label), **looks[label]) for label in table.index]
     handles.append(Line2D([], [], color=MUTED, lw=1, label="best for the cost"))
     figure.legend(handles=handles, loc="outside right upper", title=best_of(n_known, len(table)).strip(" ()"))
@@ -80,15 +60,10 @@ def cheapest(cost: pd.Series, score: pd.Series, *, higher_is_better: bool) -> li
     return front
 
 
-def term_scales(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence[str]) -> Figure | None:
-    """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.
-
-    Args:
-        records: (label, seed) -> record; only those with `term_scales` are drawn.
-        labels: Best first.
-    """
-    scaled = {key: (r.term_scales, r.settings.loss) for key, r in records.items() if r.term_scales}
-    known = [label for label in labels if any(key[0] == label for key in scaled)]
+def term_scales(found: Findings) -> Figure | None:
+    """What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed."""
+    scaled = {key: (r.term_scales, r.settings.loss) for key, r in found.trials.items() if r.term_scales}
+    known = [label for label in found.everyone if any(key[0] == label for key in scaled)]
     if not known:
         return None
     looks = seed_look(sorted({seed for _, seed in scaled}))
@@ -119,8 +94,7 @@ TERM_SCALES = ReportFigure(
     "differ in strength.",
     title="Scales of balanced loss terms",
     alt="What each term of a balanced loss was multiplied by, one panel a configuration and one point a seed.",
-    plot=lambda found: term_scales(found.trials, found.everyone),
-    is_folded=True,
+    plot=term_scales,
 )
 COSTS = ReportFigure(
     name="costs",
@@ -129,6 +103,5 @@ COSTS = ReportFigure(
     title="{metric} on the test set against training time",
     alt="Mean {metric} of each configuration against its mean training time, and its peak memory where "
     "known; the table of costs holds the numbers.",
-    plot=lambda found: costs(found.compared.trials, found.compared.ranking, metric=found.metric),
-    is_folded=True,
+    plot=costs,
 )

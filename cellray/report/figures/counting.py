@@ -12,7 +12,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import BLUE, MOST_PANELS, MUTED, as_label, panels
+from cellray.report.figures.looks import BLUE, MOST_PANELS, MUTED
+from cellray.report.figures.parts import as_label, panels
 from cellray.report.findings import Findings
 
 SIZES = (2.6, 4.2, 6.0, 8.5)
@@ -94,4 +95,5 @@ CELL_COUNTS = ReportFigure(
     "limits.",
     title="Cells counted on test images",
     series=sketch_counts,
+    is_folded=False,
 )

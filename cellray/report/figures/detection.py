@@ -12,22 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    GROUP_COLOURS,
-    MOST_PANELS,
-    MUTED,
-    NARROW,
-    PAPER,
-    as_label,
-    best_of,
-    label_looks,
-    labels_of,
-    new_figure,
-    panels,
-    sets_of,
-)
+from cellray.report.figures.looks import BAD, BLUE, GROUP_COLOURS, MOST_PANELS, MUTED, NARROW, PAPER, label_looks
+from cellray.report.figures.parts import as_label, best_of, labels_of, new_figure, panels, sets_of
+from cellray.report.findings import Findings
 from cellray.report.ranking import select
 
 TOP = 3
@@ -36,23 +23,18 @@ TOP = 3
 TOP_STYLES = tuple(zip(GROUP_COLOURS[:TOP], ("-", "--", "-."), strict=True))
 
 
-def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "test") -> Figure | None:
+def iou_curves(found: Findings) -> Figure | None:
     """F1 against the IoU that a hit needs, one panel a configuration: its mean, its seeds, and all others in grey.
 
     Failed and collapsed trials are 0 throughout, and so pull the mean down.
-
-    Args:
-        iou: Of `Details`.
-        labels: Best first.
-        set_name: The set.
     """
-    rows = iou[iou["set"] == set_name]
-    known = labels_of(rows, labels)
+    rows = found.details.iou[found.details.iou["set"] == "test"]
+    known = labels_of(rows, found.labels)
     if not known:
         return None
     shown = known[:MOST_PANELS]
     means = mean_curves(rows)
-    figure, axes = panels(known, "IoU that a hit needs", f"F1 on {as_label(set_name)}", same_y=True)
+    figure, axes = panels(known, "IoU that a hit needs", "F1 on test", same_y=True)
     for label, axis in axes.items():
         draw_together(axis, means, [other for other in shown if other != label])
         for _, seed in rows[rows.label == label].groupby("seed"):
@@ -68,13 +50,14 @@ def iou_curves(iou: pd.DataFrame, labels: Sequence[str], *, set_name: str = "tes
     return figure
 
 
-def iou_curves_by_set(iou: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+def iou_curves_by_set(found: Findings) -> Figure | None:
     """F1 against the IoU that a hit needs, one panel a set: the best three configurations in colour."""
-    shown = sets_of(iou, sets)
+    iou = found.details.iou
+    shown = sets_of(iou, found.tables.sets)
     if len(shown) < 2:
         return None
     figure, axes = panels(shown, "IoU that a hit needs", "F1, mean over seeds", height=2.3, same_y=True)
-    top = labels_of(iou, labels)[:TOP]
+    top = labels_of(iou, found.labels)[:TOP]
     for name, axis in axes.items():
         means = mean_curves(iou[iou["set"] == name])
         draw_together(axis, means, list(means.index.difference(top)))
@@ -110,30 +93,24 @@ def frame_curves(axis: Axes) -> None:
     axis.set_xticks([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
-def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: str = "test") -> Figure | None:
+def precision_recall(found: Findings) -> Figure | None:
     """Precision against recall at each trial's operating point, one point a seed, with lines of equal F1.
 
     Failed and collapsed trials have neither precision nor recall: their cross stands in the corner towards (0, 0), with
-    their number, so that they don't squeeze the others together.
-
-    Args:
-        scores: Of `make_tables`, with the metrics precision_iou and recall_iou.
-        labels: Best first; colours tell groups of configurations, markers tell the members of a group.
-        set_name: The set.
+    their number, so that they don't squeeze the others together. Colours tell groups of
+    configurations, markers the members of a group.
     """
-    value = {
-        key: select(scores, set_name=set_name, metric=f"{key}_iou").set_index(["label", "seed"])
-        for key in ("precision", "recall")
-    }
-    points = value["precision"][["outcome", "note"]].assign(
-        precision=value["precision"]["counted"], recall=value["recall"]["counted"]
+    precision, recall = (
+        select(found.compared.scores, set_name="test", metric=key).set_index(["label", "seed"])
+        for key in ("precision_iou", "recall_iou")
     )
+    points = precision[["note"]].assign(precision=precision.counted, recall=recall.counted)
     points = points[np.isfinite(points.precision) & np.isfinite(points.recall)].reset_index()
     if points.empty:
         return None
     lost = points[points.note != ""]
     alive = points[points.note == ""]
-    known = labels_of(alive, labels)
+    known = labels_of(alive, found.labels)
     shown = known[:MOST_PANELS]
     figure = new_figure(NARROW, 4.6 + 0.2 * math.ceil((len(shown) + 1) / 2))
     axis = figure.add_subplot()
@@ -151,7 +128,7 @@ def precision_recall(scores: pd.DataFrame, labels: Sequence[str], *, set_name: s
     axis.set_xlim(low, 1)
     axis.set_ylim(low, 1)
     axis.set_aspect("equal")
-    axis.set_xlabel(f"recall on {as_label(set_name)}" + best_of(known, len(shown)))
+    axis.set_xlabel("recall on test" + best_of(known, len(shown)))
     axis.set_ylabel("precision")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
@@ -178,8 +155,7 @@ IOU_CURVES = ReportFigure(
     "enough, at the right only an almost perfect outline counts. Grey: all other configurations.",
     title="F1 against the overlap that a hit needs, test set",
     alt="F1 at IoU thresholds from 0.1 to 0.9 on the test set, one panel a configuration with its mean and its seeds.",
-    plot=lambda found: iou_curves(found.details.iou, found.labels),
-    is_folded=True,
+    plot=iou_curves,
 )
 IOU_CURVES_BY_SET = ReportFigure(
     name="iou-curves-sets",
@@ -187,8 +163,7 @@ IOU_CURVES_BY_SET = ReportFigure(
     reading="The same on every set. Where lines cross, the order hangs on how exact an outline has to be.",
     title="F1 against the overlap that a hit needs, every set",
     alt="F1 at IoU thresholds from 0.1 to 0.9, one panel a set; the best three configurations are in colour.",
-    plot=lambda found: iou_curves_by_set(found.details.iou, found.labels, found.tables.sets),
-    is_folded=True,
+    plot=iou_curves_by_set,
 )
 PRECISION_RECALL = ReportFigure(
     name="precision-recall",
@@ -198,5 +173,6 @@ PRECISION_RECALL = ReportFigure(
     title="Precision and recall at the operating points, test set",
     alt="Precision against recall of every trial on the test set, with lines of equal F1; collapsed trials at the "
     "origin.",
-    plot=lambda found: precision_recall(found.compared.scores, found.labels),
+    plot=precision_recall,
+    is_folded=False,
 )

@@ -16,7 +16,7 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from cellray.report.figures.parts import BLUE, INK, LINE, MUTED, NARROW, PAPER
+from cellray.report.figures.looks import BLUE, INK, LINE, MUTED, NARROW, PAPER
 from cellray.report.figures.saving import FONT, render
 from cellray.report.findings import Findings
 
@@ -89,7 +89,7 @@ class ReportFigure:
     """None where there is nothing to show."""
     series: Callable[[Findings], Iterable[Sketch]] | None = None
     """Instead of title, alt and plot, where these depend on what there is to draw."""
-    is_folded: bool = False
+    is_folded: bool = True
     """Whether it is opened only on demand, as a detail."""
 
     def sketches(self, found: Findings) -> Iterable[Sketch]:

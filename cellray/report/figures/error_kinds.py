@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.looks import GROUP_COLOURS, MOST_PANELS, PAPER
 from cellray.report.figures.parts import (
-    GROUP_COLOURS,
-    MOST_PANELS,
-    PAPER,
     as_label,
     best_of,
     grid_of,
@@ -25,6 +22,7 @@ from cellray.report.figures.parts import (
     new_figure,
     sets_of,
 )
+from cellray.report.findings import Findings
 
 LEVELS = (
     ("crowding", "sparse", "f1_iou", "F1\nsparse"),
@@ -35,32 +33,23 @@ LEVELS = (
 )
 """Stratum, level, what is shown of it, and the column's title."""
 
-KINDS = {
-    "missed": GROUP_COLOURS[0],
-    "merged": GROUP_COLOURS[1],
-    "split": GROUP_COLOURS[2],
-    "spurious": GROUP_COLOURS[3],
-}
+KINDS = dict(zip(("missed", "merged", "split", "spurious"), GROUP_COLOURS, strict=False))
 
 
-def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+def strata(found: Findings) -> Figure | None:
     """Heat maps, one a set: F1 of images with few and many touching cells, recall of small, medium and large cells.
 
     Means over seeds; failed and collapsed trials are 0. Levels that a set lacks are left out. Of images without cells,
     the last column gives how many cells were predicted per image, over the trials that neither failed nor collapsed.
-
-    Args:
-        levels: The strata of `Details`.
-        labels: Best first.
-        sets: In the order to show.
     """
+    levels = found.details.strata
     means = levels.groupby(["set", "stratum", "level", "label"])[["f1_iou", "recall_iou"]].mean()
     empty = levels[(levels.level == "empty") & levels.mae.notna()].groupby(["set", "label"])["mae"].mean()
     there = set(zip(levels["set"], levels.stratum, levels.level, strict=True))
-    known = labels_of(levels, labels)
+    known = labels_of(levels, found.labels)
     shown = known[:MOST_PANELS]
     grids = {}
-    for name in sets_of(levels, sets):
+    for name in sets_of(levels, found.tables.sets):
         columns = {
             title: means[score].xs((name, stratum, level)).reindex(shown)
             for stratum, level, score, title in LEVELS
@@ -94,16 +83,12 @@ def strata(levels: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> 
     return figure
 
 
-def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]) -> Figure | None:
+def error_kinds(found: Findings) -> Figure | None:
     """Missed, merged, split and spurious cells per true cell, stacked, one panel a set; means over seeds.
 
     A failed or collapsed trial missed every cell. Each set has its own scale, as spurious cells have no bound.
-
-    Args:
-        scores: Of `make_tables`, with the four metrics.
-        labels: Best first.
-        sets: In the order to show.
     """
+    scores = found.compared.scores
     rows = scores[scores.metric.isin(KINDS) & (scores.point == "own") & (scores.outcome != "missing")]
     rows = rows[rows["set"] != "val"]
     if rows.empty:
@@ -111,9 +96,9 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
     lost = rows.note != ""
     rows = rows.assign(rate=rows.value.where(~lost, (rows.metric == "missed").astype(float)))
     means = rows.groupby(["set", "metric", "label"])["rate"].mean()
-    known = labels_of(rows, labels)
+    known = labels_of(rows, found.labels)
     shown = known[:MOST_PANELS]
-    names = sets_of(rows, sets)
+    names = sets_of(rows, found.tables.sets)
     figure, axes = named_rows(len(names), shown, row=0.235, top=0.5)
     for axis, name in zip(axes, names, strict=True):
         left = np.zeros(len(shown))
@@ -124,9 +109,8 @@ def error_kinds(scores: pd.DataFrame, labels: Sequence[str], sets: Sequence[str]
         axis.set_title(as_label(name, 30), loc="left")
         axis.grid(axis="y", visible=False)
     figure.supxlabel("cells per true cell" + best_of(known, len(shown)), fontsize=10)
-    figure.legend(
-        handles=[Patch(color=colour, label=kind) for kind, colour in KINDS.items()], loc="outside upper right", ncols=4
-    )
+    handles = [Patch(color=colour, label=kind) for kind, colour in KINDS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=4)
     return figure
 
 
@@ -138,8 +122,7 @@ STRATA = ReportFigure(
     title="Kinds of images and sizes of cells",
     alt="Heat maps, one a set: F1 on sparse and crowded images and recall of small, medium and large cells, for "
     "every configuration.",
-    plot=lambda found: strata(found.details.strata, found.labels, found.tables.sets),
-    is_folded=True,
+    plot=strata,
 )
 ERROR_KINDS = ReportFigure(
     name="error-kinds",
@@ -149,6 +132,5 @@ ERROR_KINDS = ReportFigure(
     title="Kinds of errors, per true cell",
     alt="Stacked bars of missed, merged, split and spurious cells per true cell, one panel a set and one bar a "
     "configuration.",
-    plot=lambda found: error_kinds(found.compared.scores, found.labels, found.tables.sets),
-    is_folded=True,
+    plot=error_kinds,
 )

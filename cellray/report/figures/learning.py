@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cellray.record import TrialRecord, Tried
+from cellray.record import Tried
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import BAD, BLUE, INK, MUTED, Look, panels, seed_handles, seed_look
+from cellray.report.figures.looks import BAD, BLUE, INK, MUTED, Look, seed_handles, seed_look
+from cellray.report.figures.parts import panels
 from cellray.report.findings import Findings
 
 ALIVE = 0.01
@@ -46,21 +46,14 @@ def collapse_epoch(history: pd.DataFrame) -> int | None:
     return int(history["epoch"].iloc[after[0]]) if len(after) else None
 
 
-def curves(
-    histories: Mapping[tuple[str, int], pd.DataFrame],
-    outcomes: Mapping[tuple[str, int], str],
-    labels: Sequence[str],
-    *,
-    column: str,
-    title: str,
-    shared_y: tuple[float, float] | None = None,
-) -> Figure | None:
+def curves(found: Findings, *, column: str, title: str, shared_y: tuple[float, float] | None = None) -> Figure | None:
     """One panel a configuration, one line a seed; a cross marks the epoch at which a trial collapsed.
 
     Points that not every epoch has get markers. Where a collapse leaves no trace in the history (too much predicted,
     say), the cross ends the line; so do the square of a trial that failed and the bar of one that was stopped early.
     """
-    known = [label for label in labels if any(key[0] == label for key in histories)]
+    histories = found.details.histories
+    known = [label for label in found.everyone if any(key[0] == label for key in histories)]
     if not known:
         return None
     looks = seed_look(sorted({seed for _, seed in histories}))
@@ -75,7 +68,8 @@ def curves(
             rows = history[np.isfinite(history[column].astype(float))]
             is_rare = len(rows) == 1 or len(rows) < min(len(history), MOST_MARKERS)
             axis.plot(rows.epoch, rows[column], lw=1.3, marker="o" if is_rare else "", ms=3.2, **look)
-            outcome = outcomes.get((label, seed), "")
+            record = found.trials.get((label, seed))
+            outcome: str = record.outcome if record else ""
             if outcome in END_MARKS:
                 marked.add(outcome)
                 end = collapse_epoch(history) if outcome == "collapsed" else None
@@ -98,10 +92,10 @@ def end_look(outcome: str) -> Look:
     return {"ms": 8, "mfc": "none", "mec": INK if outcome == "stopped" else BAD, "mew": 2}
 
 
-def range_tests(records: Mapping[tuple[str, int], TrialRecord], labels: Sequence[str]) -> Figure | None:
+def range_tests(found: Findings) -> Figure | None:
     """Loss against learning rate in the range test of each trial; a dot marks the rate that training then used."""
-    tested = {key: (r.range_test, r.lr) for key, r in records.items() if r.range_test and r.range_test.lr}
-    known = [label for label in labels if any(key[0] == label for key in tested)]
+    tested = {key: (r.range_test, r.lr) for key, r in found.trials.items() if r.range_test and r.range_test.lr}
+    known = [label for label in found.everyone if any(key[0] == label for key in tested)]
     if not known:
         return None
     looks = seed_look(sorted({seed for _, seed in tested}))
@@ -164,12 +158,6 @@ def rate_choices(configurations: Sequence[Tried], labels: Sequence[str]) -> Figu
     return figure
 
 
-def learning_curves(found: Findings, **how: Any) -> Figure | None:
-    """The curves of every configuration, those that were stopped early among them."""
-    outcomes = {key: record.outcome for key, record in found.trials.items()}
-    return curves(found.details.histories, outcomes, found.everyone, **how)
-
-
 VALIDATION_DICE = ReportFigure(
     name="validation-dice",
     section="training",
@@ -177,8 +165,7 @@ VALIDATION_DICE = ReportFigure(
     "the epoch at which a trial collapsed.",
     title="Learning curves: Dice on validation images",
     alt="Validation Dice by epoch, one panel a configuration and one line a seed; a cross marks a collapse.",
-    plot=lambda found: learning_curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
-    is_folded=True,
+    plot=lambda found: curves(found, column="val_dice", title="validation Dice", shared_y=(0.0, 1.0)),
 )
 TRAINING_LOSS = ReportFigure(
     name="training-loss",
@@ -186,8 +173,7 @@ TRAINING_LOSS = ReportFigure(
     reading="Each loss has its own scale, so only the shape may be compared between panels, never the height.",
     title="Learning curves: training loss",
     alt="Training loss by epoch, one panel a configuration with its own scale and one line a seed.",
-    plot=lambda found: learning_curves(found, column="train_loss", title="training loss (own scale each)"),
-    is_folded=True,
+    plot=lambda found: curves(found, column="train_loss", title="training loss (own scale each)"),
 )
 RANGE_TESTS = ReportFigure(
     name="range-tests",
@@ -196,8 +182,7 @@ RANGE_TESTS = ReportFigure(
     "too high. The dot marks the rate that was used.",
     title="Learning-rate range tests",
     alt="Training loss against learning rate, one panel a configuration; a dot marks the rate that was used.",
-    plot=lambda found: range_tests(found.trials, found.everyone),
-    is_folded=True,
+    plot=range_tests,
 )
 RATES = ReportFigure(
     name="learning-rates",
@@ -207,5 +192,4 @@ RATES = ReportFigure(
     title="Learning rates that were tried",
     alt="Best validation Dice against learning rate, one panel a configuration; a ring marks the rate that was used.",
     plot=lambda found: rate_choices(found.results.log.configurations if found.results.log else (), found.everyone),
-    is_folded=True,
 )

@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from cellray.report.figures.drawing import ReportFigure
-from cellray.report.figures.parts import (
-    BLUE,
-    INK,
-    MEAN,
-    MOST_PANELS,
-    MUTED,
-    as_label,
-    best_of,
-    heat_cells,
-    name_cells,
-    new_figure,
-    signed,
-)
-from cellray.report.ranking import rows_of
-from cellray.report.text import format_value, metric_title
+from cellray.report.figures.looks import BLUE, INK, MEAN, MOST_PANELS, MUTED
+from cellray.report.figures.parts import as_label, best_of, heat_cells, name_cells, new_figure, signed
+from cellray.report.findings import Findings
+from cellray.report.ranking import Inference, rows_of
+from cellray.report.text import format_p, format_value
 
 MOST_NUMBERS = 16
 """Configurations up to which the cells of a pair matrix have room for numbers."""
 
 
-def critical_difference(ranks: pd.DataFrame, friedman: pd.DataFrame, *, set_name: str = "test") -> Figure | None:
+def critical_difference(tests: Inference) -> Figure | None:
     """Mean ranks over images on one axis, bars joining what the Nemenyi test can't tell apart (Demšar 2006).
 
     A picture of the whole field; which pair is decided is said by the paired tests, not by it.
-
-    Args:
-        ranks: Of the inference: set, label, mean_rank (1 = best).
-        friedman: Of the inference: set, n_images, p, critical_difference.
-        set_name: The set.
     """
-    rows = ranks[(ranks["set"] == set_name) & ranks.mean_rank.notna()].sort_values("mean_rank", kind="stable")
-    test = friedman[friedman["set"] == set_name]
+    ranks, test = (table[table["set"] == "test"] for table in (tests.ranks, tests.friedman))
+    rows = ranks[ranks.mean_rank.notna()].sort_values("mean_rank", kind="stable")
     if len(rows) < 2 or test.empty:
         return None
     (test,) = rows_of(test.iloc[:1])
@@ -83,8 +65,9 @@ def critical_difference(ranks: pd.DataFrame, friedman: pd.DataFrame, *, set_name
         axis.plot([at[start], at[end]], [y, y], color=INK, lw=3.2, solid_capstyle="round", zorder=5)
     axis.set_axis_off()
     difference = f"critical difference {test.critical_difference:.2f} ranks"
-    how = f"Friedman test over {int(test.n_images)} images or groups: p {small_p(float(test.p))}"
-    axis.set_title(f"mean rank on {as_label(set_name)}: {difference}; {how}", loc="center", fontsize=10)
+    p = format_p(test.p)
+    how = f"Friedman test over {int(test.n_images)} images or groups: p {p if '<' in p else f'= {p}'}"
+    axis.set_title(f"mean rank on test: {difference}; {how}", loc="center", fontsize=10)
     return figure
 
 
@@ -98,30 +81,17 @@ def joined(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
     return groups
 
 
-def small_p(p: float) -> str:
-    """`= 0.03`, or `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_name: str = "test") -> Figure | None:
-    """Paired differences, row minus column, turned so that above 0 the row is better; decided ones bold with a frame.
-
-    Args:
-        pairs: Of the inference: set, metric, a, b, difference, decided.
-        labels: Best first.
-        metric: A key of ``METRICS``.
-        set_name: The set.
-    """
-    rows = pairs[(pairs["set"] == set_name) & (pairs["metric"] == metric)]
-    compared = set(rows.a) | set(rows.b)
-    known = [label for label in labels if label in compared]
+def pair_matrix(found: Findings) -> Figure | None:
+    """Paired differences, row minus column, turned so that above 0 the row is better; decided ones bold in a frame."""
+    compared = {*found.pairs.a, *found.pairs.b}
+    known = [label for label in found.labels if label in compared]
     if len(known) < 3:  # of two, it would say one number twice
         return None
     shown = known[:MOST_PANELS]
     place = {label: i for i, label in enumerate(shown)}
     n = len(shown)
     grid, decided = np.full((n, n), np.nan), np.zeros((n, n), dtype=bool)
-    for row in rows_of(rows):
+    for row in rows_of(found.pairs):
         if row.a in place and row.b in place:
             i, j = place[row.a], place[row.b]
             grid[i, j], grid[j, i] = row.difference, -row.difference
@@ -133,12 +103,12 @@ def pair_matrix(pairs: pd.DataFrame, labels: Sequence[str], *, metric: str, set_
     axis = figure.add_subplot()
     image = axis.imshow(grid, cmap="PuOr_r", vmin=-max(top, 1e-9), vmax=max(top, 1e-9), aspect="auto")
     if has_numbers:
-        texts = [[short(metric, value) for value in row] for row in grid]
+        texts = [[short(found.metric, value) for value in row] for row in grid]
         heat_cells(axis, image, np.where(np.eye(n, dtype=bool), 0.0, grid), texts, bold=decided)
     for i, j in np.argwhere(decided):
         axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec="#000000", lw=1.1))
     name_cells(axis, [as_label(label) for label in shown], [as_label(label, 22) for label in shown], slanted=True)
-    axis.set_xlabel(f"{metric_title(metric)} on {as_label(set_name)}: row better by" + best_of(known, n))
+    axis.set_xlabel(f"{found.title} on test: row better by" + best_of(known, n))
     axis.xaxis.set_label_position("bottom")
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02).outline.set_visible(False)
     handles = [
@@ -155,18 +125,14 @@ def short(metric: str, difference: float) -> str:
     return signed(difference, format_value(metric, abs(difference)).removeprefix("0"))
 
 
-def rank_stability(stability: pd.DataFrame, ranks: pd.DataFrame, *, set_name: str = "test") -> Figure | None:
+def rank_stability(tests: Inference) -> Figure | None:
     """Share of resamples (images × seeds) in which a configuration had each rank, as the area of a dot.
 
     The line below the dots is the interval of the rank, the bar the rank itself.
-
-    Args:
-        stability: Of the inference: set, label, rank, share (of a label they sum to 1).
-        ranks: Of the inference: set, label, rank, rank_low, rank_high.
-        set_name: The set.
     """
-    order = ranks[(ranks["set"] == set_name) & ranks["rank"].notna()].sort_values(["rank", "label"], kind="stable")
-    shares = stability[(stability["set"] == set_name) & (stability.share >= 0.005)]
+    ranks, shares = (table[table["set"] == "test"] for table in (tests.ranks, tests.stability))
+    order = ranks[ranks["rank"].notna()].sort_values(["rank", "label"], kind="stable")
+    shares = shares[shares.share >= 0.005]
     if len(order) < 2 or shares.empty:
         return None
     n_known = list(order.label)
@@ -186,8 +152,10 @@ def rank_stability(stability: pd.DataFrame, ranks: pd.DataFrame, *, set_name: st
     axis.set_yticks(range(len(order)), [as_label(label) for label in order.label])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(order) - 0.45, -0.6)
-    rank_axis(axis, len(n_known))
-    axis.set_xlabel(f"rank on {as_label(set_name)}" + best_of(n_known, len(order)))
+    n = len(n_known)
+    axis.set_xlim(0.4, n + 0.6)
+    axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or n <= 15 or rank % 5 == 0])
+    axis.set_xlabel("rank on test" + best_of(n_known, len(order)))
     handles = [
         Line2D([], [], ls="", marker="|", ms=11, mew=2, color=MEAN, label="rank"),
         Line2D([], [], lw=1.1, color=MEAN, label="95 % interval"),
@@ -200,13 +168,6 @@ def rank_stability(stability: pd.DataFrame, ranks: pd.DataFrame, *, set_name: st
     return figure
 
 
-def rank_axis(axis: Axes, n: int) -> None:
-    """Whole ranks from 1 to n."""
-    axis.set_xlim(0.4, n + 0.6)
-    every = 1 if n <= 15 else 5
-    axis.set_xticks([rank for rank in range(1, n + 1) if rank == 1 or rank % every == 0])
-
-
 CRITICAL_DIFFERENCE = ReportFigure(
     name="critical-difference",
     section="differences",
@@ -215,8 +176,7 @@ CRITICAL_DIFFERENCE = ReportFigure(
     title="Mean ranks and critical difference, {metric}",
     alt="Axis of mean ranks over the test images with every configuration on it; bars join those within the critical "
     "difference of the Nemenyi test.",
-    plot=lambda found: critical_difference(t.ranks, t.friedman) if (t := found.tables.inference) else None,
-    is_folded=True,
+    plot=lambda found: critical_difference(tests) if (tests := found.tables.inference) else None,
 )
 PAIR_MATRIX = ReportFigure(
     name="pair-matrix",
@@ -226,10 +186,7 @@ PAIR_MATRIX = ReportFigure(
     title="Paired differences in {metric}, row minus column",
     alt="Matrix of paired differences in {metric} between all configurations in the order of the ranking; the tables "
     "of pairs hold the numbers.",
-    plot=lambda found: (
-        pair_matrix(t.pairs, found.labels, metric=found.metric) if (t := found.tables.inference) else None
-    ),
-    is_folded=True,
+    plot=pair_matrix,
 )
 RANK_STABILITY = ReportFigure(
     name="rank-stability",
@@ -238,6 +195,5 @@ RANK_STABILITY = ReportFigure(
     "take each rank? One large dot is a firm rank; many small ones say that the rank is a matter of chance.",
     title="Stability of the ranks",
     alt="Dots whose area is the share of resamples of images and seeds in which a configuration had each rank.",
-    plot=lambda found: rank_stability(t.stability, t.ranks) if (t := found.tables.inference) else None,
-    is_folded=True,
+    plot=lambda found: rank_stability(tests) if (tests := found.tables.inference) else None,
 )

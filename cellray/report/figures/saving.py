@@ -14,10 +14,8 @@ from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
-from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D, Bbox, Transform
-from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -41,19 +39,13 @@ class TwoRenderers(RendererBase):
         self.svg = RendererSVG(width, height, file, image_dpi=DPI, metadata={"Date": None, "Creator": None})
         self.pixels = RendererAgg(width * SCALE, height * SCALE, DPI)
 
-    def draw_path(self, gc: GraphicsContextBase, path: Path, transform: Transform, *face: ColorType | None) -> None:
+    def draw_path(self, gc: GraphicsContextBase, path: Path, transform: Transform, *face: Any) -> None:
         """A line or an area."""
         self.svg.draw_path(gc, path, transform, *face)
         self.pixels.draw_path(enlarged(gc), path, transform + ENLARGE, *face)
 
     def draw_markers(
-        self,
-        gc: GraphicsContextBase,
-        marker: Path,
-        size: Transform,
-        path: Path,
-        place: Transform,
-        *face: ColorType | None,
+        self, gc: GraphicsContextBase, marker: Path, size: Transform, path: Path, place: Transform, *face: Any
     ) -> None:
         """The same mark at each point of a path."""
         self.svg.draw_markers(gc, marker, size, path, place, *face)
@@ -85,20 +77,10 @@ class TwoRenderers(RendererBase):
         self.svg.draw_image(gc, x, y, im, transform)
         self.pixels.draw_image(enlarged(gc), x * SCALE, y * SCALE, im)
 
-    def draw_text(
-        self,
-        gc: GraphicsContextBase,
-        x: float,
-        y: float,
-        s: str,
-        prop: FontProperties,
-        angle: float,
-        ismath: bool | Literal["TeX"] = False,
-        mtext: Text | None = None,
-    ) -> None:
-        """A line of text."""
-        self.svg.draw_text(gc, x, y, s, prop, angle, ismath, mtext)
-        self.pixels.draw_text(enlarged(gc), x * SCALE, y * SCALE, s, prop, angle, ismath, mtext)
+    def draw_text(self, gc: GraphicsContextBase, x: float, y: float, *line: Any, **more: Any) -> None:
+        """A line of text, and how it stands."""
+        self.svg.draw_text(gc, x, y, *line, **more)
+        self.pixels.draw_text(enlarged(gc), x * SCALE, y * SCALE, *line, **more)
 
     def open_group(self, s: str, gid: str | None = None) -> None:
         """Only the SVG has groups."""

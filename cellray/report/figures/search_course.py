@@ -11,26 +11,15 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    INK,
-    MOST_ROWS,
-    MUTED,
-    PAPER,
-    Look,
-    as_label,
-    axis_title,
-    better_way,
-    grid_of,
-    name_rows,
-    new_figure,
-)
+from cellray.report.figures.looks import BAD, BLUE, INK, MOST_ROWS, MUTED, PAPER, Look
+from cellray.report.figures.parts import as_label, axis_title, better_way, grid_of, name_rows, new_figure
 from cellray.report.findings import Findings
-from cellray.report.searched import Search, Tried, judged_value
+from cellray.report.searched import Search, Tried
 from cellray.report.text import format_value, metric_title
 from cellray.statistics.importance import ParameterShare
 
+MOST_LABELLED = 8
+"""Configurations of a front up to which their labels have room."""
 FAR = 1.5
 """Interquartile ranges beyond the worse quartile at which a value leaves the scale."""
 
@@ -49,9 +38,12 @@ def search_history(search: Search) -> Figure | None:
     stopped = search.in_state("stopped")
     higher = METRICS[metric].higher_is_better
     figure = new_figure(8.6, 4.2 if stopped else 3.8)
-    main, strip = with_strip(figure, has_strip=bool(stopped))
+    if stopped:  # in a strip with the same numbers, below
+        main, strip = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [8, 1], "hspace": 0.03})
+    else:
+        main = strip = figure.add_subplot()
     x = np.array([c.number for c in known])
-    y = np.array([judged_value(c, metric) for c in known])
+    y = np.array([search.value(c) for c in known])
     low, high = scale(y, higher_is_better=higher)
     best = np.maximum.accumulate(y) if higher else np.minimum.accumulate(y)
     ends = np.append(x, max(c.number for c in search.configurations))
@@ -68,13 +60,13 @@ def search_history(search: Search) -> Figure | None:
     main.set_ylim(low, high)
     main.margins(x=0.02)
     main.set_ylabel(f"{metric_title(metric)} on validation\n({better_way(metric)})")
-    if strip is not None:
+    if stopped:
         strip.vlines([c.number for c in stopped], 0.15, 0.85, color=BAD, lw=1.6)
         strip.set_ylim(0, 1)
         strip.set_yticks([0.5], ["ended early"])
         strip.tick_params(axis="y", length=0)
         strip.grid(axis="y", visible=False)
-    (main if strip is None else strip).set_xlabel("number of the configuration, in the order of trying")
+    strip.set_xlabel("number of the configuration, in the order of trying")
     figure.legend(handles=history_legend(search, known, y, low, high), loc="outside upper right", ncols=5)
     return figure
 
@@ -84,14 +76,6 @@ LOOKS: dict[str, Look] = {
     "suggested": {"marker": "o", "ms": 6.5, "color": BLUE},
 }
 NAMES = {"given": "given by the study", "suggested": "suggested"}
-
-
-def with_strip(figure: Figure, *, has_strip: bool) -> tuple[Axes, Axes | None]:
-    """The main axis and, below it, a strip with the same numbers."""
-    if not has_strip:
-        return figure.add_subplot(), None
-    main, strip = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [8, 1], "hspace": 0.03})
-    return main, strip
 
 
 def scale(values: np.ndarray, *, higher_is_better: bool) -> tuple[float, float]:
@@ -132,15 +116,15 @@ def pareto(search: Search) -> Figure | None:
     others = search.metrics[1:]
     figure = new_figure(7.4 if len(others) == 1 else 4.2 * min(len(others), 3), 4.6)
     axes = grid_of(figure, len(others), len(others))
-    for k, (axis, metric) in enumerate(zip(axes, others, strict=True), start=1):
+    for axis, metric in zip(axes, others, strict=True):
         for source, look in LOOKS.items():
             rest = [c for c in search.judged if c.source == source and c not in front]
-            axis.plot(*places(rest, search, k), ls="", **{**look, "mfc": "none", "mec": look["color"]})
+            axis.plot(*places(rest, search, metric), ls="", **{**look, "mfc": "none", "mec": look["color"]})
             best = [c for c in front if c.source == source]
-            axis.plot(*places(best, search, k), ls="", mec=PAPER, mew=0.6, zorder=3, **look)
+            axis.plot(*places(best, search, metric), ls="", mec=PAPER, mew=0.6, zorder=3, **look)
         if len(others) == 1:
-            axis.plot(*places(front, search, k), color=INK, lw=1.2, zorder=2)
-        name_points(axis, front, search, k)
+            axis.plot(*places(front, search, metric), color=INK, lw=1.2, zorder=2)
+        name_points(axis, front, search, metric)
         axis.set_xlabel(axis_title(search.metrics[0], "validation"))
         axis.set_ylabel(axis_title(metric, "validation"))
         axis.margins(0.1)
@@ -152,17 +136,16 @@ def pareto(search: Search) -> Figure | None:
     return figure
 
 
-def places(tried: Sequence[Tried], search: Search, at: int) -> tuple[list[float], list[float]]:
+def places(tried: Sequence[Tried], search: Search, metric: str) -> tuple[list[float], list[float]]:
     """Of the first metric and of another one."""
-    metric = search.metrics[at]
-    return [judged_value(c, search.metrics[0]) for c in tried], [judged_value(c, metric, at) for c in tried]
+    return [search.value(c) for c in tried], [search.value(c, metric) for c in tried]
 
 
-def name_points(axis: Axes, front: Sequence[Tried], search: Search, at: int, most: int = 8) -> None:
+def name_points(axis: Axes, front: Sequence[Tried], search: Search, metric: str) -> None:
     """The labels of the front, where there is room for them."""
-    if len(front) > most:
+    if len(front) > MOST_LABELLED:
         return
-    for c, x, y in zip(front, *places(front, search, at), strict=True):
+    for c, x, y in zip(front, *places(front, search, metric), strict=True):
         axis.annotate(as_label(c.label, 22), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
@@ -280,6 +263,7 @@ SEARCH_HISTORY = ReportFigure(
     reading="Each mark is a configuration, the mean over its seeds on validation images. Where the line of the best so "
     "far is flat, further ones found nothing better; of two metrics, the line joins what none beats in both.",
     series=sketch_search,
+    is_folded=False,
 )
 SEEDS_GIVEN = ReportFigure(
     name="seeds-given",
@@ -287,7 +271,6 @@ SEEDS_GIVEN = ReportFigure(
     reading="All start with the same few seeds. A cross marks where a configuration was dropped as decided to be worse "
     "than the leader; the longest bars are those between which the race could not decide sooner.",
     series=sketch_seeds,
-    is_folded=True,
 )
 IMPORTANCE = ReportFigure(
     name="importance",
@@ -296,5 +279,4 @@ IMPORTANCE = ReportFigure(
     "theirs. The line is the range over resamples of the configurations. A bar is filled if that range lies above the "
     "dashed mark, which is what random numbers would reach: the others may be chance.",
     series=sketch_importance,
-    is_folded=True,
 )

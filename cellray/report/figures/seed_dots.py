@@ -14,45 +14,25 @@ from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import (
-    BAD,
-    BLUE,
-    INK,
-    MEAN,
-    MOST_ROWS,
-    MUTED,
-    NARROW,
-    as_label,
-    axis_title,
-    best_of,
-    draw_ceiling,
-    new_figure,
-)
+from cellray.report.figures.looks import BAD, BLUE, INK, MEAN, MOST_ROWS, MUTED, NARROW
+from cellray.report.figures.parts import as_label, axis_title, best_of, draw_ceiling, new_figure
 from cellray.report.findings import Findings
 from cellray.report.ranking import rows_of, select
-from cellray.report.text import format_rank, format_value, is_telling, metric_title
+from cellray.report.text import format_rank, format_value, is_telling
 from cellray.report.words import set_title_plain
 
 
-def ranking_dots(
-    scores: pd.DataFrame, ranking: pd.DataFrame, *, set_name: str, metric: str, ceiling: float | None = None
-) -> Figure | None:
+def ranking_dots(found: Findings, set_name: str) -> Figure | None:
     """Every seed of every configuration, best on top; failed and collapsed ones stand apart at the worst value.
 
     Of more than 40 configurations the best are shown.
 
     Where the ranking has `low` and `high`, a thin line below the seeds is the interval of the mean.
-
-    Args:
-        scores: Of `make_tables`.
-        ranking: The same.
-        set_name: Of ``tables.sets``.
-        metric: A key of ``METRICS``.
-        ceiling: What human experts reach against the ground truth of this set.
     """
-    whole = select(ranking, set_name=set_name, metric=metric)
+    metric, ceiling = found.metric, found.ceiling.get(set_name)
+    whole = select(found.compared.ranking, set_name=set_name, metric=metric)
     order = whole.iloc[:MOST_ROWS]
-    points = select(scores, set_name=set_name, metric=metric)
+    points = select(found.compared.scores, set_name=set_name, metric=metric)
     points = points[points.label.isin(order.label)]
     lost = points[points.note.isin(["worst", "nan"])]
     alive = points[(points.outcome != "missing") & ~points.index.isin(lost.index)]
@@ -61,7 +41,6 @@ def ranking_dots(
     higher = METRICS[metric].higher_is_better
     figure = new_figure(NARROW, 1.5 + 0.26 * len(order))
     gutter, main = with_gutter(figure, has_gutter=not lost.empty, left=higher)
-    y = {label: i for i, label in enumerate(order.label)}
     tells = np.array(["low" in order and is_telling(metric, row.low, row.high) for row in rows_of(order)], dtype=bool)
     has_interval = bool(tells.any())
     extremes = [alive.counted] + ([pd.Series([ceiling])] if ceiling is not None else [])
@@ -70,8 +49,7 @@ def ranking_dots(
         extremes += [intact.low.dropna(), intact.high.dropna()]
     low, high = limits(pd.concat(extremes))
     draw_ceiling(main, ceiling)
-    for row in rows_of(order):
-        at = y[row.label]
+    for at, row in enumerate(rows_of(order)):
         seeds = alive[alive.label == row.label].sort_values("seed")
         main.plot(seeds.counted, [at] * len(seeds), "o", ms=6, color=BLUE, alpha=0.75, mew=0)
         draw_mean(main, row, at, low, high, metric)
@@ -90,8 +68,8 @@ def ranking_dots(
     main.set_xlim(low, high)
     main.set_xlabel(axis_title(metric, set_name) + best_of(list(whole.label), len(order)))
     labels = gutter if (higher and gutter is not None) else main
-    labels.set_yticks(range(len(order)))
-    labels.set_yticklabels([f"{as_label(row.label, 24)}  {format_rank(row.rank)}" for row in rows_of(order)])
+    names = [f"{as_label(row.label, 24)}  {format_rank(row.rank)}" for row in rows_of(order)]
+    labels.set_yticks(range(len(order)), names)
     main.set_ylim(len(order) - 0.5, -0.5)
     for axis in (main, gutter):
         if axis is not None:
@@ -99,16 +77,10 @@ def ranking_dots(
     if gutter is not None:
         value = lost.counted.max() if not higher else lost.counted.min()
         gutter.set_xlim(-0.4, 0.4)
-        gutter.set_xticks([0])
-        gutter.set_xticklabels([f"worst\n{format_value(metric, value)}"])
+        gutter.set_xticks([0], [f"worst\n{format_value(metric, value)}"])
         gutter.grid(axis="x", visible=False)
-    figure.legend(
-        handles=dot_legend(points, order, has_interval, ceiling is not None),
-        loc="outside upper right",
-        ncols=3,
-        handletextpad=0.3,
-        columnspacing=1.2,
-    )
+    handles = dot_legend(points, order, has_interval, ceiling is not None)
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3, columnspacing=1.2)
     return figure
 
 
@@ -168,27 +140,26 @@ def dot_legend(points: pd.DataFrame, order: pd.DataFrame, has_interval: bool, ha
     return handles
 
 
-def describe_ranking(ranking: pd.DataFrame, metric: str, set_name: str) -> str:
+def describe_ranking(found: Findings, set_name: str) -> str:
     """A sentence for readers who can't see the dot plot."""
-    rows = select(ranking, set_name=set_name, metric=metric)
+    rows = select(found.compared.ranking, set_name=set_name, metric=found.metric)
     rows = rows[rows["mean"].notna()]
     if rows.empty:
         return "Dot plot without results yet."
-    ends = [f"{row.label} (mean {format_value(metric, row.mean)})" for row in rows_of(rows.iloc[[0, -1]])]
+    ends = [f"{row.label} (mean {format_value(found.metric, row.mean)})" for row in rows_of(rows.iloc[[0, -1]])]
     return (
-        f"Dot plot of {metric_title(metric)} for every seed of {len(rows)} configurations, best on top: from {ends[0]} "
+        f"Dot plot of {found.title} for every seed of {len(rows)} configurations, best on top: from {ends[0]} "
         f"to {ends[1]}."
     )
 
 
 def sketch_rankings(found: Findings) -> Iterator[Sketch]:
     """One dot plot a set, but of validation."""
-    scores, ranking, metric = found.compared.scores, found.compared.ranking, found.metric
     for name in ("test", *found.external):
         yield Sketch(
             f"Every seed: {found.title}, {set_title_plain(name)}",
-            describe_ranking(ranking, metric, name),
-            ranking_dots(scores, ranking, set_name=name, metric=metric, ceiling=found.ceiling.get(name)),
+            describe_ranking(found, name),
+            ranking_dots(found, name),
             part=name,
         )
 
@@ -199,5 +170,4 @@ RANKING = ReportFigure(
     reading="A dot is one seed, so the width of a cloud is what chance does; the upright bar is their mean, the thin "
     "line its 95 % interval where known. Crosses apart are collapsed or failed trials: they count as the worst value.",
     series=sketch_rankings,
-    is_folded=True,
 )

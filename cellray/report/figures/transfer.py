@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure
+from cellray.report.figures.looks import BLUE, INK, MOST_PANELS, MUTED, PAPER
 from cellray.report.figures.parts import (
-    BLUE,
-    INK,
-    MOST_PANELS,
-    MUTED,
-    PAPER,
     as_label,
     best_of,
     draw_ceiling,
@@ -27,12 +20,14 @@ from cellray.report.figures.parts import (
     sets_of,
     signed,
 )
-from cellray.report.text import format_value, metric_title
+from cellray.report.findings import Findings
+from cellray.report.text import format_value
 
 
-def transfer_map(ranking: pd.DataFrame, sets: Sequence[str], *, metric: str) -> Figure | None:
+def transfer_map(found: Findings) -> Figure | None:
     """Mean of each configuration on each set (test first), with the change from test written below the value."""
-    shown = [name for name in sets if name != "val"]
+    metric, ranking = found.metric, found.compared.ranking
+    shown = ["test", *found.external]
     if len(shown) < 2:
         return None
     rows = ranking[(ranking.metric == metric) & (ranking.point == "own") & ranking.set.isin(shown)]
@@ -67,20 +62,15 @@ def change_text(change: float) -> str:
     return signed(change, f"{abs(change):.2f}")
 
 
-def drop(
-    ranking: pd.DataFrame, sets: Sequence[str], *, metric: str, ceiling: Mapping[str, float] | None = None
-) -> Figure | None:
+def drop(found: Findings) -> Figure | None:
     """One panel an external set: each configuration from its mean on the test set to its mean there, best on top.
 
-    Args:
-        ranking: Of `make_tables`.
-        sets: In the order to show, test among them.
-        metric: A key of ``METRICS``.
-        ceiling: Set -> what human experts reach against the ground truth in this metric, drawn as a dashed line.
+    Where it is known, what human experts reach against the ground truth is a dashed line.
     """
+    metric, ranking = found.metric, found.compared.ranking
     rows = ranking[(ranking.metric == metric) & (ranking.point == "own")]
     rows = rows[np.isfinite(rows["mean"].astype(float))]
-    shown = [name for name in sets_of(rows, sets) if name != "test"]
+    shown = sets_of(rows, found.external)
     home = rows[rows.set == "test"].set_index("label")["mean"]
     if not shown or home.empty:
         return None
@@ -99,17 +89,17 @@ def drop(
                 textcoords="offset points", va="center", fontsize=9, color=INK, annotation_clip=False,
             )  # fmt: skip
         axis.set_title(as_label(name, 30), loc="left")
-        draw_ceiling(axis, (ceiling or {}).get(name))
+        draw_ceiling(axis, found.ceiling.get(name))
         if METRICS[metric].worst is not None:
             axis.set_xlim(0, 1)
     handles = [
         Line2D([], [], ls="", marker="o", ms=5, mfc=PAPER, mec=MUTED, label="test set"),
         Line2D([], [], ls="", marker="o", ms=6, color=BLUE, mew=0, label="external set (difference at the right)"),
     ]
-    if any(name in (ceiling or {}) for name in shown):
+    if any(name in found.ceiling for name in shown):
         handles.append(Line2D([], [], ls="--", lw=1.2, color=INK, label="human experts"))
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
-    figure.supxlabel(metric_title(metric) + best_of(list(home.index), len(labels)), fontsize=10)
+    figure.supxlabel(found.title + best_of(list(home.index), len(labels)), fontsize=10)
     return figure
 
 
@@ -120,7 +110,8 @@ DROP = ReportFigure(
     "with the difference at the right: the shorter the line, the better a configuration carries over.",
     title="From the test set to each external set: {metric}",
     alt="Mean {metric} of each configuration on the test set and on each external set, with the difference.",
-    plot=lambda found: drop(found.compared.ranking, found.tables.sets, metric=found.metric, ceiling=found.ceiling),
+    plot=drop,
+    is_folded=False,
 )
 TRANSFER = ReportFigure(
     name="transfer",
@@ -128,6 +119,5 @@ TRANSFER = ReportFigure(
     reading="The mean score of each configuration on each set; in brackets the change from the test set.",
     title="{metric} of every configuration on every set",
     alt="Heat map of mean {metric} of each configuration on each set; the numbers are in the tables by set.",
-    plot=lambda found: transfer_map(found.compared.ranking, found.tables.sets, metric=found.metric),
-    is_folded=True,
+    plot=transfer_map,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,38 +13,28 @@ from matplotlib.tri import Triangulation
 
 from cellray.metrics import METRICS
 from cellray.report.figures.drawing import ReportFigure, Sketch
-from cellray.report.figures.parts import INK, MUTED, as_label, new_figure
+from cellray.report.figures.looks import INK, MUTED
+from cellray.report.figures.parts import as_label, new_figure
 from cellray.report.findings import Findings
+from cellray.report.mixtures import WeightFamily
+from cellray.report.text import metric_title
 from cellray.statistics.simplex import SimplexFit, between, proportions, simplex_grid
 
 HEIGHT = 3**0.5 / 2
 N_COLOURS = 12
 
 
-def simplex_response(
-    points: pd.DataFrame,
-    names: tuple[str, str, str],
-    fit: SimplexFit | None,
-    *,
-    title: str,
-    higher_is_better: bool = True,
-) -> Figure | None:
+def simplex_response(family: WeightFamily) -> Figure | None:
     """Triangle of three weights: configurations as dots, a fitted surface behind, its best point and where that may be.
 
     Dots and surface share one scale; dashed lines are the surface's standard error. Without a surface the dots
     stand alone. Where the configurations differ in more than the weights, the surface is over the weights
     alone and the rest is part of its scatter.
-
-    Args:
-        points: One row a configuration: a, b, c (only their proportions matter), mean.
-        names: Of the weights a, b and c.
-        fit: The surface, where the points determine one.
-        title: What is shown, for the scale.
-        higher_is_better: Whether the best point is the highest.
     """
-    known = points[np.isfinite(points["mean"].astype(float))]
+    known = family.points[np.isfinite(family.points["mean"].astype(float))]
     if len(known) < 3:
         return None
+    fit = family.fit
     figure = new_figure(7.6, 5.6)
     axis = figure.add_subplot()
     grid = simplex_grid(50)
@@ -54,7 +43,7 @@ def simplex_response(
     values = np.concatenate([mean, known["mean"].to_numpy(float)])
     low, high = float(values.min()), float(values.max())
     high = high if high > low else low + 1e-6
-    colours = "cividis" if higher_is_better else "cividis_r"
+    colours = "cividis" if METRICS[family.metric].higher_is_better else "cividis_r"
     if fit:
         surface = Triangulation(*flat(grid))
         axis.tricontourf(surface, mean, levels=np.linspace(low, high, N_COLOURS + 1), cmap=colours)
@@ -69,8 +58,9 @@ def simplex_response(
     handles = [Line2D([], [], ls="", marker="o", ms=7, mfc="none", mec=INK, label="one configuration")]
     if fit:
         handles += draw_best(axis, fit)
-    frame(axis, names)
-    figure.colorbar(dots, ax=axis, fraction=0.04, pad=0.02, label=title).outline.set_visible(False)
+    frame(axis, family.names)
+    bar = figure.colorbar(dots, ax=axis, fraction=0.04, pad=0.02, label=metric_title(family.metric))
+    bar.outline.set_visible(False)
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
     return figure
 
@@ -118,13 +108,7 @@ def sketch_surfaces(found: Findings) -> Iterator[Sketch]:
             f"{found.title} on the test set over the weights of {names}{more}",
             f"Triangle of the weights of {names} with {len(family.points)} mixtures as dots, the fitted score behind, "
             f"and its best point. {family.sentence} {family.caveat}",
-            simplex_response(
-                family.points,
-                family.names,
-                family.fit,
-                title=found.title,
-                higher_is_better=METRICS[found.metric].higher_is_better,
-            ),
+            simplex_response(family),
             part="-".join(family.names),
         )
 
@@ -135,4 +119,5 @@ SIMPLEX = ReportFigure(
     reading="A corner is one loss term alone, a point inside a mixture of all three. Colour is the score, dashed lines "
     "are its standard error; the star is the best mixture, and small squares are where it may also be.",
     series=sketch_surfaces,
+    is_folded=False,
 )

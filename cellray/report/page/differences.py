@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellray.report.page.table_cells import (
-    PageTable,
-    TableCell,
-    head,
-    number_cell,
-    sort_key,
-)
+from cellray.report.page.table_cells import PageTable, TableCell, head, number_cell, sort_key
 from cellray.report.ranking import Tables, rows_of, select
 from cellray.report.text import format_difference, format_p, format_rank, format_value, interval_cell, metric_title
 
@@ -62,9 +56,7 @@ def find_differences(tables: Tables, metric: str, set_name: str) -> Differences:
         *friedman_sentence(inference.friedman, set_name),
         *detectable_sentence(inference.detectable, set_name, metric),
     ]
-    if pairs.empty or ranking.empty:
-        return Differences(schemes=scheme_table(ranks), sentences=sentences, statistics=statistics)
-    first = ranking.iloc[0].label
+    first = next(iter(ranking.label), "")
     of_leader = pairs[(pairs.a == first) | (pairs.b == first)]
     undecided = pairs[~pairs.decided.astype(bool)]
     others_open = undecided[~undecided.index.isin(of_leader.index)]

@@ -58,15 +58,13 @@ def published_table(tables: Tables) -> PageTable | None:
     if len(ended) >= ENOUGH_SHARED:
         here = np.array([row.mean for row in ended])
         labels = [row.label for row in ended]
-        rho = {
-            name: spearman(here, known.loc[labels, column].to_numpy(dtype=float))
-            for name, column in (("published", "slides_mean"), ("counted", "all_mean"))
-        }
-        if np.isfinite(rho["published"]) and np.isfinite(rho["counted"]):
-            values = {name: f"{value:+.2f}".replace("-", "−") for name, value in rho.items()}
+        theirs = (known.loc[labels, column].to_numpy(dtype=float) for column in ("slides_mean", "all_mean"))
+        rho = [spearman(here, means) for means in theirs]
+        if np.isfinite(rho).all():
+            by_slides, by_all = (f"{value:+.2f}".replace("-", "−") for value in rho)
             notes.append(
-                f"Spearman's rank correlation over these {len(ended)} configurations: {values['published']} with the "
-                f"published order, {values['counted']} with collapses counted (1 is the same order, 0 no relation)."
+                f"Spearman's rank correlation over these {len(ended)} configurations: {by_slides} with the "
+                f"published order, {by_all} with collapses counted (1 is the same order, 0 no relation)."
             )
     return PageTable(columns, body, notes)
 
