@@ -23,10 +23,7 @@ LONGEST_FIRST = (
     "test_cli.py::TestOneStudy",
     "test_cli.py",
     "test_workers.py",
-    "test_compiling.py",
-    "test_nodes.py",
     "test_autoscaler.py",
-    "test_tutorial.py",
 )
 """How the names of tests begin that take longest together: each beginning is a group, and so is any other file. A group
 stays on one worker of xdist, where its tests share fixtures; the longest start first, so that none is left at the end.
