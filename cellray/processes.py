@@ -6,7 +6,8 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -42,7 +43,7 @@ def answer_ending(act: Callable[[int, FrameType | None], object]) -> Callable[[]
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in reversed(before.items()):  # Ctrl-C at last, which may end this very loop
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C
 
     def answer(number: int, frame: FrameType | None) -> None:
@@ -53,6 +54,19 @@ def answer_ending(act: Callable[[int, FrameType | None], object]) -> Callable[[]
     for number in before:
         signal.signal(number, answer)
     return restore
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """What asks this process to end waits for the end of a block, as one that starts a process."""
+    came: list[int] = []
+    restore = answer_ending(lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        restore()
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def collect_seldom() -> None:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,26 @@ def test_what_pods_lack_is_shown_once_and_no_such_image_ends_it(supervised):
         "FailedScheduling: 0/3 nodes are available: 3 Insufficient cpu."
     ]
     assert found is not None and found.trouble.name == "no such image" and found.who == "head"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_moment_in_which_kubectl_starts_leaves_no_kubectl(template, monkeypatch):
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    space = Namespace("tiny", "cellray")
+    space.words = ["sh", "-c", "exec sleep 4321"]  # stays until it is ended
+    interrupt = "import os, sys, time\nfor word in sys.stdin: time.sleep(float(word)); os.kill(os.getppid(), 2)"
+    with subprocess.Popen([sys.executable, "-c", interrupt], stdin=subprocess.PIPE, text=True, bufsize=1) as other:
+        assert other.stdin
+        for i in range(100):
+            with suppress(KeyboardInterrupt), space._logs("job") as logs:
+                other.stdin.write(f"{i * 5e-5}\n")
+                logs.show()
+                for _ in range(1000):
+                    time.sleep(0.01)
+                pytest.fail("nobody interrupted")
+        other.stdin.close()
+    everything = subprocess.run(["ps", "-A", "-o", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+    assert [line for line in everything.splitlines() if re.match(rf"\s*{os.getpid()} .*sleep 4321", line)] == []
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,7 @@ class TinyCluster:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
         self.objects: dict[str, dict[str, Any]] = {plural: {} for plural in KINDS}
-        self.logs: dict[str, bytes] = {}
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.lost: set[str] = set()
         self.refused: dict[str, str] = {}
@@ -186,27 +186,27 @@ class TinyCluster:
         self._kill(name)
 
     def _kill(self, name: str) -> None:
-        if name in self.processes and self.processes[name].returncode is None:
+        if name in self.processes and self.processes[name].poll() is None:
             os.killpg(self.processes[name].pid, signal.SIGKILL)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End everything that runs."""
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
         for name, process in self.processes.items():
             self._kill(name)
-            await process.wait()
+            process.wait()
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"].removesuffix("-pod")
         response = web.StreamResponse()
         await response.prepare(request)
-        sent = len(self.logs[name]) if "sinceTime" in request.query else 0
+        sent = len(self._log(name)) if "sinceTime" in request.query else 0
         while True:
-            running = self.processes[name].returncode is None
-            await response.write(self.logs[name][sent:])
-            sent = len(self.logs[name])
+            running = self.processes[name].poll() is None
+            new = self._log(name)[sent:]
+            await response.write(new)
+            sent += len(new)
             if not running:
                 return response
             await asyncio.sleep(0.1)
@@ -214,15 +214,16 @@ class TinyCluster:
     async def execute(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=["v5.channel.k8s.io", "v4.channel.k8s.io"])
         await socket.prepare(request)
-        process = await self._start(shlex.join(request.query.getall("command")), separate=True)
-        out, said = await process.communicate()
-        for channel, data in ((1, out), (2, said)):
+        done = await asyncio.to_thread(
+            subprocess.run, request.query.getall("command"), capture_output=True, check=False,
+            env=self.environment, cwd=self.folder,
+        )  # fmt: skip
+        for channel, data in ((1, done.stdout), (2, done.stderr)):
             for start in range(0, len(data), 30_000):
                 await socket.send_bytes(bytes([channel]) + data[start : start + 30_000])
-        code = str(process.returncode)
         status: dict[str, Any] = {"metadata": {}, "status": "Success"}
-        if process.returncode:
-            causes = [{"reason": "ExitCode", "message": code}]
+        if done.returncode:
+            causes = [{"reason": "ExitCode", "message": str(done.returncode)}]
             status = {"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
         await socket.send_bytes(b"\x03" + json.dumps(status).encode())
         await socket.close()
@@ -241,10 +242,7 @@ class TinyCluster:
             (place / file).write_text(text)
         job["status"] = {"jobDeploymentStatus": "Initializing"}
         await asyncio.sleep(0.5)
-        self.logs[name] = b""
-        self.processes[name] = process = await self._start(
-            job["spec"]["entrypoint"].replace(f"{mounted}/", f"{place}/", 1)
-        )
+        self._start(name, job["spec"]["entrypoint"].replace(f"{mounted}/", f"{place}/", 1))
         pod = {"metadata": {"name": f"{name}-pod", "namespace": "cellray", "labels": {"job-name": name}}}
         pod |= {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "submitter"}]}}
         pod["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -257,17 +255,14 @@ class TinyCluster:
             "spec": {"selector": selector},
         }
         job["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
-        assert process.stdout is not None
-        while data := await process.stdout.read(4096):
-            self.logs[name] += data
-        code = await process.wait()
+        code = await self._ended(name)
         state = ("Complete", "SUCCEEDED") if code == 0 else ("Failed", "FAILED")
         job["status"] = {"jobDeploymentStatus": state[0], "jobStatus": state[1]}
         if name in self.lost:
             job["status"] = {"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}
             job["status"]["message"] = "the job status couldn't be read for 5m0s"
         elif code:
-            tail = self.logs[name].decode()[-20_000:]
+            tail = self._log(name).decode()[-20_000:]
             words = (
                 f"Job entrypoint command failed with exit code {code}, last available logs (truncated to 20,000 chars):"
             )
@@ -275,17 +270,23 @@ class TinyCluster:
 
     async def _run_pod(self, pod: dict[str, Any]) -> None:
         (container,), name = pod["spec"]["containers"], pod["metadata"]["name"]
-        process = await self._start(shlex.join(container["command"]))
-        self.processes[name] = process
-        self.logs[name], _ = await process.communicate()
-        pod["status"] = {"phase": "Failed" if process.returncode else "Succeeded"}
+        self._start(name, shlex.join(container["command"]))
+        pod["status"] = {"phase": "Failed" if await self._ended(name) else "Succeeded"}
 
-    async def _start(self, command: str, separate: bool = False) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_shell(
-            f"exec {command}", stdout=pipe, stderr=pipe if separate else asyncio.subprocess.STDOUT,
-            env=self.environment, cwd=self.folder, start_new_session=True,
-        )  # fmt: skip
+    def _start(self, name: str, command: str) -> None:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                f"exec {command}", shell=True, stdout=log, stderr=subprocess.STDOUT,
+                env=self.environment, cwd=self.folder, start_new_session=True,
+            )  # fmt: skip
+
+    async def _ended(self, name: str) -> int:
+        while (code := self.processes[name].poll()) is None:
+            await asyncio.sleep(0.1)
+        return code
+
+    def _log(self, name: str) -> bytes:
+        return (self.folder / f"{name}.log").read_bytes()
 
 
 def _refuse(code: int, reason: str, message: str) -> web.Response:
@@ -304,8 +305,9 @@ def _refuse(code: int, reason: str, message: str) -> web.Response:
 def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyCluster]:
     """A running `TinyCluster`, and the kubectl configuration `config` that names it as the context `tiny`."""
     cluster = TinyCluster(folder, environment)
-    ready, loop = threading.Event(), asyncio.new_event_loop()
+    ready = threading.Event()
     address: list[str] = []
+    ending: list[Callable[[], object]] = []
 
     async def serve() -> None:
         app = web.Application(client_max_size=2**24)
@@ -333,10 +335,14 @@ def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyClus
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         address.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        ending.append(lambda: loop.call_soon_threadsafe(ended.set))
         ready.set()
+        await ended.wait()
+        cluster.close()
+        await runner.cleanup()
 
-    loop.create_task(serve())
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(30)
     cluster.config.write_text(
@@ -353,6 +359,6 @@ def tiny_cluster(folder: Path, environment: dict[str, str]) -> Iterator[TinyClus
     try:
         yield cluster
     finally:
-        asyncio.run_coroutine_threadsafe(cluster.close(), loop).result(20)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        ending[0]()
+        thread.join(60)
+        assert not thread.is_alive()

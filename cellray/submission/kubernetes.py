@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cellray.errors import StudyError
 from cellray.places import GROUPS_VARIABLE
+from cellray.processes import unbroken
 from cellray.submission.parcel import Parcel
 from cellray.submission.reports import untar_report
 from cellray.submission.troubles import ENDED, Incident, Manifest, end_of, pod_incidents
@@ -247,7 +248,8 @@ class _Logs:
         """See that it is shown: kubectl ends when the connection does."""
         if self._process is None or self._process.poll() is not None:
             more = [f"--since-time={self._since}"] if self._since else []
-            self._process = subprocess.Popen([*self._command, *more], stderr=subprocess.DEVNULL)
+            with unbroken():  # else nobody has what was started
+                self._process = subprocess.Popen([*self._command, *more], stderr=subprocess.DEVNULL)
         self._since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def finish(self) -> None:
