@@ -118,3 +118,22 @@ def test_upsampling_is_a_transposed_convolution(order):
         y = layer(x)
         found.append([y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_the_gradient_of_a_decoders_sum_and_skip_is_that_of_a_concatenation_and_lies_in_one_piece(order):
+    torch.manual_seed(0)
+    block = CResUnet(4).decoder2
+    x, skip = (
+        torch.randn(2, channels, pixels, pixels).to(memory_format=order).requires_grad_()
+        for channels, pixels in ((16, 6), (8, 12))
+    )
+    weights = torch.randn(2, 8, 12, 12)
+    plain = block.up(x)
+    plain = block.block(torch.cat([plain, skip], dim=1)) + plain
+    expected = torch.autograd.grad((plain * weights).sum(), [x, skip, *block.parameters()])
+    seen = []
+    skip.register_hook(seen.append)
+    found = torch.autograd.grad((block(x, skip) * weights).sum(), [x, skip, *block.parameters()])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert seen[0].is_contiguous(memory_format=order)
