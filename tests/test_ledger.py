@@ -18,8 +18,9 @@ import pytest
 from services import s3_environment
 
 from cellray.errors import LedgerError
-from cellray.ledger import Ledger
+from cellray.ledger import Ledger, StoredFile
 from cellray.ledger import lease as lease_module
+from cellray.ledger.copies import Copies
 from cellray.record import TrialRecord
 
 HISTORY = pd.DataFrame({"epoch": [1, 2], "val_dice": [float("nan"), 0.5]})
@@ -82,6 +83,19 @@ def test_files_can_be_written_read_listed_and_removed(ledger):
     ledger.delete("report/index.html")
     with pytest.raises(FileNotFoundError):
         ledger.read("report/index.html")
+
+
+@pytest.mark.parametrize("path", ["trials/../../../outside", "trials/a/../../../../outside"])
+def test_no_copy_lies_outside_of_the_cache(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
+    copies = Copies(("s3://b", "study"), [StoredFile(path, 1, 0.0), StoredFile("trials/a/b", 1, 0.0)])
+    copies.keep("trials/a/b", b"x")
+    assert copies.find("trials/a/b") == b"x"
+    with pytest.raises(FileNotFoundError):
+        copies.find(path)
+    with pytest.raises(KeyError):
+        copies.keep(path, b"x")
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["b"]
 
 
 def test_checkpoints_are_kept_by_name(ledger):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -23,6 +24,7 @@ from disturb import Command
 from manifests import all_pods
 from mlflow import MlflowClient
 from pyarrow import fs
+from report_data import write_realistic
 from services import (
     LOOPBACK,
     S3_KEYS,
@@ -40,6 +42,8 @@ from services import (
 from tiny_study import draw_images, tiny_study
 
 from cellray.ledger import Ledger
+from cellray.report import build_report
+from cellray.results import Results
 from cellray.storage import open_storage
 
 pytestmark = pytest.mark.slow
@@ -219,3 +223,71 @@ def test_the_manifests_start_an_object_store_and_mlflow(installed, database, tmp
         files, root = open_storage(given["ARTIFACTS"])
         names = [info.path for info in files.get_file_info(fs.FileSelector(root, recursive=True))]
         assert any(name.endswith("note.txt") for name in names), names
+
+
+class Asked(Door):
+    """A way to a store, that notes which files of trials are fetched through it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(int(url.rpartition(":")[2]))
+        self.files: list[str] = []
+
+    def passes(self, data: bytes) -> None:
+        self.files += [m.decode() for m in re.findall(rb"GET /cellray/\S*?/(trials/[^? ]+)[? ]", data)]
+
+
+def test_a_report_made_again_after_one_more_trial_fetches_that_trial_alone(store, tmp_path, monkeypatch):
+    door = Asked(store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", door.address)
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("cellray.ledger.copies.SETTLED_S", -10)  # what was written a moment ago counts as settled
+    here = Ledger(str(tmp_path), "made_up")
+    plan = write_realistic(here, labels=("BCE", "Dice"), seeds=(0, 5), external=(), n_images=6, epochs=3)
+    *first, last = sorted(path for path in (tmp_path / "made_up" / "trials").iterdir())
+    for trial in first:
+        put(trial, f"copies/made_up/trials/{trial.name}")
+    there = Ledger("s3://cellray/copies", "made_up")
+
+    def report() -> tuple[set[str], dict[str, bytes]]:
+        door.files.clear()
+        paths = build_report(Results.now(there, plan))
+        return set(door.files), {path: there.read(path) for path in paths}
+
+    asked, _ = report()
+    assert {name.split("/")[1] for name in asked} == {trial.name for trial in first}
+    asked, _ = report()
+    assert asked == set()
+    put(last, f"copies/made_up/trials/{last.name}")
+    asked, grown = report()
+    assert f"trials/{last.name}/images.parquet" in asked
+    assert {name.split("/")[1] for name in asked} == {last.name}
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "another"))
+    everything, anew = report()
+    assert anew == grown and asked < everything
+
+
+def test_copies_follow_the_bucket(store, tmp_path, monkeypatch):
+    door = Asked(store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", door.address)
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
+    ledger, path = Ledger("s3://cellray/copies", "changing"), "trials/a/trial.json"
+
+    def read() -> tuple[bytes | None, int]:
+        door.files.clear()
+        (found,) = ledger.with_copies().read_all([path])
+        return found, len(door.files)
+
+    ledger.write(path, b"one")
+    assert read() == (b"one", 1)
+    assert read() == (b"one", 1)  # too new to be told from another one of the same second
+    monkeypatch.setattr("cellray.ledger.copies.SETTLED_S", -10)
+    assert [read() for _ in range(2)] == [(b"one", 1), (b"one", 0)]
+    time.sleep(1.1)
+    ledger.write(path, b"two")
+    assert [read() for _ in range(2)] == [(b"two", 1), (b"two", 0)]
+    (copy,) = (file for file in (tmp_path / "cache").rglob("trial.json"))
+    copy.write_bytes(b"cut off")
+    assert read() == (b"two", 1)
+    ledger.delete(path)
+    assert read() == (None, 0)
+    assert not copy.exists()

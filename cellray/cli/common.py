@@ -232,8 +232,9 @@ class StoredStudy(NamedTuple):
         from cellray.results import Results
 
         damaged: dict[str, str] = {}
-        records = self.ledger.records(damaged=damaged)
-        return Results(self.ledger, self.plan(), records, metric=metric, log=self.log, damaged=damaged)
+        ledger = self.ledger.with_copies()
+        records = ledger.records(damaged=damaged)
+        return Results(ledger, self.plan(), records, metric=metric, log=self.log, damaged=damaged)
 
     def ensemble(self, config: str | None, *, allow_code: bool) -> TrainedModel:
         """All seeds of a configuration as one model, by default of that of the trial best on validation."""

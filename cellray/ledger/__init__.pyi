@@ -1,4 +1,4 @@
-from .files import StoredFile
+from .copies import StoredFile
 from .records import DAMAGED, TABLES, Ledger, read_parquet
 from .weights import read_weights, weights_of
 

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 from pyarrow import NativeFile, fs
 
 from cellray.errors import LedgerError, StorageError
+from cellray.ledger.copies import Copies, StoredFile
 from cellray.storage import PATIENCE_S, is_full, open_storage, patiently, plain_reason, public, read_plain
 
 _T = TypeVar("_T")
 
+TRIALS = "trials"
 PART = ".part"
 """Ends the name of a file that is being written."""
 MOST_JSON_BYTES, MOST_BYTES = 2**28, 2**34
@@ -27,16 +29,6 @@ MOST_JSON_BYTES, MOST_BYTES = 2**28, 2**34
 CHUNK_BYTES = 2**24
 MOST_AT_ONCE = 16
 """Files of a bucket that are asked for at once."""
-
-
-class StoredFile(NamedTuple):
-    """A file of a ledger."""
-
-    path: str
-    """In the study's folder."""
-    n_bytes: int
-    changed: float
-    """Seconds since 1970."""
 
 
 class StudyFiles:
@@ -60,6 +52,7 @@ class StudyFiles:
         self.storage, self.study = (root if self._local else storage), study
         self._root = f"{root}/{study}"
         self._patience_s, self._has_answered = patience_s, _has_answered
+        self._copies: Copies | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, float, bool]]:
         return type(self), (self.storage, self.study, self._patience_s, self._has_answered)
@@ -67,6 +60,18 @@ class StudyFiles:
     def within(self, folder: str) -> Self:
         """The same for a folder of the study that has records of its own."""
         return type(self)(self.storage, f"{self.study}/{folder}", self._patience_s, self._has_answered)
+
+    def with_copies(self) -> Self:
+        """The same for one who reads all trials: those of a bucket as they are now, each file fetched once and kept.
+
+        Raises:
+            StorageError: If the storage can't be read.
+        """
+        found = type(self)(self.storage, self.study, self._patience_s, self._has_answered)
+        if not self._local:
+            whose = (self.storage, self.study, os.environ.get("AWS_ENDPOINT_URL", ""))
+            found._copies = Copies(whose, self.files(TRIALS))
+        return found
 
     def _do(self, act: Callable[[], _T], path: str) -> _T:
         """Read something; a bucket that goes away is waited for, but not one that never answered.
@@ -185,7 +190,13 @@ class StudyFiles:
                     raise LedgerError(f"{self.uri}/{path} can't be read: {error.strerror}") from None
                 raise
 
-        return self._do(get, path)
+        if self._copies is None or not path.startswith(f"{TRIALS}/"):
+            return self._do(get, path)
+        data = self._copies.find(path)
+        if data is None:
+            data = self._do(get, path)
+            self._copies.keep(path, data)
+        return data
 
     def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
         """The bytes of each file in turn, None where there is none; a bucket is asked for several at once."""

@@ -51,6 +51,7 @@ class Results:
     @classmethod
     def now(cls, ledger: Ledger, plan: Plan) -> Results:
         """The results of a plan that is known already, as they lie in the ledger."""
+        ledger = ledger.with_copies()
         log, damaged = ledger.search(), dict[str, str]()
         return cls(ledger, plan.with_dropped(log), ledger.records(damaged=damaged), log=log, damaged=damaged)
 
