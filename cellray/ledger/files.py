@@ -7,7 +7,7 @@ import os
 import stat
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -138,6 +138,15 @@ class StudyFiles:
             raise StorageError(f"{self._named(path)} can't be written: {words}") from error
         except OSError as error:
             raise StorageError(f"{self._named(path)} can't be written: {plain_reason(error)}") from error
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write some files, several at once and each as `write` does; which of them are there after an error is open.
+
+        Raises:
+            StorageError: If the storage doesn't take one.
+        """
+        with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+            list(pool.map(self.write, files, files.values()))
 
     @staticmethod
     def _replace(target: str, data: bytes) -> None:

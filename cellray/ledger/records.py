@@ -127,10 +127,8 @@ class Ledger(StudyFiles):
         """Store a trial's record with its tables and other files, replacing an earlier one."""
         folder = f"trials/{record.key}"
         self.delete(f"{folder}/trial.json")
-        for name, table in tables.items():
-            self.write(f"{folder}/{name}.parquet", table.to_parquet(index=False))
-        for path, data in files.items():
-            self.write(f"{folder}/{path}", data)
+        stored = {f"{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()}
+        self.write_all({f"{folder}/{path}": data for path, data in (stored | dict(files)).items()})
         self.write(f"{folder}/trial.json", record_text(record).encode())
 
     def plan(self) -> list[PlannedTrial]:

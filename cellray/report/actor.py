@@ -249,8 +249,8 @@ class ReportActor:
         self._write_page()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
-            for name, data in table_files(tables, plan, self._answer).items():
-                self._ledger.write(f"report/{name}", data)
+            found = table_files(tables, plan, self._answer)
+            self._ledger.write_all({f"report/{name}": data for name, data in found.items()})
             self._unwritten = None
         self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)
 

@@ -50,10 +50,10 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
         **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
         **{f"figures/{d.name}.png": d.png for d in drawings.values()},
     }
-    for name, data in files.items():
-        results.ledger.write(f"report/{name}", data)
+    written = {f"report/{name}": data for name, data in files.items()}
+    results.ledger.write_all(written)
     results.ledger.write(BUILT, _made_of(results, facts).encode())
-    return [f"report/{name}" for name in files]
+    return list(written)
 
 
 def is_built(results: Results, facts: StudyFacts) -> bool:

@@ -88,12 +88,11 @@ def make_gallery(found: Findings) -> Gallery:
     crowded: dict[str, list[Picture]] = {name: [] for name in judged}
     abroad: dict[str, dict[str, Picture]] = {name: {} for name in judged if name != "test"}
     missing = []
-    for label, record, overlay in wanted:
-        path = f"trials/{record.key}/{overlay.file}"
-        if not ledger.exists(path):
+    pngs = ledger.read_all(f"trials/{record.key}/{overlay.file}" for _, record, overlay in wanted)
+    for (label, record, overlay), png in zip(wanted, pngs, strict=True):
+        if png is None:
             missing.append(f"{label}: {overlay.file} is not in the ledger")
             continue
-        png = ledger.read(path)
         try:
             picture = make_picture(label, record.seed, overlay, png, limit)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's for what is no picture
