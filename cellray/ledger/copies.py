@@ -40,8 +40,9 @@ class Copies:
         self._folder = default_cache_dir() / "ledgers" / hashlib.sha256(repr(whose).encode()).hexdigest()[:16]
         self._listed = {file.path: file for file in listed if ".." not in file.path.split("/")}
         for copy in self._folder.rglob("*"):
-            if copy.is_file() and copy.relative_to(self._folder).as_posix() not in self._listed:
-                copy.unlink(missing_ok=True)
+            if copy.relative_to(self._folder).as_posix() not in self._listed and copy.is_file():
+                with suppress(OSError):
+                    copy.unlink()
 
     def find(self, path: str) -> bytes | None:
         """The content of a file, None where there is no good copy; FileNotFoundError if the bucket has no such file."""

@@ -28,7 +28,7 @@ MOST_JSON_BYTES, MOST_BYTES = 2**28, 2**34
 """Of a record, and of any other file; larger ones aren't cellray's."""
 CHUNK_BYTES = 2**24
 MOST_AT_ONCE = 16
-"""Files of a bucket that are asked for at once."""
+"""Files that a bucket is asked for at once, or that are written at once."""
 
 
 class StudyFiles:
@@ -62,15 +62,17 @@ class StudyFiles:
         return type(self)(self.storage, f"{self.study}/{folder}", self._patience_s, self._has_answered)
 
     def with_copies(self) -> Self:
-        """The same for one who reads all trials: those of a bucket as they are now, each file fetched once and kept.
+        """For one who reads all trials: those of a bucket as they are now, each file fetched once and kept.
 
         Raises:
             StorageError: If the storage can't be read.
         """
+        if self._local:
+            return self
+        whose = (self.storage, self.study, os.environ.get("AWS_ENDPOINT_URL", ""))
+        copies = Copies(whose, self.files(TRIALS))
         found = type(self)(self.storage, self.study, self._patience_s, self._has_answered)
-        if not self._local:
-            whose = (self.storage, self.study, os.environ.get("AWS_ENDPOINT_URL", ""))
-            found._copies = Copies(whose, self.files(TRIALS))
+        found._copies = copies
         return found
 
     def _do(self, act: Callable[[], _T], path: str) -> _T:
