@@ -31,9 +31,10 @@ def test_nodes_come_and_go_with_the_trials_and_a_study_that_no_group_can_hold_is
     ledger = Ledger(str(tmp_path / "studies"), "tiny")
     assert [(r.outcome, r.provenance.gpus) for r in ledger.records()] == [("finished", 0.0)] * 2
     assert_nothing_trained_twice(ledger, read_events(tmp_path))  # what was on the node that died went on on another
-    # A slow machine may take a node back before its trial has come; the trial then gets another one.
-    top = found["course"].index(3)
-    assert max(found["course"]) == 3 and found["course"][top + 1] == 2, found
+    course = found["course"]
+    while course[:4] == [1, 2, 1, 2]:  # a slow machine's node was taken back before its trial came, which got another
+        course = course[2:]
+    assert course[:4] == [1, 2, 3, 2] or course[:3] == [1, 3, 2], found
     assert len({event.pid for event in read_events(tmp_path) if event.what == "Dice/0"}) == 2 and found["nodes"] == 1
     assert found["refused_code"] == 2, found["refused"]
     words = "it needs 1 GPU (largest node: 0); its worker groups: cpu (up to 2 nodes with 1 CPU each)"

@@ -399,10 +399,13 @@ class TestSoundLosses:
     @pytest.mark.slow
     def test_all_registered_losses_take_seconds(self):
         check_loss(loss_of(bce_loss))
-        began = time.process_time()
-        for name in LOSSES:
-            check_loss(loss_named(name))
-        assert time.process_time() - began < 30  # about 1, and 4 on a slow machine that does other things beside it
+        took = []
+        for _ in range(2):  # alone about 1 s; the machine may be shared, so the better of two
+            began = time.process_time()
+            for name in LOSSES:
+                check_loss(loss_named(name))
+            took.append(time.process_time() - began)
+        assert min(took) < 4
 
     def test_nothing_of_the_caller_changes(self):
         torch.manual_seed(3)
