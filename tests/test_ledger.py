@@ -88,7 +88,7 @@ def test_files_can_be_written_read_listed_and_removed(ledger):
 @pytest.mark.parametrize("path", ["trials/../../../outside", "trials/a/../../../../outside"])
 def test_no_copy_lies_outside_of_the_cache(tmp_path, monkeypatch, path):
     monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
-    copies = Copies(("s3://b", "study"), [StoredFile(path, 1, 0.0), StoredFile("trials/a/b", 1, 0.0)])
+    copies = Copies(("s3://b", "study"), [StoredFile(path, 1, 1.0), StoredFile("trials/a/b", 1, 1.0)])
     copies.keep("trials/a/b", b"x")
     assert copies.find("trials/a/b") == b"x"
     with pytest.raises(FileNotFoundError):
@@ -96,6 +96,16 @@ def test_no_copy_lies_outside_of_the_cache(tmp_path, monkeypatch, path):
     with pytest.raises(KeyError):
         copies.keep(path, b"x")
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["b"]
+
+
+def test_what_has_no_time_of_change_or_another_size_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path))
+    names = ("timeless", "longer", "good")
+    changed = dict(zip(names, (0.0, 1.0, 1.0), strict=True))
+    copies = Copies(("s3://b", "study"), [StoredFile(name, 1, changed[name]) for name in names])
+    for name, data in zip(names, (b"x", b"xy", b"x"), strict=True):
+        copies.keep(name, data)
+    assert [copies.find(name) for name in names] == [None, None, b"x"]
 
 
 def test_checkpoints_are_kept_by_name(ledger):

@@ -23,7 +23,7 @@ class StoredFile(NamedTuple):
     """In the study's folder."""
     n_bytes: int
     changed: float
-    """Seconds since 1970."""
+    """Seconds since 1970; 0 where a bucket doesn't tell."""
 
 
 class Copies:
@@ -56,9 +56,9 @@ class Copies:
         return None
 
     def keep(self, path: str, data: bytes) -> None:
-        """Keep what was read of a file; a cache that can't be written keeps nothing."""
+        """Keep what was read of a file; nothing if it is new, if no time is known, or if the cache can't be written."""
         listed = self._listed[path]
-        if len(data) != listed.n_bytes or time.time() - listed.changed < SETTLED_S:
+        if len(data) != listed.n_bytes or not listed.changed or time.time() - listed.changed < SETTLED_S:
             return
         copy = self._folder / path
         aside = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}")
