@@ -8,9 +8,8 @@ import platform
 import resource
 from pathlib import Path
 
-import torch
-
 from cellray.errors import StudyError
+from cellray.torch_later import torch
 
 ALLOCATOR_ENV = {
     "MALLOC_MMAP_MAX_": "0",

@@ -13,10 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import expit
-from torch import Tensor, nn
-from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.device import autocast
@@ -26,6 +23,7 @@ from cellray.overlay import draw_overlay, encode_png
 from cellray.postprocess import OperatingPoint, postprocess
 from cellray.record import OverlayFile
 from cellray.study import EvaluationConfig
+from cellray.torch_later import Tensor, functional, nn, torch
 
 _T = TypeVar("_T")
 

@@ -447,6 +447,9 @@ class TestLossesInAStudy:
         record = json.loads(next((place / "studies/quirky/trials").glob("*/trial.json")).read_text())
         assert (record["protocol"], len(record["quirks"]), record["lr"]) == ("fluocells-2023", 7, 0.001)
         assert record["metrics"]["own"] == record["metrics"]["shared"]
+        note = "Note: quirk double_activation of Dice; BCE: "  # as often as anything is run
+        assert note not in here(place, "sweep", "quirky.yaml", "--seeds", "0").stderr
+        assert note in here(place, "sweep", "quirky.yaml", "--only", "Dice").stderr
         refused = here(place, "audit", "quirks", "quirky", code=2)
         assert "runs with double_activation" in refused.stderr
 

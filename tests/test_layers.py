@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cellray"
 
 LADDER = (
-    ("errors", "processes", "arrays", "times"),
+    ("errors", "processes", "arrays", "times", "torch_later"),
     ("outside",),
     ("storage", "scratch"),
     ("postprocess", "metrics", "losses", "device"),

@@ -22,7 +22,8 @@ from cellray.losses import (
     tversky_loss,
 )
 from cellray.losses.bound import Loss, Term
-from cellray.losses.sums import Asked, SumsOverPixels
+from cellray.losses.contract import Asked
+from cellray.losses.one_pass import SumsOverPixels
 
 TWO_HITS = image(1, 1, 1, 0, 0, 0, 0)
 TWO_HITS_LOGITS = image(SURE, SURE, -SURE, SURE, SURE, SURE, -SURE)
@@ -261,7 +262,7 @@ def test_the_way_of_an_accelerator_gives_the_same(name, monkeypatch):
     logits, target = some_batch()
     loss = sound(name, target)
     value, grad = loss(logits, target), gradient(loss, logits, target)
-    monkeypatch.setattr("cellray.losses.sums.on_cpu", lambda _: False)
+    monkeypatch.setattr("cellray.losses.one_pass.on_cpu", lambda _: False)
     monkeypatch.setattr("cellray.losses.order.on_cpu", lambda _: False)
     torch.testing.assert_close(loss(logits, target), value)
     torch.testing.assert_close(gradient(loss, logits, target), grad)

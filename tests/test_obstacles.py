@@ -27,10 +27,10 @@ from cellray.ledger import Ledger
 from cellray.report.exports import csv_bytes
 from cellray.results import known_study
 from cellray.study import read_study
+from cellray.training import fitting
 from cellray.trial import Sets, run_trial
 
 weights_module = importlib.import_module("cellray.ledger.weights")
-fit_module = importlib.import_module("cellray.training.fit")
 
 
 class Place:
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_elsewhere_is_no_outcome_either(place, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "maps.npy")
 
     shutil.rmtree(place.file("TRIAL"))
-    monkeypatch.setattr(fit_module, "add_maps", full)
+    monkeypatch.setattr(fitting, "add_maps", full)
     done = train(place)
     assert done.returncode == 4 and "is full" in done.stderr and len(place.ledger.records()) == 1
 

@@ -1,4 +1,5 @@
-"""What is imported: nothing heavy for help and status, no compiler for a trial, no Matplotlib for a sweep."""
+"""What is imported: nothing heavy for help and status, torch only where something is computed, no compiler for a
+trial, no Matplotlib for a sweep."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ from tiny_study import draw_images, tiny_study, train_all
 import cellray.report, cellray.sweep, cellray.tracking
 from cellray.ledger import Ledger
 here = Path(sys.argv[1])
-_, records, _ = train_all(tiny_study(draw_images(here / "disks")), Ledger(str(here), "tiny"))
+study = tiny_study(draw_images(here / "disks"))
+(here / "tiny.yaml").write_text(study.dump_yaml())
+_, records, _ = train_all(study, Ledger(str(here), study.name))
 print([record.outcome for record in records])
 heavy = {"torch._dynamo", "scipy.stats", "matplotlib", "mlflow", "optuna"}
 print("imported:", sorted(heavy & set(sys.modules)))
@@ -68,8 +71,34 @@ def test_what_only_looks_imports_little(storage, words, shown):
     assert ran.stdout.splitlines()[-1] == "imported: []"
 
 
-@pytest.mark.slow
-def test_a_trial_imports_no_compiler_and_a_sweep_beside_it_no_matplotlib(tmp_path):
-    run = [sys.executable, "-c", TRAIN, str(tmp_path)]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A storage in which every trial of a study is done, and what was printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = [sys.executable, "-c", TRAIN, str(folder)]
     ran = subprocess.run(run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=600)
-    assert ran.stdout.splitlines() == ["['finished', 'finished']", "imported: []"], ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    return folder, ran.stdout
+
+
+@pytest.mark.slow
+def test_a_trial_imports_no_compiler_and_a_sweep_beside_it_no_matplotlib(trained):
+    assert trained[1].splitlines() == ["['finished', 'finished']", "imported: []"]
+
+
+@pytest.mark.slow
+def test_where_nothing_is_to_be_done_losses_are_not_checked_again(trained):
+    folder, _ = trained
+
+    def imported(*words: str) -> str:
+        run = [sys.executable, "-c", RUN, *words, "--storage", str(folder)]
+        ran = subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=600)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.splitlines()[-1]
+
+    assert imported("sweep", "tiny.yaml") == "imported: ['matplotlib', 'mlflow', 'pandas', 'scipy', 'skimage']"
+    assert imported("sweep", "tiny.yaml") == "imported: ['pandas', 'scipy', 'skimage']"
+    assert "torch" not in imported("report", "tiny.yaml")
+    text = (folder / "tiny.yaml").read_text()
+    (folder / "other.yaml").write_text(text.replace("Does it run?", "Does it run again?"))
+    assert "torch" in imported("sweep", "other.yaml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -445,7 +444,7 @@ class TestFit:
     @pytest.mark.slow
     def test_where_saving_is_slow_it_takes_a_twentieth_of_the_time(self, save_s, epoch_s, saved, monkeypatch):
         now, epochs = [0.0], []
-        monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr("cellray.training.fitting.time", SimpleNamespace(monotonic=lambda: now[0]))
 
         def save(name: str, data: bytes) -> None:
             if name == "last":
@@ -460,7 +459,7 @@ class TestFit:
 
     def test_a_pause_is_saved_where_saving_is_slow(self, monkeypatch):
         now, store = [0.0], Store()
-        monkeypatch.setattr(import_module("cellray.training.fit"), "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr("cellray.training.fitting.time", SimpleNamespace(monotonic=lambda: now[0]))
 
         def save(name: str, data: bytes) -> None:
             now[0] += 100.0
@@ -474,7 +473,7 @@ class TestFit:
     @pytest.mark.slow
     def test_a_killed_training_goes_on_to_the_bit(self, death, save_every_s, monkeypatch):
         # Not by its dotted path: there, `fit` is the function.
-        monkeypatch.setattr(import_module("cellray.training.fit"), "SAVE_EVERY_S", save_every_s)
+        monkeypatch.setattr("cellray.training.fitting.SAVE_EVERY_S", save_every_s)
         trial = tiny_trial(epochs=6, validate_every=2)
         straight = Store()
         paused = train(trial, straight, until=4)

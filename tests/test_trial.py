@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from tiny_study import draw_images, lasting, lasting_history, same, tiny_study
 
 from cellray.errors import DataError, LedgerError
 from cellray.ledger import Ledger
+from cellray.training import fitting
 from cellray.training.adam import Adam
 from cellray.trial import Sets, record_failure, record_stopped, run_trial
 from cellray.trial import run as trial_module
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-fit_module = importlib.import_module("cellray.training.fit")
 
 
 class Run:
@@ -176,7 +174,7 @@ def test_another_matching_threshold_judges_again_without_training(undisturbed, i
 def test_an_interrupted_trial_goes_on_to_the_same_record(
     undisturbed, images, tmp_path, monkeypatch, steps, validate_every, fatal
 ):
-    monkeypatch.setattr(fit_module, "SLOW_SAVE_S", math.inf)  # on a busy disk the next save would be left out
+    monkeypatch.setattr(fitting, "SLOW_SAVE_S", math.inf)  # on a busy disk the next save would be left out
     run = Run(images, tmp_path, training={"validate_every": validate_every})
 
     def interrupt(row):

@@ -19,7 +19,7 @@ from cellray.losses.maps import maps_of
 from cellray.study import AugmentConfig, LossConfig
 from cellray.training import ALONE
 from cellray.training.crops import CropSampler
-from cellray.training.fit import _Fitter
+from cellray.training.fitting import _Fitter
 
 CPU = torch.device("cpu")
 WAITING = {"blob", "cc_dice_ce", "soft_panoptic"}

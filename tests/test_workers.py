@@ -28,7 +28,7 @@ from cellray.sweep.judging import Judging
 from cellray.sweep.workers import WorkerError, own_error, run_with_workers
 from cellray.training import ALONE, Team, fit
 from cellray.training.batch_norm import share_batch_norm
-from cellray.training.fit import _Fitter
+from cellray.training.fitting import _Fitter
 from cellray.trial import Sets, run_trial
 
 pytestmark = pytest.mark.slow  # seconds each

@@ -31,10 +31,10 @@ def model_list(as_json: Json = False) -> None:
     """
     import inspect
 
-    from cellray.model import MODELS
+    from cellray.model import MODELS, find_factory
     from cellray.study import ModelConfig
 
-    rows = [(name, ModelConfig(name=name), inspect.getdoc(factory) or "") for name, factory in MODELS.items()]
+    rows = [(name, ModelConfig(name=name), inspect.getdoc(find_factory(name)) or "") for name in MODELS]
     if as_json:
         print(json.dumps([{"name": name, "settings": _settings(config)} for name, config, _ in rows]))
         return

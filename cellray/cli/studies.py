@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -77,8 +77,10 @@ def sweep(
 
     study = load(study_file, storage, allow_code)
     chosen = choose(study, seeds, only)
-    check_study(study, storage)
     ledger = Ledger(storage, study.name)
+    begun = ledger.exists("study.yaml") and ledger.read("study.yaml") == study.dump_yaml().encode()
+    if not begun:
+        check_study(study, storage)
     ledger.prepare()
     uri = tracking_uri or default_store(storage)
     warn_of_exposed(address=address, tracking_uri=uri)
@@ -90,6 +92,14 @@ def sweep(
         observers.append(ProgressObserver(out, ledger))
     if opens:
         observers.append(PageOpener(ledger))
+
+    @contextmanager
+    def cluster() -> Iterator[None]:
+        if begun:  # its losses passed once; they are looked at anew where anything is to be run
+            check_study(study, storage)
+        with connect(address):
+            yield
+
     try:
         records = run_sweep(
             study,
@@ -99,7 +109,7 @@ def sweep(
             chosen=chosen,
             max_concurrent=max_concurrent,
             retry_failed=retry == "failed",
-            cluster=partial(connect, address),
+            cluster=cluster,
         )
     finally:
         with nullcontext() if quiet or as_json else out.status("writing to MLflow"):

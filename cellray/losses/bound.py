@@ -6,13 +6,11 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from cellray.errors import StudyError, unknown
 from cellray.losses import LOSSES, RELEASED, LossFunction, activated_twice
 from cellray.losses.maps import MAPS
 from cellray.outside import find_outside, is_dotted
+from cellray.torch_later import Tensor, torch
 
 SURE_BACKGROUND = -50.0
 """The logit of a pixel that counts for nothing: it adds 0 to every sum and gets no gradient."""

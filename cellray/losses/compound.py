@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from cellray.losses.contract import Positive, Reduction, Share, check_shapes, n_counting
+from cellray.losses.contract import Positive, Reduction, Share, check_shapes, n_counting, wrong_logit
 from cellray.losses.order import hardest_pixels
 from cellray.losses.overlap import background_pixels, dice, power, tversky
-from cellray.losses.sums import pixel_sums, soft_counts, wrong_logit
+from cellray.losses.sums import pixel_sums, soft_counts
+from cellray.torch_later import Tensor, functional, torch
 
 
 def dice_ce_loss(

@@ -1,14 +1,14 @@
-"""What every loss uses: the kinds of its settings and the check of its tensors' shapes."""
+"""What losses use: the kinds of their settings, what they ask for, and the check of their tensors' shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
-from torch import Tensor
 
 from cellray.errors import ShapeError
+from cellray.torch_later import Tensor, torch
 
 LossFunction = Callable[..., Tensor]
 
@@ -20,6 +20,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 Reduction = Literal["image", "batch"]
 """Where soft pixel counts are summed up before a loss is made of them: in each image, or in the whole batch."""
+
+
+class Asked(NamedTuple):
+    """Which sums over pixels a loss is made of, and of what kind the costs are."""
+
+    counts: bool
+    costs: bool
+    exponent: float = 0.0
+    """Focal exponent, >= 0; 0 is plain cross-entropy."""
+    focal_cells: bool = True
+    """Whether the exponent is for cell pixels too; else they have plain cross-entropy."""
 
 
 def check_shapes(logits: Tensor, target: Tensor, **maps: Tensor) -> None:
@@ -47,3 +58,8 @@ def pixel_mean(cost: Tensor, void: Tensor | None) -> Tensor:
 def on_cpu(tensor: Tensor) -> bool:
     """Whether NumPy can look at it, and work image by image is faster than all at once."""
     return tensor.device.type == "cpu"
+
+
+def wrong_logit(z: Tensor, y: Tensor) -> Tensor:
+    """Logit of the wrong class: z on background, -z on cells."""
+    return torch.mul(y, -2).add_(1).mul_(z)

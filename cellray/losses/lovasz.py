@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from cellray.losses.contract import Reduction, check_shapes, on_cpu
+from cellray.losses.contract import Reduction, check_shapes, on_cpu, wrong_logit
 from cellray.losses.order import descending
-from cellray.losses.sums import wrong_logit
+from cellray.torch_later import Tensor, torch
 
 
 def lovasz_hinge_loss(logits: Tensor, target: Tensor, *, reduction: Reduction = "image") -> Tensor:

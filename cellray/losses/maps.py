@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from cellray.arrays import Labels, Numbers
+from cellray.torch_later import Tensor, torch
 
 LIMIT_PX = 64.0
 """Distances are clipped to this: no loss looks further, and two bytes can then hold them."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cellray.losses.contract import on_cpu
+from cellray.torch_later import Tensor, torch
 
 SAMPLE_EVERY = 128
 """Of so many pixels one is looked at first, to know roughly where the others lie."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from cellray.losses.contract import Positive, Reduction
 from cellray.losses.sums import soft_counts
+from cellray.torch_later import Tensor, torch
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: Positive = 1e-6, reduction: Reduction = "image") -> Tensor:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
-from torch.nn import functional
 
 from cellray.losses.compound import dice_ce_loss
-from cellray.losses.contract import Positive, Share, check_shapes
+from cellray.losses.contract import Positive, Share, check_shapes, wrong_logit
 from cellray.losses.overlap import dice
-from cellray.losses.sums import wrong_logit
+from cellray.torch_later import Tensor, functional, torch
 
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 """Neighbours in a stack of images: the eight around a pixel, none in other images."""

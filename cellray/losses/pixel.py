@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
-
-from cellray.losses.contract import Positive, check_shapes, n_counting, pixel_mean
-from cellray.losses.sums import pixel_costs, wrong_logit
+from cellray.losses.contract import Positive, check_shapes, n_counting, pixel_mean, wrong_logit
+from cellray.losses.sums import pixel_costs
+from cellray.torch_later import Tensor, functional
 
 
 def bce_loss(

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from cellray.losses.contract import Positive
 from cellray.losses.overlap import dice_loss, tversky
 from cellray.losses.pixel import bce_loss, focal_loss
 from cellray.losses.sums import soft_counts
+from cellray.torch_later import Tensor
 
 
 def activated_twice(logits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The networks that a study can train: c-ResUnet, those of other libraries, and a user's own; each returns logits."""
+"""The networks that a study can train: c-ResUnet, those of other libraries, and a user's own; each returns logits.
 
-from cellray.model.building import MODELS, ModelFactory, build_model, find_factory
-from cellray.model.c_resunet import CResUnet
-from cellray.model.libraries import library
-from cellray.model.weights import load_weights
+What is here is listed in the stub file beside this one, and imported when first asked for: names need no torch.
+"""
 
-__all__ = ["MODELS", "CResUnet", "ModelFactory", "build_model", "find_factory", "library", "load_weights"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cellray.errors import StudyError, unknown
-from cellray.model.c_resunet import CResUnet
-from cellray.model.libraries import monai_dynunet, monai_segresnet, monai_unet, smp
-from cellray.outside import find_outside, is_dotted
-
-ModelFactory = Callable[..., nn.Module]
-
-MODELS: dict[str, ModelFactory] = {
-    "c_resunet": CResUnet,
-    "smp": smp,
-    "monai_unet": monai_unet,
-    "monai_dynunet": monai_dynunet,
-    "monai_segresnet": monai_segresnet,
-}
-"""The networks that a study can name; each takes `in_channels` and the keywords that a study may set."""
+from cellray.errors import StudyError
+from cellray.model.names import ModelFactory, find_factory
 
 SIZE_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 """What the sides of images may have to be multiples of."""
-
-
-def find_factory(name: str) -> ModelFactory:
-    """The factory that a study means by `name`: a key of `MODELS`, or ``package.module:Factory``.
-
-    A path outside the package runs that module's code.
-
-    Raises:
-        StudyError: If nothing is there, or what is there can't be called with `in_channels`.
-    """
-    if not is_dotted(name):
-        if name not in MODELS:
-            raise StudyError(unknown("model", name, MODELS))
-        return MODELS[name]
-    factory = find_outside(name, "network")
-    parameters = inspect.signature(factory).parameters
-    if "in_channels" not in parameters:
-        raise StudyError(f"network {name!r}: expected a parameter in_channels, got {inspect.signature(factory)}")
-    return factory
 
 
 def build_model(name: str, *, in_channels: int, device: torch.device | str = "cpu", **settings: object) -> nn.Module:

@@ -22,7 +22,7 @@ from cellray.search.evidence import Evidence, dice_at
 from cellray.search.rates import Rates
 from cellray.search.rules import SeedLook, by_old_rule, goes_on, look_at, looks, rung_epochs
 from cellray.study import ConfigurationConfig, Study, Trial
-from cellray.trial import Sets, record_stopped
+from cellray.trial import Sets
 
 if TYPE_CHECKING:
     from cellray.search.suggest import Suggester
@@ -256,6 +256,8 @@ class Agenda:
             f"stopped at epoch {epoch} of {entry.n_epochs}: validation Dice {value:.3f} over {len(trials)} seeds, "
             f"{fails} of the {len(earlier)} configurations before it"
         )
+        from cellray.trial import record_stopped  # where trials are trained, too
+
         for planned in trials:
             stored = planned.record
             if planned.done or (stored is not None and planned.is_stopped and stored.epochs == epoch):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from torch import nn
 
 from cellray.errors import StudyError, one_of
-from cellray.model import MODELS, build_model, find_factory
+from cellray.model import MODELS, find_factory
 from cellray.outside import code_hash, is_dotted
 from cellray.study.group import Settings
 from cellray.study.keywords import check_allowed, complete_keywords, runs_code
 from cellray.study.problems import Problem, SettingsError, problems_in
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 ReadWeights = Callable[[str], bytes]
 """The content of what `model.weights` names. Raises `StudyError` if there is none."""
@@ -89,7 +91,9 @@ class ModelConfig(Settings):
         """One line for tables, such as ``c_resunet(base_features=8)`` or ``smp(encoder=resnet18)``; defaults of
         settings are left out."""
         defaults = (
-            {} if self.name == DEFAULT or is_dotted(self.name) else complete_keywords(MODELS[self.name], self.name, {})
+            {}
+            if self.name == DEFAULT or is_dotted(self.name)
+            else complete_keywords(find_factory(self.name), self.name, {})
         )
         settings = {"base_features": self.base_features} if self.name == DEFAULT else self.settings
         given = [f"{k}={v}" for k, v in settings.items() if k not in defaults or _plain(v) != _plain(defaults[k])]
@@ -103,6 +107,8 @@ class ModelConfig(Settings):
             StudyError: If it can't be built, or the code of a user's own network has gone or changed since the study
                 was loaded.
         """
+        from cellray.model import build_model
+
         if self.code is not None and code_hash(find_factory(self.name)) != self.code:
             raise StudyError(f"network {self.name!r}: its code here differs from that of the study as it was loaded")
         settings = {"base_features": self.base_features} if self.name == DEFAULT else self.settings

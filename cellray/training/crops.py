@@ -15,15 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
-from torch.nn import functional
 
 from cellray.data import Dataset
 from cellray.errors import DataError
 from cellray.losses.maps import complete_maps, stored_maps
 from cellray.study import AugmentConfig
+from cellray.torch_later import Tensor, functional, torch
 
 
 def check_crop(dataset: Dataset, indices: list[int], crop_px: int) -> None:
@@ -64,9 +62,6 @@ class _Part(NamedTuple):
     start: int
     """First byte."""
     stop: int
-
-
-_KINDS = {"float32": torch.float32, "int32": torch.int32, "float16": torch.float16, "uint8": torch.uint8}
 
 
 class CropSampler:
@@ -182,7 +177,7 @@ class CropSampler:
         """A batch on its device from what was drawn for it."""
         there = drawn.to(self.device, non_blocking=True)
         arrays = {
-            name: there[part.start : part.stop].view(_KINDS[part.kind.name]).view(part.shape)
+            name: there[part.start : part.stop].view(getattr(torch, part.kind.name)).view(part.shape)
             for name, part in self._parts.items()
         }
         pixels = arrays["windows"].permute(0, 3, 1, 2).float()

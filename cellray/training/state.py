@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from cellray.errors import CheckpointError
 from cellray.record import EpochRow
+from cellray.torch_later import torch
 
 State = dict[str, Any]
 """A checkpoint's content: tensors and plain values."""

@@ -1,20 +1,5 @@
 """One configuration, one seed -> one record in the ledger."""
 
-from cellray.trial.predicted import forget_other_predictions
-from cellray.trial.recording import code_version, new_network
-from cellray.trial.references import judge_references, read_references
-from cellray.trial.run import home, record_failure, record_stopped, run_trial
-from cellray.trial.sets import Sets
+import lazy_loader
 
-__all__ = [
-    "Sets",
-    "code_version",
-    "forget_other_predictions",
-    "home",
-    "judge_references",
-    "new_network",
-    "read_references",
-    "record_failure",
-    "record_stopped",
-    "run_trial",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

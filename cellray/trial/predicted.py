@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from cellray.errors import CheckpointError
 from cellray.evaluation import LogitsOf
 from cellray.ledger import Ledger
 from cellray.record import PlannedTrial, Provenance
+from cellray.torch_later import Tensor, torch
 from cellray.training import TrainingRun
 from cellray.training.state import State, from_bytes, read_as, to_bytes
 from cellray.trial.sets import Sets

@@ -10,8 +10,6 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-import torch
-
 import cellray
 from cellray.data import Split
 from cellray.device import describe
@@ -28,6 +26,7 @@ from cellray.record import (
     TrialSettings,
 )
 from cellray.study import SCHEMA_VERSION, Trial
+from cellray.torch_later import torch
 from cellray.training import TrainingRun
 from cellray.trial.sets import Sets
 

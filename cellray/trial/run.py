@@ -10,7 +10,6 @@ from functools import partial
 from time import monotonic
 
 import pandas as pd
-import torch
 
 from cellray.device import peak_memory_mb, pick_device, prepare, reason_of
 from cellray.errors import CheckpointError, LedgerError, StorageError
@@ -19,6 +18,7 @@ from cellray.ledger import Ledger, weights_of
 from cellray.record import EpochRow, Outcome, PlannedTrial, Provenance, Seconds, TrialRecord
 from cellray.storage import is_full
 from cellray.study import Trial
+from cellray.torch_later import torch
 from cellray.training import ALONE, Fit, Team, TrainingRun, fit, training_run
 from cellray.trial.folds import run_folds
 from cellray.trial.predicted import Predictions, forget_predictions, kept_predictions, n_waiting, store_logits

@@ -59,7 +59,7 @@ def _watch_decoding(module):
 
 
 WATCHED = {
-    "cellray.training.fit": _watch_training,
+    "cellray.training.fitting": _watch_training,
     "cellray.ledger": _watch_ledger,
     "cellray.data.opening": _watch_decoding,
 }
