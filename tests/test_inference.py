@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from label_images import random_pair, row_of
 from pandas.testing import assert_frame_equal
 from report_data import key_of, plan_for, record
 from scipy import stats
 
+from cellray.ledger import Ledger
 from cellray.metrics import MEDIANS, METRICS, summarise
 from cellray.record import PlannedTrial, TrialRecord
 from cellray.report import Tables, inference, make_tables
 from cellray.report.inference import infer, versus
 from cellray.report.ranking import select
 from cellray.results import Plan, Results, Samples
-from cellray.results.samples import read_images
+from cellray.results.samples import image_tables, parse_images
 from cellray.statistics import PAIR_COLUMNS, crossed_mean, friedman, mean_median, median_pairs, nemenyi
 
 # Hits of ten cells, ten predicted, so that an image's F1 and what it adds to the set's are a tenth of it.
@@ -670,6 +674,21 @@ def test_trials_read_together_have_the_samples_that_each_has_alone():
     assert len(together["001"]["test", "own"].units) == 3
 
 
+def test_one_damaged_table_among_those_read_together_is_named_and_the_others_count(tmp_path):
+    """Its columns are whole, but what should be a name is no text: that shows when all are converted."""
+    ledger, intact = Ledger(str(tmp_path), "made_up"), image_rows([9, 8])
+    no_text = pa.array([b"\xff\xfe"] * len(intact)).cast(pa.string(), safe=False)
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(intact).set_column(2, "image", no_text), stream)
+    for key in ("one", "two", "six"):
+        data = stream.getvalue() if key == "two" else intact.to_parquet(index=False)
+        ledger.write(f"trials/{key}/images.parquet", data)
+    results = Results(ledger, plan_with("one", "two", "six"), map(trial, ("one", "two", "six")))
+    results.drop_damaged()
+    assert results.samples.keys() == {"one", "six"}
+    assert list(results.damaged) == ["two"] and "trials/two/images.parquet is damaged" in results.damaged["two"]
+
+
 @pytest.mark.slow
 def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
     data = image_rows([9, 8]).to_parquet(index=False)
@@ -677,7 +696,7 @@ def test_what_was_read_of_a_file_goes_without_a_search_for_garbage():
     def left() -> int:
         gc.collect()
         for _ in range(5):
-            read_images(data)
+            image_tables([parse_images(data)])
         return gc.collect()
 
     gc.disable()

@@ -42,7 +42,7 @@ MEASURED = ["training_s", "evaluation_s", "peak_memory_mb"]
 """Columns of ``trials.csv`` that measure the machine."""
 COST = re.compile(rb", about \S+ \w+ one after the other")
 """What the verdict says that more seeds would take."""
-PAGES = ("report/figures/", "report/index.html", "report/trials.parquet", "report/built.txt")
+PAGES = ("report/figures/", "report/index.html", "report/built.txt")
 """Files of a report that show these, too."""
 
 

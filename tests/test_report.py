@@ -324,12 +324,12 @@ def small(tmp_path_factory):
         bad={("Dice", 5): "collapsed"},
     )
     facts = StudyFacts(roles=(Role("loss", "compared", ["a"]),), study_yaml="name: made_up\n")
-    paths = build_report(Results.now(ledger, plan), facts)
+    paths = build_report(Results.now(ledger, plan), facts, export=True)
     return ledger, plan, facts, paths
 
 
 @pytest.mark.slow
-def test_the_same_ledger_gives_the_same_bytes(small):
+def test_the_same_ledger_gives_the_same_bytes_and_exports_stay_current(small):
     ledger, plan, facts, paths = small
     before = {path: ledger.read(path) for path in paths}
     again = build_report(Results.now(Ledger(ledger.storage, ledger.study), plan), facts)
@@ -410,6 +410,8 @@ def test_an_empty_study_has_a_report_too(tmp_path):
     ledger.write_record(lost, {}, {})
     build_report(Results.now(ledger, plan_for(["A", "B"], seeds=(0,))))
     assert "made up: failed" in ledger.read("report/index.html").decode()
+    assert {"ranking.csv", "trials.csv", "verdict.txt"} < set(names := ledger.names("report"))
+    assert not {"md", "tex", "parquet"} & {name.rpartition(".")[2] for name in names}, "nobody asked for them"
 
 
 class Clock:

@@ -355,5 +355,5 @@ def test_a_plan_that_grows_is_passed_on(tmp_path):
     assert [(row["label"], row["seed"]) for row in state["running"]] == [("#1", 0)]
     ledger.write("search.json", search_file([tried(1, None, state="dropped", seeds=1)], method="racing"))
     observer.on_finish()
-    assert "dropped after 1 seed" in ledger.read("report/ranking.md").decode()
+    assert "dropped after 1 seed" in ledger.read("report/index.html").decode()
     assert json.loads(ledger.read("report/status.json"))["planned"] == 3

@@ -164,7 +164,7 @@ def test_a_report_is_built_whatever_is_left(tmp_path, left):
         ledger.write_record(r, {}, {})
     for seed in SEEDS:
         ledger.write_record(stopped("B", seed, 3, 0.1), {}, {})
-    assert "report/index.html" in build_report(Results.now(ledger, plan_for(["A", "B"], SEEDS)))
+    assert "report/index.html" in build_report(Results.now(ledger, plan_for(["A", "B"], SEEDS)), export=True)
     assert "3 stopped at epoch 3 of 50, validation Dice 0.100" in ledger.read("report/ranking.md").decode()
 
 

@@ -201,7 +201,15 @@ def _status_there(study_name: str, context: str, namespace: str, as_json: bool) 
     print(cluster.kubectl(*words).decode(), end="")
 
 
-def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = False, as_json: Json = False) -> None:
+def report(
+    study_name: StudyName,
+    storage: Storage = "studies",
+    export: Annotated[
+        bool, typer.Option("--export", help="The tables as Markdown, LaTeX and Parquet, too, now and in later reports.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Build a study's report anew from its ledger alone, finished or not, without data or training.
 
     Example: [bold]cellray report quickstart[/bold]
@@ -210,7 +218,7 @@ def report(study_name: StudyName, storage: Storage = "studies", quiet: Quiet = F
 
     found = find(study_name, storage)
     results = found.results()
-    build_report(results, facts_of(found.study))
+    build_report(results, facts_of(found.study), export=export)
     _finish(results, storage, quiet=quiet, as_json=as_json)
 
 

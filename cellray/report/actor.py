@@ -26,7 +26,7 @@ from cellray.ledger import Ledger
 from cellray.observers import Tries
 from cellray.record import EpochRow, TrialRecord
 from cellray.report.answer import write_answer
-from cellray.report.build import build_report, is_built, live_metrics, load_tables, table_files
+from cellray.report.build import build_report, is_built, is_exported, live_metrics, load_tables, table_files
 from cellray.report.findings import Findings
 from cellray.report.gallery import Picture, pictures_of
 from cellray.report.page.live import GIVES_WAY, LIVE, render_live
@@ -249,7 +249,7 @@ class ReportActor:
         self._write_page()
         if (tables := self._unwritten) is not None:
             plan = self._progress.plan
-            found = table_files(tables, plan, self._answer)
+            found = table_files(tables, plan, self._answer, export=is_exported(self._ledger))
             self._ledger.write_all({f"report/{name}": data for name, data in found.items()})
             self._unwritten = None
         self._pause_s = max(self._flush_s, (self._clock() - begun) / SHARE)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cellray import __version__
+from cellray.ledger import Ledger
 from cellray.report import exports
 from cellray.report.answer import write_answer
 from cellray.report.findings import Findings
@@ -23,12 +24,13 @@ BUILT = "report/built.txt"
 """What the report was made of, as a hash."""
 
 
-def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]:
+def build_report(results: Results, facts: StudyFacts | None = None, *, export: bool = False) -> list[str]:
     """Write ``report/…`` anew: page, tables and figures. The same ledger gives the same bytes.
 
     Args:
         results: Of the study; the report goes into its ledger.
         facts: What the records don't say.
+        export: Write the tables as Markdown, LaTeX and Parquet, too; where they are already, they are kept current.
 
     Returns:
         The paths written, relative to the study's folder.
@@ -46,7 +48,7 @@ def build_report(results: Results, facts: StudyFacts | None = None) -> list[str]
     page = PageContents(found, answer, drawings, gallery.result(), state_protocol(found, facts))
     files: dict[str, bytes] = {
         "index.html": render_page(page).encode(),
-        **table_files(found.tables, results.plan, answer),
+        **table_files(found.tables, results.plan, answer, export=export or is_exported(results.ledger)),
         **{f"figures/{d.name}.svg": d.svg for d in drawings.values()},
         **{f"figures/{d.name}.png": d.png for d in drawings.values()},
     }
@@ -69,19 +71,24 @@ def _made_of(results: Results, facts: StudyFacts) -> str:
     return hashlib.sha256(repr((__version__, facts, results.plan, results.log, files)).encode()).hexdigest()
 
 
-def table_files(tables: Tables, plan: Plan, answer: list[str]) -> dict[str, bytes]:
-    """The tables in every format, by file name."""
+def is_exported(ledger: Ledger) -> bool:
+    """Whether tables as Markdown, LaTeX and Parquet were asked for: then they are kept current."""
+    return ledger.exists("report/ranking.tex")
+
+
+def table_files(tables: Tables, plan: Plan, answer: list[str], *, export: bool) -> dict[str, bytes]:
+    """The tables as CSV and the answer, by file name; with `export` in every format."""
     pairs = {} if tables.inference is None else {"pairs": tables.inference.pairs}
     outside = tables.references
     elsewhere = {} if outside is None else {"references": outside.values, "against_references": outside.against}
     frames = {**pairs, **elsewhere, "ranking": tables.ranking, "trials": tables.trials}
-    return {
-        **{f"{name}.csv": exports.csv_bytes(frame) for name, frame in frames.items()},
-        **{f"{name}.parquet": exports.parquet_bytes(frames[name]) for name in (*pairs, "trials")},
-        "verdict.txt": "\n\n".join(answer).encode(),
-        "ranking.md": exports.markdown(tables, plan, answer).encode(),
-        "ranking.tex": exports.latex(tables, plan).encode(),
-    }
+    files = {f"{name}.csv": exports.csv_bytes(frame) for name, frame in frames.items()}
+    files["verdict.txt"] = "\n\n".join(answer).encode()
+    if export:
+        files |= {f"{name}.parquet": exports.parquet_bytes(frames[name]) for name in (*pairs, "trials")}
+        files["ranking.md"] = exports.markdown(tables, plan, answer).encode()
+        files["ranking.tex"] = exports.latex(tables, plan).encode()
+    return files
 
 
 def load_tables(results: Results, *, external_order: Sequence[str] = (), only_ranking: bool = False) -> Tables:

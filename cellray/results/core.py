@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+
+import pyarrow as pa
 
 from cellray.errors import LedgerError
 from cellray.ledger import DAMAGED, TABLES, Ledger
 from cellray.record import PlannedTrial, Reference, SearchLog, TrialRecord
 from cellray.results.plan import Plan
-from cellray.results.samples import GROUP, ImageRows, ImageTable, Sample, Samples, read_images, read_samples
+from cellray.results.samples import (
+    GROUP,
+    ImageRows,
+    ImageTable,
+    Sample,
+    Samples,
+    image_tables,
+    parse_images,
+    read_samples,
+)
 from cellray.scores import errors_of_nothing
 
 READ_TOGETHER = 64
@@ -135,7 +147,7 @@ class Results:
         for reference in self.ledger.references():
             path = f"references/{reference.key}.parquet"
             try:
-                rows = read_samples([read_images(self.ledger.read(path))])[0]
+                rows = read_samples(image_tables([parse_images(self.ledger.read(path))]))[0]
             except (FileNotFoundError, *DAMAGED) as error:
                 words = "is missing or damaged; remove references.json, and the next sweep judges the reference again"
                 raise LedgerError(f"{self.ledger.uri}/{path} {words}") from error
@@ -188,18 +200,14 @@ class Results:
 
     def _remember(self, records: Sequence[TrialRecord], files: Sequence[bytes | None]) -> dict[str, ImageTable]:
         """Keep what the image tables of some trials say; the tables themselves, by key."""
-        tables: dict[str, ImageTable] = {}
+        parsed: dict[str, pa.Table] = {}
         for record, data in zip(records, files, strict=True):
-            if not record.metrics:
-                continue
-            if data is None:
+            if record.metrics and data is None:
                 self._images[record.key, record.evaluation_key] = ImageRows({}, {})
-                continue
-            try:
-                with self.ledger.reading(record.key, "images"):
-                    tables[record.key] = read_images(data, self._metric)
-            except LedgerError as error:
-                self.drop(record.key, str(error))
+            elif record.metrics and data is not None:
+                with self._dropping(record.key):
+                    parsed[record.key] = parse_images(data, self._metric)
+        tables = self._converted(parsed)
         judged = [record for record in records if record.key in tables]
         found = read_samples([tables[record.key] for record in judged], self._metric)
         for record, rows in zip(judged, found, strict=True):
@@ -210,6 +218,26 @@ class Results:
             }
             self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)
         return tables
+
+    def _converted(self, parsed: Mapping[str, pa.Table]) -> dict[str, ImageTable]:
+        """Image tables by key, converted together, or, if one of them is damaged, each by itself."""
+        try:
+            return dict(zip(parsed, image_tables(list(parsed.values())), strict=True))
+        except DAMAGED:
+            tables: dict[str, ImageTable] = {}
+            for key, table in parsed.items():
+                with self._dropping(key):
+                    (tables[key],) = image_tables([table])
+            return tables
+
+    @contextmanager
+    def _dropping(self, key: str) -> Iterator[None]:
+        """A trial whose image table turns out to be damaged in here counts as missing."""
+        try:
+            with self.ledger.reading(key, "images"):
+                yield
+        except LedgerError as error:
+            self.drop(key, str(error))
 
 
 def in_parts(records: Sequence[TrialRecord]) -> Iterator[Sequence[TrialRecord]]:

@@ -136,7 +136,7 @@ class Rows:
 def shown_images(table: ImageTable) -> dict[str, np.ndarray]:
     """The columns of a trial's image table that figures need, at its own operating point and without validation."""
     chosen = (table.words["point"] == "own") & (table.words["set"] != "val")
-    words, numbers = ({name: values[chosen] for name, values in of.items()} for of in table)
+    words, numbers = ({name: values[chosen] for name, values in of.items()} for of in (table.words, table.numbers))
     whole = {name: numbers[name].astype(int) for name in ("n_true", "n_pred")}
     return {**words, **{name: numbers[name] for name in IMAGES if name in numbers}, **whole} if chosen.any() else {}
 

@@ -37,8 +37,15 @@ class ImageTable(NamedTuple):
 
     words: dict[str, np.ndarray]
     """Set, point, image and group of each row; texts."""
-    numbers: dict[str, Floats]
-    """The columns of numbers by name."""
+    columns: tuple[str, ...]
+    """Names of the columns of numbers."""
+    values: Floats
+    """Those columns, shape (n_columns, n_rows)."""
+
+    @property
+    def numbers(self) -> dict[str, Floats]:
+        """The columns of numbers by name."""
+        return dict(zip(self.columns, self.values, strict=True))
 
 
 class ImageRows(NamedTuple):
@@ -54,8 +61,8 @@ Samples = Mapping[str, Mapping[tuple[str, str], Sample]]
 """By the trial's key, then by set and point."""
 
 
-def read_images(data: bytes, metric: str | None = None) -> ImageTable:
-    """One trial's image table.
+def parse_images(data: bytes, metric: str | None = None) -> pa.Table:
+    """One trial's image table as it is stored, for `image_tables`.
 
     Args:
         data: The file's content.
@@ -64,15 +71,40 @@ def read_images(data: bytes, metric: str | None = None) -> ImageTable:
     Raises:
         ValueError, KeyError: If it is no such table. What pyarrow raises, too.
     """
-    read = read_columns(data, None if metric is None else [*WHERE, "n_true", *columns_of(metric)], words=WHERE)
-    numbers = {name: v.astype(np.float64) for name, v in read.items() if name not in WHERE and v.dtype.kind in "iuf"}
-    n_rows = len(read["set"])
-    if not n_rows:
+    table = read_parquet(data, None if metric is None else [*WHERE, "n_true", *columns_of(metric)])
+    if not len(table.select(WHERE[:3])):  # an old one has no groups
         raise ValueError("it has no rows")
-    check_columns(tuple(numbers))
-    # an old table has no groups
-    read.setdefault("group", np.full(n_rows, "", dtype=object))
-    return ImageTable({name: read[name] for name in WHERE}, numbers)
+    check_columns(number_columns(table))
+    return table.replace_schema_metadata(None)
+
+
+def image_tables(tables: Sequence[pa.Table]) -> list[ImageTable]:
+    """Image tables of several trials; those with the same columns are converted at once.
+
+    Raises:
+        ValueError: If one holds what its columns can't. What pyarrow raises, too.
+    """
+    alike: dict[pa.Schema, list[int]] = {}
+    for i, table in enumerate(tables):
+        alike.setdefault(table.schema, []).append(i)
+    found: dict[int, ImageTable] = {}
+    for places in alike.values():
+        whole = pa.concat_tables(tables[i] for i in places)
+        columns = number_columns(whole)
+        none = np.full(len(whole), "", dtype=object)
+        words = {name: words_of(whole[name]) if name in whole.column_names else none for name in WHERE}
+        values = np.stack([whole[name].to_numpy().astype(np.float64) for name in columns])
+        ends = np.cumsum([len(tables[i]) for i in places])
+        for i, end in zip(places, ends, strict=True):
+            rows = slice(end - len(tables[i]), end)
+            found[i] = ImageTable({name: of[rows] for name, of in words.items()}, columns, values[:, rows])
+    return [found[i] for i in range(len(tables))]
+
+
+def number_columns(table: pa.Table) -> tuple[str, ...]:
+    """The names of a table's columns of numbers, without those that say where a row is from."""
+    kinds = (pa.types.is_integer, pa.types.is_floating)
+    return tuple(of.name for of in table.schema if of.name not in WHERE and any(is_one(of.type) for is_one in kinds))
 
 
 def read_columns(data: bytes, columns: Collection[str] | None = None, *, words: Sequence[str]) -> dict[str, np.ndarray]:
@@ -106,29 +138,51 @@ def read_samples(tables: Sequence[ImageTable], metric: str | None = None) -> lis
     """What the image tables of several trials say; those that have the same images are worked out together.
 
     Args:
-        tables: Of `read_images`.
+        tables: Of `image_tables`.
         metric: Keep no more than this metric on the test set at the own operating point needs; None: everything.
     """
     found = [ImageRows({}, {}) for _ in tables]
-    alike: dict[tuple[tuple[str, ...], ...], list[tuple[ImageRows, tuple[str, str], dict[str, Floats]]]] = {}
-    units: dict[tuple[tuple[str, ...], ...], np.ndarray] = {}
+    layouts: dict[tuple[tuple[str, ...], ...], list[Part]] = {}
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[ImageRows, tuple[str, str], Floats]]] = {}
     for table, rows in zip(tables, found, strict=True):
-        names, points, image, group = (table.words[name] for name in WHERE)
-        unit = np.where(group != "", GROUP + group, "image " + image)
-        for name, point in dict.fromkeys(zip(names, points, strict=True)):
-            mine = np.flatnonzero((names == name) & (points == point))
-            mine = mine[np.argsort(image[mine], kind="stable")]
+        words = tuple(tuple(table.words[name]) for name in WHERE)
+        if words not in layouts:
+            layouts[words] = parts_of(table.words)
+        for part in layouts[words]:
+            values = table.values[:, part.rows]
+            name, point = part.where
             if point == "own":
-                rows.n_true[name] = table.numbers["n_true"][mine]
-            if metric is None or (name, point) == ("test", "own"):
-                mine_of = tuple(table.numbers), tuple(unit[mine])
-                units[mine_of] = unit[mine]
-                chosen = {n: values[mine] for n, values in table.numbers.items()}
-                alike.setdefault(mine_of, []).append((rows, (name, point), chosen))
-    for which, parts in alike.items():
-        columns = {name: np.stack([chosen[name] for _, _, chosen in parts]) for name in parts[0][2]}
-        for (rows, where, _), sample in zip(parts, samples_of(columns, units[which]), strict=True):
+                rows.n_true[name] = values[table.columns.index("n_true")].copy()
+            if metric is None or part.where == ("test", "own"):
+                alike.setdefault((table.columns, part.units), []).append((rows, part.where, values))
+    for (columns, units), trials in alike.items():
+        together = np.stack([values for _, _, values in trials], axis=1)
+        samples = samples_of(dict(zip(columns, together, strict=True)), np.array(units, dtype=object))
+        for (rows, where, _), sample in zip(trials, samples, strict=True):
             rows.samples[where] = sample
+    return found
+
+
+class Part(NamedTuple):
+    """The rows of one set at one operating point in an image table."""
+
+    where: tuple[str, str]
+    """Set and point."""
+    rows: np.ndarray
+    """Their numbers, in the order of the images' names."""
+    units: tuple[str, ...]
+    """What each row belongs to: an image by itself, or a group of images."""
+
+
+def parts_of(words: Mapping[str, np.ndarray]) -> list[Part]:
+    """The sets and operating points of an image table, in the order in which they are stored."""
+    names, points, image, group = (words[name] for name in WHERE)
+    unit = np.where(group != "", GROUP + group, "image " + image)
+    found = []
+    for name, point in dict.fromkeys(zip(names, points, strict=True)):
+        mine = np.flatnonzero((names == name) & (points == point))
+        mine = mine[np.argsort(image[mine], kind="stable")]
+        found.append(Part((name, point), mine, tuple(unit[mine])))
     return found
 
 
