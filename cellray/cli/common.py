@@ -231,10 +231,7 @@ class StoredStudy(NamedTuple):
         """What the ledger has of it; `metric` as for `Results`."""
         from cellray.results import Results
 
-        damaged: dict[str, str] = {}
-        ledger = self.ledger.with_copies()
-        records = ledger.records(damaged=damaged)
-        return Results(ledger, self.plan(), records, metric=metric, log=self.log, damaged=damaged)
+        return Results.now(self.ledger, self.plan(), metric=metric)
 
     def ensemble(self, config: str | None, *, allow_code: bool) -> TrainedModel:
         """All seeds of a configuration as one model, by default of that of the trial best on validation."""

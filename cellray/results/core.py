@@ -61,11 +61,12 @@ class Results:
         self.update(plan, records)
 
     @classmethod
-    def now(cls, ledger: Ledger, plan: Plan) -> Results:
-        """The results of a plan that is known already, as they lie in the ledger."""
+    def now(cls, ledger: Ledger, plan: Plan, *, metric: str | None = None) -> Results:
+        """The results of a plan as they lie in the ledger; `metric` as for `Results`."""
         ledger = ledger.with_copies()
         log, damaged = ledger.search(), dict[str, str]()
-        return cls(ledger, plan.with_dropped(log), ledger.records(damaged=damaged), log=log, damaged=damaged)
+        records = ledger.records(damaged=damaged)
+        return cls(ledger, plan.with_dropped(log), records, metric=metric, log=log, damaged=damaged)
 
     @classmethod
     def together(cls, studies: Sequence[Results], labels: Collection[str]) -> Results:
