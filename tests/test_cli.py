@@ -149,6 +149,9 @@ class TestOneStudy:
         ).read_bytes()
         page, goes_on = f"{elsewhere}/tiny/report/index.html", "cellray predict tiny YOUR_IMAGES --out counted"
         assert again.stdout.endswith(f"report: {page}\nnext: {goes_on} --storage {elsewhere}\n")
+        assert not (elsewhere / "tiny/report/ranking.tex").exists()
+        here(place, "report", "tiny", "--storage", str(elsewhere), "--export")
+        assert "BCE" in (elsewhere / "tiny/report/ranking.tex").read_text()
         status = cellray(place, "status", "tiny", "--storage", str(elsewhere))
         assert "4 trials planned" in status.stdout
         assert "no sweep is running" in status.stdout

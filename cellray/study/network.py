@@ -90,11 +90,9 @@ class ModelConfig(Settings):
     def describe(self) -> str:
         """One line for tables, such as ``c_resunet(base_features=8)`` or ``smp(encoder=resnet18)``; defaults of
         settings are left out."""
-        defaults = (
-            {}
-            if self.name == DEFAULT or is_dotted(self.name)
-            else complete_keywords(find_factory(self.name), self.name, {})
-        )
+        defaults: dict[str, object] = {}
+        if self.name != DEFAULT and not is_dotted(self.name):
+            defaults = complete_keywords(find_factory(self.name), self.name, {})
         settings = {"base_features": self.base_features} if self.name == DEFAULT else self.settings
         given = [f"{k}={v}" for k, v in settings.items() if k not in defaults or _plain(v) != _plain(defaults[k])]
         start = f", from {self.weights}" if self.weights else ""
