@@ -53,6 +53,14 @@ def tree_of(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
+@cache
+def homes(package: str) -> dict[str, str]:
+    """The module of each name that a folder offers by its stub file, imported when it is asked for."""
+    stub = PACKAGE.parent.joinpath(*package.split("."), "__init__.pyi")
+    nodes = ast.walk(ast.parse(stub.read_text())) if stub.is_file() else ()
+    return {a.name: f"{package}.{n.module}" for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
+
+
 def imports(module: str) -> set[str]:
     """Full names of everything a module imports, inside functions and for types alone too."""
     found = set()
@@ -65,6 +73,7 @@ def imports(module: str) -> set[str]:
             # `from cellray import data` names a module, `from cellray.data import Dataset` doesn't.
             modules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
             found |= modules if len(modules) == len(node.names) else {*modules, node.module}
+            found |= {homes(node.module)[alias.name] for alias in node.names if alias.name in homes(node.module)}
     return found
 
 
@@ -108,6 +117,10 @@ def test_ray_and_mlflow_stay_above_the_trial(module):
 
 def test_the_walk_sees_imports_inside_functions():
     assert "ray" in imports("cellray.sweep.cluster")
+
+
+def test_the_walk_sees_through_stub_files():
+    assert "cellray.training.fitting" in imports("cellray.trial.run")
 
 
 def test_no_modules_import_each_other_in_a_circle():
