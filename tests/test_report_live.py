@@ -263,6 +263,18 @@ def test_tables_are_written_again_only_if_something_came_in(tmp_path):
     assert json.loads(ledger.read("report/status.json"))["running"][0]["epoch"] == 4
 
 
+def test_tables_as_latex_are_kept_current_where_they_were_asked_for(tmp_path):
+    ledger = Ledger(str(tmp_path), "made_up")
+    actor = ReportActor(ledger, plan_for(["A"], SEEDS), flush_s=1e9)
+    actor.trial_ended(record("A", 0, {"test": scores(0.8)}))
+    actor.flush()
+    assert not ledger.exists("report/ranking.md")
+    ledger.write("report/ranking.tex", b"of an earlier report")
+    actor.trial_ended(record("A", 1, {"test": scores(0.4)}))
+    actor.flush()
+    assert all("0.600" in ledger.read(f"report/ranking.{end}").decode() for end in ("tex", "md"))
+
+
 # The page of a sweep that runs.
 
 
@@ -354,6 +366,7 @@ def test_a_plan_that_grows_is_passed_on(tmp_path):
     assert (state["planned"], state["missing"], state["done"]) == (3, 2, {"finished": 1})
     assert [(row["label"], row["seed"]) for row in state["running"]] == [("#1", 0)]
     ledger.write("search.json", search_file([tried(1, None, state="dropped", seeds=1)], method="racing"))
+    ledger.write("report/ranking.tex", b"of an earlier report")
     observer.on_finish()
-    assert "dropped after 1 seed" in ledger.read("report/index.html").decode()
+    assert "dropped after 1 seed" in ledger.read("report/ranking.md").decode()
     assert json.loads(ledger.read("report/status.json"))["planned"] == 3
