@@ -10,10 +10,10 @@ The images are real where the shared data is at hand ($CELLRAY_SHARED, or `share
 contender is a process of its own with the environment it would have, waits for its turn, trains a few steps and says
 how long they took; a ratio is the median over the rounds. Exit code 1 if a bar is missed.
 
-On a GPU the plain loop has eight loading processes, and beside it stand the loops of MONAI and Lightning, where they
-are installed, and the compiled step; what real data leave of the bare step's pace is the share of time the GPU is busy.
-There are no bars there yet. `--results` writes training-<device>.json and .md; `cellray plan --rate` takes the
-first.
+Beside the plain loop stand those of MONAI and Lightning, where they are installed. On a GPU these three have eight
+loading processes, and the compiled step stands there, too; what real data leave of the bare step's pace is the share of
+time the GPU is busy. There are no bars there yet. `--results` writes training-<device>.json and .md; `cellray plan
+--rate` takes the first.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ BASE_FEATURES = 16
 CHANNELS = 3
 SHAPES = {"4x512": (4, 512), "8x128": (8, 128)}
 """Batch size and crop side of each kind of batch."""
+PEERS = {"monai": "ignite", "lightning": "lightning"}
+"""Other libraries' loops, each with the module that it takes."""
 LEAST_OF_COMPILED = {"4x512": 1.15, "8x128": 1.0}
 LEAST_OF_BARE, LEAST_OF_PLAIN, LEAST_TOGETHER = 0.92, {"4x512": 4.0, "8x128": 2.5}, 1.05
 
@@ -263,10 +265,12 @@ def _train_monai(kind: str, folder: Path, shape: str, steps: int) -> None:
 def _train_lightning(kind: str, folder: Path, shape: str, steps: int) -> None:
     """Lightning's trainer with mixed precision, the same network, loss and items."""
     import torch
-    from lightning.pytorch import LightningModule, Trainer
 
     from cellray.losses import dice_loss
-    from cellray.model import CResUnet
+    from cellray.model import CResUnet, library
+
+    library("torchvision")  # Lightning takes it, and by itself it ends beside a torch without GPUs
+    from lightning.pytorch import LightningModule, Trainer
 
     class Module(LightningModule):
         def __init__(self) -> None:
@@ -297,12 +301,17 @@ def _train_lightning(kind: str, folder: Path, shape: str, steps: int) -> None:
     trainer.fit(Module(), _plain_batches(kind, folder, shape))
 
 
+def peers(n_processes: int) -> list[str]:
+    """The loops of other libraries, as far as they are installed, with so many processes that load."""
+    return [f"{kind}{n_processes}" for kind, module in PEERS.items() if find_spec(module)]
+
+
 class Contender:
     """A process that trains when it is told to."""
 
     def __init__(self, kind: str, folder: Path, shape: str, *, steps: int, threads: int = 1) -> None:
         # A sweep's workers have the allocator's settings; who starts a plain script doesn't.
-        extra = {} if kind.startswith("plain") else ALLOCATOR_ENV
+        extra = {} if kind.startswith(("plain", *PEERS)) else ALLOCATOR_ENV
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--work", kind, str(folder), shape, str(steps), str(threads)],
             env={**os.environ, **extra, "OMP_NUM_THREADS": str(threads)},
@@ -347,12 +356,10 @@ def race(contenders: dict[str, Contender], rounds: int) -> list[dict[str, float]
 
 
 def compare_loops(folder: Path, shape: str, steps: int, rounds: int) -> list[tuple[str, float, float]]:
-    """Real data against the bare step, and against the better of two plain loops."""
+    """Real data against the bare step, and against the better of two plain loops; the others' pace is printed."""
+    kinds = ["bare", "cellray", "plain0", "plain1", *peers(1)]
     with ExitStack() as open_processes:
-        contenders = {
-            kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps))
-            for kind in ("bare", "cellray", "plain0", "plain1")
-        }
+        contenders = {kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps)) for kind in kinds}
         took = race(contenders, rounds)
     images = steps * SHAPES[shape][0]
     rates = {kind: images / statistics.median(turn[kind] for turn in took) for kind in contenders}
@@ -379,8 +386,7 @@ def compare_compiled(folder: Path, shape: str, steps: int, rounds: int) -> list[
 
 def compare_on_gpu(folder: Path, shape: str, steps: int, rounds: int) -> dict[str, float]:
     """Images a second of each contender that is installed."""
-    peers = [("monai8", "ignite"), ("lightning8", "lightning")]
-    kinds = ["bare", "compiled", "cellray", "plain8", *(kind for kind, module in peers if find_spec(module))]
+    kinds = ["bare", "compiled", "cellray", "plain8", *peers(8)]
     with ExitStack() as open_processes:
         contenders = {kind: open_processes.enter_context(Contender(kind, folder, shape, steps=steps)) for kind in kinds}
         took = race(contenders, rounds)
