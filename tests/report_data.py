@@ -178,6 +178,24 @@ def write_realistic(
     return plan_for(labels, seeds)
 
 
+def add_cells(ledger: Ledger) -> None:
+    """Give each image table the columns by cell and overlap, and each trial a table of objects, from its counts."""
+    for record in ledger.records():
+        images = ledger.table(record.key, "images")
+        found = np.minimum(images.n_true, images.n_pred)
+        images = images.assign(tp_iou=found, fp_iou=images.n_pred - found, fn_iou=images.n_true - found)
+        images = images.assign(crowded=images.n_true // 2)
+        for tenth in range(1, 10):
+            images[f"tp_iou_{tenth}0"] = found * (10 - tenth) // 10
+        rows = [
+            {"set": row.set, "image": row.image, "true_id": i + 1, "pred_id": i + 1 if i < row.tp_iou else 0,
+             "area_true": 100 + 90 * (i % 3), "area_pred": 100, "kind": "hit" if i < row.tp_iou else "missed"}
+            for row in images[images.point == "own"].itertuples() for i in range(row.n_true)
+        ]  # fmt: skip
+        for name, table in (("images", images), ("objects", pd.DataFrame(rows))):
+            ledger.write(f"trials/{record.key}/{name}.parquet", table.to_parquet(index=False))
+
+
 def overlay_png(picture: np.ndarray, discs: np.ndarray, kind: str, rng: np.random.Generator) -> bytes:
     """An overlay in which some of the discs are found, all of them or none."""
     share = {"worst": 0.3, "median": 0.7, "best": 1.0, "crowded": 0.8, "none": 0.0}[kind]

@@ -89,23 +89,63 @@ def test_files_can_be_written_read_listed_and_removed(ledger):
 def test_no_copy_lies_outside_of_the_cache(tmp_path, monkeypatch, path):
     monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
     copies = Copies(("s3://b", "study"), [StoredFile(path, 1, 1.0), StoredFile("trials/a/b", 1, 1.0)])
-    copies.keep("trials/a/b", b"x")
-    assert copies.find("trials/a/b") == b"x"
-    with pytest.raises(FileNotFoundError):
-        copies.find(path)
-    with pytest.raises(KeyError):
-        copies.keep(path, b"x")
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["b"]
+    for name in ("trials/a/b", path):
+        copies.keep(name, b"x", [name])
+    assert [copies.find(name, [name]) for name in ("trials/a/b", path)] == [b"x", None]
+    assert [file.stem for file in tmp_path.rglob("*") if file.is_file()] == ["b"]
 
 
-def test_what_has_no_time_of_change_or_another_size_is_not_kept(tmp_path, monkeypatch):
+def test_what_is_new_or_has_no_time_of_change_or_another_size_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path))
-    names = ("timeless", "longer", "good")
-    changed = dict(zip(names, (0.0, 1.0, 1.0), strict=True))
-    copies = Copies(("s3://b", "study"), [StoredFile(name, 1, changed[name]) for name in names])
-    for name, data in zip(names, (b"x", b"xy", b"x"), strict=True):
-        copies.keep(name, data)
-    assert [copies.find(name) for name in names] == [None, None, b"x"]
+    now = time.time()
+    changed = {"timeless": 0.0, "new": now - 30, "longer": 1.0, "good": 1.0, "settled": now - 90}
+    copies = Copies(("s3://b", "study"), [StoredFile(name, 1, when) for name, when in changed.items()])
+    for name in changed:
+        copies.keep(name, b"xy" if name == "longer" else b"x", [name])
+    assert [name for name in changed if copies.find(name, [name]) == b"x"] == ["good", "settled"]
+    for also in ("timeless", "new"):
+        copies.keep("made", b"of two", ["good", also])
+        assert copies.find("made", ["good", also]) is None
+
+
+def test_what_was_made_is_good_for_the_same_files_and_the_same_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path))
+    record, table, other = (StoredFile(f"trials/a/{name}", 3, 1.0) for name in ("trial.json", "images", "objects"))
+    name, of = "trials/a/made", ["trials/a/trial.json", "trials/a/images"]
+
+    def found(*files: StoredFile, made_by: str = "code") -> bytes | None:
+        return Copies(("", "study"), files).find(name, of, made_by)
+
+    Copies(("", "study"), [record, table]).keep(name, b"made", of, "code")
+    assert found(record, table) == found(record, table, other) == b"made"
+    changed = (table._replace(n_bytes=4), table._replace(changed=1.001))
+    assert [found(record, t) for t in changed] == [None, None]
+    assert found(record) is None and found(record, table, made_by="other code") is None
+    Copies(("", "study"), [record, changed[0]]).keep(name, b"anew", of, "code")
+    assert found(record, changed[0]) == b"anew" and found(record, table) is None  # the newer is in its place
+    (piece,) = (file for file in tmp_path.rglob("*") if file.is_file())
+    piece.write_bytes(piece.read_bytes()[:-1])
+    assert found(record, changed[0]) is None
+
+
+def test_what_is_of_a_trial_that_is_gone_or_of_a_ledger_long_unused_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path))
+    a, b = StoredFile("trials/a/images", 1, 1.0), StoredFile("trials/b/images", 1, 1.0)
+
+    def kept() -> list[str]:
+        return sorted(file.parent.name for file in tmp_path.rglob("images.*"))
+
+    for whose in ("one", "other"):
+        copies = Copies(("", whose), [a, b])
+        for file in (a, b):
+            copies.keep(file.path, b"x", [file.path])
+    assert kept() == ["a", "a", "b", "b"]
+    Copies(("", "one"), [a])
+    assert kept() == ["a", "a", "b"]
+    for folder in (tmp_path / "ledgers").iterdir():
+        os.utime(folder, times=(time.time() - 40 * 86400,) * 2)
+    assert Copies(("", "one"), [a]).find(a.path, [a.path]) == b"x"
+    assert kept() == ["a"]
 
 
 def test_checkpoints_are_kept_by_name(ledger):

@@ -6,11 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 
-import numpy as np
-import pandas as pd
 import pytest
 from conftest import chromium
-from report_data import write_realistic
+from report_data import add_cells, write_realistic
 
 from cellray.ledger import Ledger
 from cellray.report import StudyFacts, build_report
@@ -54,24 +52,6 @@ def url(tmp_path_factory):
     add_cells(ledger)
     build_report(Results.now(ledger, plan), StudyFacts(agreement={"far": {"f1_iou": 0.83}}))
     return "file://" + os.path.join(ledger.uri, "report", "index.html")
-
-
-def add_cells(ledger: Ledger) -> None:
-    """Give each image table the columns by cell and overlap, and each trial a table of objects, from its counts."""
-    for record in ledger.records():
-        images = ledger.table(record.key, "images")
-        found = np.minimum(images.n_true, images.n_pred)
-        images = images.assign(tp_iou=found, fp_iou=images.n_pred - found, fn_iou=images.n_true - found)
-        images = images.assign(crowded=images.n_true // 2)
-        for tenth in range(1, 10):
-            images[f"tp_iou_{tenth}0"] = found * (10 - tenth) // 10
-        rows = [
-            {"set": row.set, "image": row.image, "true_id": i + 1, "pred_id": i + 1 if i < row.tp_iou else 0,
-             "area_true": 100 + 90 * (i % 3), "area_pred": 100, "kind": "hit" if i < row.tp_iou else "missed"}
-            for row in images[images.point == "own"].itertuples() for i in range(row.n_true)
-        ]  # fmt: skip
-        for name, table in (("images", images), ("objects", pd.DataFrame(rows))):
-            ledger.write(f"trials/{record.key}/{name}.parquet", table.to_parquet(index=False))
 
 
 @pytest.fixture(scope="module", params=[(w, s) for w in WIDTHS for s in ("light", "dark")], ids="-".join)

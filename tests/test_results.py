@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from label_images import random_pair, row_of
-from report_data import key_of, plan_for, record, write_realistic
+from report_data import add_cells, key_of, plan_for, record, write_realistic
 from tiny_study import tiny_study
 from typer.testing import CliRunner
 
@@ -17,8 +21,9 @@ from cellray.forecast.effect import smallest_effect
 from cellray.ledger import Ledger
 from cellray.metrics import METRICS, summarise
 from cellray.record import PlannedTrial
-from cellray.report import load_tables
+from cellray.report import build_report, load_tables
 from cellray.results import Results, make_block, plan_of
+from cellray.results.details import read_details
 from cellray.results.samples import Sample
 from cellray.scores import score_table
 from cellray.study import EvaluationConfig
@@ -139,6 +144,56 @@ def test_a_report_opens_each_file_of_the_ledger_at_most_once(tmp_path, monkeypat
     assert sum(path.endswith("trial.json") for path in read) == 24
     assert sum(path.endswith("images.parquet") for path in read) == 24
     assert {path: n for path, n in read.items() if n > 1} == {}
+
+
+def put_back(path: Path, data: bytes) -> None:
+    """Other content without a trace: the same size, and the time of change that the file had."""
+    found = path.stat()
+    assert len(data) == found.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@pytest.mark.slow
+def test_a_report_made_again_after_one_more_trial_reads_the_tables_of_that_trial_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
+    ledger = Ledger(str(tmp_path), "made_up")
+    lost = {("B", 0): "collapsed", ("C", 5): "failed"}
+    plan = write_realistic(ledger, labels=["A", "B", "C"], seeds=(0, 5), n_images=6, epochs=3, bad=lost)
+    add_cells(ledger)
+    for path in (tmp_path / "made_up" / "trials").rglob("*"):
+        os.utime(path, times=(time.time() - 3600,) * 2)
+    trials = tmp_path / "made_up" / "trials"
+    last = trials / plan.trials[0].key
+    shutil.move(last, tmp_path / "later")
+
+    def report() -> dict[str, bytes]:
+        return {path: ledger.read(path) for path in build_report(Results.now(ledger, plan), export=True)}
+
+    first = report()
+    tables = list(trials.rglob("*.parquet"))
+    assert len(tables) == 3 * 5
+    whole = {path: path.read_bytes() for path in tables}
+    for path in tables:  # what isn't read may as well be no table
+        put_back(path, b"x" * len(whole[path]))
+    assert report() == first
+    shutil.move(tmp_path / "later", last)
+    grown = report()
+    assert "damaged" not in grown["report/index.html"].decode() and grown != first
+    for path, data in whole.items():
+        put_back(path, data)
+    assert report() == grown
+    monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "another"))
+    assert report() == grown  # to the byte what a report is that reads everything
+
+    key = key_of("A", 5)
+    for name in ("history", "images", "objects"):  # a file that was changed is read, and what is wrong with it seen
+        path = trials / key / f"{name}.parquet"
+        path.write_bytes(b"x" * len(whole[path]))
+        results = Results.now(ledger, plan)
+        read_details(results)
+        assert list(results.damaged) == [key] and f"{key}/{name}.parquet is damaged" in results.damaged[key]
+        path.write_bytes(whole[path])
 
 
 def test_what_a_lost_trial_counts_as_takes_one_image_table_a_split(tmp_path, monkeypatch):

@@ -1,19 +1,28 @@
-"""What this machine has read of a bucket's trials, kept in its cache: a report made again asks for what is new."""
+"""What this machine has read of a ledger's trials, or made of that, kept in its cache: what is new is read alone."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from cellray.storage import open_plain
 
 SETTLED_S = 60.0
-"""A file that was changed more recently isn't kept: a bucket tells times in whole seconds, so it may change unseen."""
+"""Of a file that was changed more recently nothing is kept: a bucket tells times in whole seconds, so it may change
+unseen."""
+FORGOTTEN_S = 30 * 86400.0
+"""What wasn't asked for in so long is removed: the ledger itself may be gone."""
+CHECK_BYTES = 4
+FORMAT = 2
+"""Names the folders: those of another one are removed when they are forgotten."""
 
 
 class StoredFile(NamedTuple):
@@ -27,46 +36,69 @@ class StoredFile(NamedTuple):
 
 
 class Copies:
-    """Copies of files, each good for as long as the bucket lists it with the same size and time of change.
+    """What is kept, each piece good for as long as the ledger lists the files it is of with the same sizes and times.
 
     Args:
         whose: Names the ledger, with its store.
-        listed: What it has now; copies of anything else are removed.
+        listed: The files of its trials now; what is of a trial that is gone is removed.
     """
 
     def __init__(self, whose: tuple[str, ...], listed: Iterable[StoredFile]) -> None:
         from cellray.data import default_cache_dir
 
-        self._folder = default_cache_dir() / "ledgers" / hashlib.sha256(repr(whose).encode()).hexdigest()[:16]
-        self._listed = {file.path: file for file in listed if ".." not in file.path.split("/")}
-        for copy in self._folder.rglob("*"):
-            if copy.relative_to(self._folder).as_posix() not in self._listed and copy.is_file():
-                with suppress(OSError):
-                    copy.unlink()
+        everyone = default_cache_dir() / "ledgers"
+        self._folder = everyone / hashlib.sha256(repr((FORMAT, whose)).encode()).hexdigest()[:16]
+        self.listed = {file.path: file for file in listed if ".." not in file.path.split("/")}
+        with suppress(OSError):
+            os.utime(self._folder)
+        trials = {path.split("/")[1] for path in self.listed if "/" in path}
+        gone = (trial for trial in self._folder.glob("trials/*") if trial.name not in trials)
+        forgotten = (folder for folder in everyone.glob("*") if time.time() - _changed(folder) > FORGOTTEN_S)
+        for folder in (*gone, *forgotten):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def find(self, path: str) -> bytes | None:
-        """The content of a file, None where there is no good copy; FileNotFoundError if the bucket has no such file."""
-        listed = self._listed.get(path)
-        if listed is None:
-            raise FileNotFoundError(path)
-        with suppress(OSError), open_plain(self._folder / path) as copy:
-            state = os.fstat(copy.fileno())
-            if (state.st_size, state.st_mtime) == (listed.n_bytes, listed.changed):
-                return copy.read()
+    def find(self, name: str, of: Iterable[str], made_by: str = "") -> bytes | None:
+        """What is kept under a name, if it was made of these files as they are now, and by the same code."""
+        with suppress(OSError), open_plain(self._place(name, of, made_by)) as piece:
+            check, data = piece.read(CHECK_BYTES), piece.read()
+            if check == _check(data):
+                return data
         return None
 
-    def keep(self, path: str, data: bytes) -> None:
-        """Keep what was read of a file; nothing if it is new, if no time is known, or if the cache can't be written."""
-        listed = self._listed[path]
-        if len(data) != listed.n_bytes or not listed.changed or time.time() - listed.changed < SETTLED_S:
+    def keep(self, name: str, data: bytes, of: Iterable[str], made_by: str = "") -> None:
+        """Keep something in the place of what was kept under this name before; nothing if one of the files is new or
+        has no time, if it's the file itself, but of another size, or if the cache can't be written."""
+        of = list(of)
+        files = [self.listed[path] for path in of if path in self.listed]
+        times = [file.changed for file in files]
+        if not times or not all(times) or time.time() - max(times) < SETTLED_S:
             return
-        copy = self._folder / path
-        aside = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}")
+        if of == [name] and len(data) != files[0].n_bytes:
+            return
+        place = self._place(name, of, made_by)
+        aside = place.with_suffix(f".{uuid.uuid4().hex[:8]}")
         with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            before = [old for old in place.parent.iterdir() if old.stem == place.stem]
             try:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                aside.write_bytes(data)
-                os.utime(aside, (listed.changed, listed.changed))
-                aside.replace(copy)
+                aside.write_bytes(_check(data) + data)
+                aside.replace(place)
             finally:
-                aside.unlink(missing_ok=True)
+                for old in (aside, *before):
+                    old.unlink(missing_ok=True)
+
+    def _place(self, name: str, of: Iterable[str], made_by: str) -> Path:
+        now = repr(([self.listed.get(path) for path in of], made_by))
+        return self._folder / f"{name}.{hashlib.sha256(now.encode()).hexdigest()[:16]}"
+
+
+def _check(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(CHECK_BYTES, "little")
+
+
+def _changed(folder: Path) -> float:
+    """Seconds since 1970; now, if it can't be seen."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return time.time()

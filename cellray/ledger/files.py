@@ -62,17 +62,15 @@ class StudyFiles:
         return type(self)(self.storage, f"{self.study}/{folder}", self._patience_s, self._has_answered)
 
     def with_copies(self) -> Self:
-        """For one who reads all trials: those of a bucket as they are now, each file fetched once and kept.
+        """For one who reads all trials, as they are now: what is fetched from a bucket is kept on this machine, and so
+        may be what is made of them.
 
         Raises:
             StorageError: If the storage can't be read.
         """
-        if self._local:
-            return self
-        whose = (self.storage, self.study, os.environ.get("AWS_ENDPOINT_URL", ""))
-        copies = Copies(whose, self.files(TRIALS))
-        found = type(self)(self.storage, self.study, self._patience_s, self._has_answered)
-        found._copies = copies
+        whose = (self.storage, self.study, "" if self._local else os.environ.get("AWS_ENDPOINT_URL", ""))
+        found = object.__new__(type(self))
+        found.__dict__ |= vars(self) | {"_copies": Copies(whose, self.files(TRIALS))}
         return found
 
     def _do(self, act: Callable[[], _T], path: str) -> _T:
@@ -201,12 +199,14 @@ class StudyFiles:
                     raise LedgerError(f"{self.uri}/{path} can't be read: {error.strerror}") from None
                 raise
 
-        if self._copies is None or not path.startswith(f"{TRIALS}/"):
+        if self._local or self._copies is None or not path.startswith(f"{TRIALS}/"):
             return self._do(get, path)
-        data = self._copies.find(path)
+        if path not in self._copies.listed:
+            raise FileNotFoundError(path)
+        data = self._copies.find(path, [path])
         if data is None:
             data = self._do(get, path)
-            self._copies.keep(path, data)
+            self._copies.keep(path, data, [path])
         return data
 
     def read_all(self, paths: Iterable[str]) -> Iterator[bytes | None]:
@@ -261,11 +261,14 @@ class StudyFiles:
         return sorted(info.base_name for info in self._do(lambda: self._fs.get_file_info(selector), ""))
 
     def files(self, folder: str) -> list[StoredFile]:
-        """Every file below a folder; folders that are links, which may lead anywhere or in a circle, aren't entered.
+        """Every file below a folder, for one with copies as it was then; folders that are links, which may lead
+        anywhere or in a circle, aren't entered.
 
         Raises:
             StorageError: If the storage can't be read.
         """
+        if self._copies is not None and folder == TRIALS:
+            return list(self._copies.listed.values())
         if self._local:
             return self._do(lambda: list(self._walk(folder)), folder)
         selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)

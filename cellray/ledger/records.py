@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellray.errors import LedgerError
-from cellray.ledger.files import StudyFiles
+from cellray.ledger.files import TRIALS, StudyFiles
 from cellray.ledger.lease import Lease, current_holder, held
 from cellray.record import (
     REMEDY,
@@ -44,6 +44,11 @@ def read_parquet(data: bytes, columns: Collection[str] | None = None) -> pa.Tabl
     """A stored table, or those of its columns that are there; half the time of other ways to read so small a file."""
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _made_of(key: str) -> list[str]:
+    """A trial's record and tables."""
+    return [f"{TRIALS}/{key}/{name}" for name in ("trial.json", *(f"{table}.parquet" for table in TABLES))]
 
 
 class Ledger(StudyFiles):
@@ -89,6 +94,16 @@ class Ledger(StudyFiles):
                     raise
                 damaged[key] = str(error)
         return found
+
+    def find_made(self, key: str, made_by: str) -> bytes | None:
+        """What was kept of a trial's record and tables on this machine, if these are the same and so is the code that
+        made it; only for one `with_copies`."""
+        return None if self._copies is None else self._copies.find(f"{TRIALS}/{key}/made", _made_of(key), made_by)
+
+    def keep_made(self, key: str, data: bytes, made_by: str) -> None:
+        """Keep what was made of a trial's record and tables; only for one `with_copies`."""
+        if self._copies is not None:
+            self._copies.keep(f"{TRIALS}/{key}/made", data, _made_of(key), made_by)
 
     @contextmanager
     def reading(self, key: str, name: str) -> Iterator[None]:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cellray import __version__
 from cellray.ledger import Ledger
 from cellray.report import exports
 from cellray.report.answer import write_answer
@@ -19,6 +18,7 @@ from cellray.report.references import add_references
 from cellray.report.study_facts import StudyFacts
 from cellray.results import Plan, Results
 from cellray.results.details import read_details
+from cellray.results.tables import package_hash
 
 BUILT = "report/built.txt"
 """What the report was made of, as a hash."""
@@ -59,7 +59,7 @@ def build_report(results: Results, facts: StudyFacts | None = None, *, export: b
 
 
 def is_built(results: Results, facts: StudyFacts) -> bool:
-    """Whether the ledger has the report of these very results already, as this version of cellray makes it."""
+    """Whether the ledger has the report of these very results already, as this code makes it."""
     ledger = results.ledger
     there = ledger.exists(BUILT) and ledger.exists("report/index.html")
     return there and ledger.read(BUILT).decode() == _made_of(results, facts)
@@ -68,7 +68,7 @@ def is_built(results: Results, facts: StudyFacts) -> bool:
 def _made_of(results: Results, facts: StudyFacts) -> str:
     """A hash of what a report is made of: facts, plan, and when each file of a trial was written."""
     files = sorted(file for file in results.ledger.files("trials") if "/checkpoints/" not in file.path)
-    return hashlib.sha256(repr((__version__, facts, results.plan, results.log, files)).encode()).hexdigest()
+    return hashlib.sha256(repr((package_hash(), facts, results.plan, results.log, files)).encode()).hexdigest()
 
 
 def is_exported(ledger: Ledger) -> bool:

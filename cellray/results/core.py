@@ -23,6 +23,7 @@ from cellray.results.samples import (
     parse_images,
     read_samples,
 )
+from cellray.results.tables import TrialTables, package_hash, packed, read_tables, unpacked
 from cellray.scores import errors_of_nothing
 
 READ_TOGETHER = 64
@@ -178,19 +179,47 @@ class Results:
                     into[key] = max(value, into.get(key, value))
         return merged
 
-    def tables(self) -> Iterator[tuple[TrialRecord, bytes | None, ImageTable | None, bytes | None]]:
-        """Each planned trial's record with its history, images and objects in turn, None where one is missing.
+    def tables(self) -> Iterator[tuple[TrialRecord, TrialTables]]:
+        """Each planned trial's record with what figures take of its tables; one with a damaged table is dropped.
 
-        What image tables say is remembered on the way, so that none is opened twice: ask for this first.
+        What image tables say is remembered on the way, so that none is opened twice: ask for this first. What was made
+        of a trial's files before, on this machine and by the same code, isn't made again.
         """
-        everyone = list(self.records.values())
-        files = self.ledger.read_all(f"trials/{record.key}/{name}.parquet" for record in everyone for name in TABLES)
-        for some in in_parts(everyone):
-            found = [[next(files) for _ in TABLES] for _ in some]
-            images = self._remember(some, [of[TABLES.index("images")] for of in found])
-            for record, (history, _, objects) in zip(some, found, strict=True):
-                if record.key in self.records:
-                    yield record, history, images.get(record.key), objects
+        for some in in_parts(list(self.records.values())):
+            kept = {record.key: self.ledger.find_made(record.key, self._made_by) for record in some}
+            made = self._make([record for record in some if kept[record.key] is None])
+            for record in some:
+                if (data := kept[record.key]) is not None:
+                    rows, tables = unpacked(data)
+                    if rows is not None:
+                        self._take(record, rows)
+                    yield record, tables
+                elif record.key in made:
+                    yield record, made[record.key]
+
+    @property
+    def _made_by(self) -> str:
+        """What else than a trial's files decides what is made of them."""
+        return f"{package_hash()} {self._metric}"
+
+    def _make(self, records: Sequence[TrialRecord]) -> dict[str, TrialTables]:
+        """What figures take of some trials' tables, by key, and keep it with what their image tables say."""
+        paths = [f"trials/{record.key}/{name}.parquet" for record in records for name in TABLES]
+        files = iter(list(self.ledger.read_all(paths)))
+        found = [dict(zip(TABLES, files, strict=False)) for _ in records]
+        images = self._remember(records, [of["images"] for of in found])
+        made: dict[str, TrialTables] = {}
+        for record, of in zip(records, found, strict=True):
+            if record.key not in self.records:
+                continue
+            try:
+                made[record.key] = read_tables(self.ledger, record, images.get(record.key), of)
+            except LedgerError as error:
+                self.drop(record.key, str(error))
+                continue
+            rows = self._images.get((record.key, record.evaluation_key))
+            self.ledger.keep_made(record.key, packed(rows, made[record.key]), self._made_by)
+        return made
 
     def _load(self, records: Iterable[TrialRecord]) -> None:
         """Read the image tables of these records that weren't read yet."""
@@ -212,13 +241,16 @@ class Results:
         judged = [record for record in records if record.key in tables]
         found = read_samples([tables[record.key] for record in judged], self._metric)
         for record, rows in zip(judged, found, strict=True):
-            # the same images in every trial, so one copy of their names
-            samples = {
-                where: replace(sample, units=self._units.setdefault(sample.units, sample.units))
-                for where, sample in rows.samples.items()
-            }
-            self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)
+            self._take(record, rows)
         return tables
+
+    def _take(self, record: TrialRecord, rows: ImageRows) -> None:
+        # the same images in every trial, so one copy of their names
+        samples = {
+            where: replace(sample, units=self._units.setdefault(sample.units, sample.units))
+            for where, sample in rows.samples.items()
+        }
+        self._images[record.key, record.evaluation_key] = ImageRows(samples, rows.n_true)
 
     def _converted(self, parsed: Mapping[str, pa.Table]) -> dict[str, ImageTable]:
         """Image tables by key, converted together, or, if one of them is damaged, each by itself."""

@@ -6,26 +6,20 @@ image and object rows are those of each trial's own operating point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from cellray.errors import LedgerError
-from cellray.ledger import read_parquet
-from cellray.metrics import CURVE_SOURCES, CURVE_THRESHOLDS, detected, stratum_rows
+from cellray.metrics import CURVE_SOURCES, CURVE_THRESHOLDS, detected
 from cellray.metrics.strata import STRATUM_COLUMNS
 from cellray.results.core import Results
-from cellray.results.samples import ImageTable, read_columns
+from cellray.results.tables import Columns
 
 COUNT_COLUMNS = ["set", "label", "seed", "image", "n_true", "n_pred"]
 CURVE_COLUMNS = ["set", "label", "seed", "outcome", "threshold", "f1", "precision", "recall"]
 LEVEL_COLUMNS = ["set", "label", "seed", "outcome", *STRATUM_COLUMNS]
-
-STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
-IMAGES = {*STRATUM_SOURCES, *CURVE_SOURCES}
-OBJECTS = ["set", "image", "true_id", "pred_id", "area_true", "area_pred", "kind"]
 
 
 @dataclass(frozen=True)
@@ -80,21 +74,14 @@ def read_details(results: Results) -> Details:
         if trial.key in records:
             by_key.setdefault(trial.key, []).append((trial.label, trial.seed))
     stopped = {t.label for t in plan.trials if t.key in records and records[t.key].outcome == "stopped"}
-    for record, history, table, objects in results.tables():
-        outcome, key = record.outcome, record.key
-        names = [name for name in by_key[key] if name[0] not in stopped]
-        images = {} if table is None or not names else shown_images(table)
-        try:
-            with results.ledger.reading(key, "history"):
-                course = pd.DataFrame() if history is None else read_parquet(history).to_pandas()
-            with results.ledger.reading(key, "objects"):
-                level = [] if record.is_lost else strata_of(images, objects)
-        except LedgerError as error:
-            results.drop(key, str(error))
-            continue
+    for record, (history, images, level) in results.tables():
+        outcome = record.outcome
+        course = pd.DataFrame(history)
         if len(course):
-            histories |= dict.fromkeys(by_key[key], course)
-        for label, seed in names:
+            histories |= dict.fromkeys(by_key[record.key], course)
+        for label, seed in by_key[record.key]:
+            if label in stopped:
+                continue
             who: dict[str, object] = {"label": label, "seed": seed}
             if images and outcome != "failed":
                 counts.add(**{name: images[name] for name in COUNT_COLUMNS if name in images}, **who)
@@ -133,15 +120,7 @@ class Rows:
         return pd.DataFrame({name: np.concatenate(parts) if parts else [] for name, parts in self._parts.items()})
 
 
-def shown_images(table: ImageTable) -> dict[str, np.ndarray]:
-    """The columns of a trial's image table that figures need, at its own operating point and without validation."""
-    chosen = (table.words["point"] == "own") & (table.words["set"] != "val")
-    words, numbers = ({name: values[chosen] for name, values in of.items()} for of in (table.words, table.numbers))
-    whole = {name: numbers[name].astype(int) for name in ("n_true", "n_pred")}
-    return {**words, **{name: numbers[name] for name in IMAGES if name in numbers}, **whole} if chosen.any() else {}
-
-
-def curves_of(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def curves_of(images: Columns) -> dict[str, dict[str, np.ndarray]]:
     """The IoU curve of each set of one trial, if its images have what that takes."""
     if not set(CURVE_SOURCES) <= set(images):
         return {}
@@ -151,18 +130,6 @@ def curves_of(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarra
         sums = np.array([images[column][mine].sum() for column in CURVE_SOURCES], dtype=float)
         found[name] = {"threshold": CURVE_THRESHOLDS, **detected(sums)}
     return found
-
-
-def strata_of(images: Mapping[str, np.ndarray], file: bytes | None) -> list[dict[str, object]]:
-    """The strata of each set of one trial, with a key `set`; `file` holds its table of objects."""
-    if file is None or not set(STRATUM_SOURCES) <= set(images):
-        return []
-    objects = read_columns(file, OBJECTS, words=("set", "image", "kind"))
-    rows: list[dict[str, object]] = []
-    for name in dict.fromkeys(images["set"]) if len(objects["set"]) else ():
-        parts = ({column: values[of["set"] == name] for column, values in of.items()} for of in (images, objects))
-        rows += [row | {"set": name} for row in stratum_rows(*parts)]
-    return rows
 
 
 def worst_curves(iou: pd.DataFrame, lost: Sequence[tuple[str, int, str]]) -> pd.DataFrame:
