@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 from commands import run_here
 from matplotlib import rc_context
@@ -42,6 +43,11 @@ def holds(content: bytes) -> Make:
 
 def becomes(change: Callable[[bytes], bytes]) -> Make:
     return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Make:
+    """Another table, of its own kind."""
+    return lambda path: change(pd.read_parquet(path)).to_parquet(path, index=False)
 
 
 def is_gone(path: Path) -> None:
@@ -97,6 +103,8 @@ RECORD, PLAN, STUDY, STATUS, LEASE = (
     "report/status.json",
     "lease.json",
 )
+HISTORY, IMAGES, OBJECTS = (f"trials/{{key}}/{name}.parquet" for name in ("history", "images", "objects"))
+TABLE: dict[str, Any] = {"command": "report tiny", "code": 2}
 DONE, RUNS = "2 trials planned, 2 finished", "runs again"
 SITUATIONS = (
     Situation(RECORD, says(outcome=None), "outcome: Field required"),
@@ -145,6 +153,16 @@ SITUATIONS = (
     Situation(RECORD, points_to("../{other}/trial.json"), "is another trial's"),
     Situation(RECORD, points_to("trial.json"), "Too many levels of symbolic links", code=2),
     Situation(RECORD, is_folder, "trial.json", code=2),
+    Situation(HISTORY, table(lambda t: t.drop(columns="epoch")), "damaged (it lacks 'epoch')", **TABLE),
+    Situation(HISTORY, table(lambda t: t.assign(epoch=None)), "damaged (an epoch has no number)", **TABLE),
+    Situation(HISTORY, table(lambda t: t.assign(val_dice="high")), "damaged (could not convert", **TABLE),
+    Situation(HISTORY, table(lambda t: t.assign(lr=[[1.0]] * len(t))), "damaged (setting an array element", **TABLE),
+    Situation(IMAGES, table(lambda t: pd.concat([t, t])), "damaged (a test image has two rows)", **TABLE),
+    Situation(IMAGES, table(lambda t: t.assign(n_true=float("nan"))), "damaged (n_true isn't a number", **TABLE),
+    Situation(IMAGES, table(lambda t: t.assign(n_pred=0.5)), "damaged (n_pred isn't a number of cells", **TABLE),
+    Situation(IMAGES, table(lambda t: t.assign(n_pred=1e300)), "damaged (n_pred isn't a number of cells", **TABLE),
+    Situation(OBJECTS, table(lambda t: t.drop(columns="kind")), "damaged (it lacks 'kind')", **TABLE),
+    Situation(OBJECTS, table(lambda t: t.assign(true_id="one")), "damaged ('>' not supported", **TABLE),
     Situation(PLAN, is_gone, "no sweep of this study was started there", code=2),
     Situation(PLAN, holds(b""), "plan.json is not a plan of trials", code=2),
     Situation(PLAN, holds(b"[1, 2]"), "plan.json is not a plan of trials", code=2),

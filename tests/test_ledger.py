@@ -142,10 +142,13 @@ def test_what_is_of_a_trial_that_is_gone_or_of_a_ledger_long_unused_is_removed(t
     assert kept() == ["a", "a", "b", "b"]
     Copies(("", "one"), [a])
     assert kept() == ["a", "a", "b"]
+    somebodys = tmp_path / "ledgers" / "my_study" / "trials"  # $CELLRAY_CACHE may be a folder with other things in it
+    somebodys.mkdir(parents=True)
     for folder in (tmp_path / "ledgers").iterdir():
         os.utime(folder, times=(time.time() - 40 * 86400,) * 2)
     assert Copies(("", "one"), [a]).find(a.path, [a.path]) == b"x"
     assert kept() == ["a"]
+    assert somebodys.is_dir()
 
 
 def test_checkpoints_are_kept_by_name(ledger):

@@ -20,6 +20,8 @@ SETTLED_S = 60.0
 unseen."""
 FORGOTTEN_S = 30 * 86400.0
 """What wasn't asked for in so long is removed: the ledger itself may be gone."""
+NAME = "[0-9a-f]" * 16
+"""Of a ledger's folder: nothing else is removed."""
 CHECK_BYTES = 4
 FORMAT = 2
 """Names the folders: those of another one are removed when they are forgotten."""
@@ -46,14 +48,14 @@ class Copies:
     def __init__(self, whose: tuple[str, ...], listed: Iterable[StoredFile]) -> None:
         from cellray.data import default_cache_dir
 
-        everyone = default_cache_dir() / "ledgers"
+        everyone = default_cache_dir() / "ledgers"  # CELLRAY_CACHE may have a folder of that name already
         self._folder = everyone / hashlib.sha256(repr((FORMAT, whose)).encode()).hexdigest()[:16]
         self.listed = {file.path: file for file in listed if ".." not in file.path.split("/")}
         with suppress(OSError):
             os.utime(self._folder)
         trials = {path.split("/")[1] for path in self.listed if "/" in path}
         gone = (trial for trial in self._folder.glob("trials/*") if trial.name not in trials)
-        forgotten = (folder for folder in everyone.glob("*") if time.time() - _changed(folder) > FORGOTTEN_S)
+        forgotten = (other for other in everyone.glob(NAME) if time.time() - _changed(other) > FORGOTTEN_S)
         for folder in (*gone, *forgotten):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,6 +16,8 @@ from cellray.metrics import MEDIANS, METRICS, columns_of, image_terms, metrics_o
 from cellray.statistics import contributions
 
 WHERE = ("set", "point", "image", "group")
+MOST_CELLS = 2**53
+"""Of an image: above it floating-point numbers have gaps."""
 GROUP = "group "
 """Begins the name of a unit that is a group of images."""
 
@@ -98,7 +100,20 @@ def image_tables(tables: Sequence[pa.Table]) -> list[ImageTable]:
         for i, end in zip(places, ends, strict=True):
             rows = slice(end - len(tables[i]), end)
             found[i] = ImageTable({name: of[rows] for name, of in words.items()}, columns, values[:, rows])
+            check_rows(found[i])
     return [found[i] for i in range(len(tables))]
+
+
+def check_rows(table: ImageTable) -> None:
+    """Raise a ValueError if cells aren't counted by whole numbers, or if a test image has two rows at a point; one of
+    validation may be that of several folds."""
+    for name in {"n_true", "n_pred"}.intersection(table.columns):
+        counts = table.values[table.columns.index(name)]
+        if not ((counts >= 0) & (counts < MOST_CELLS) & (counts == np.floor(counts))).all():
+            raise ValueError(f"{name} isn't a number of cells in every row")
+    tested = table.words["set"] == "test"
+    if len(set(zip(table.words["point"][tested], table.words["image"][tested], strict=True))) < tested.sum():
+        raise ValueError("a test image has two rows")
 
 
 def number_columns(table: pa.Table) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import cellray
 from cellray.ledger import Ledger
 from cellray.metrics import CURVE_SOURCES, stratum_rows
-from cellray.record import TrialRecord
+from cellray.record import EpochRow, TrialRecord
 from cellray.results.samples import ImageRows, ImageTable, Sample, read_columns
 
 STRATUM_SOURCES = ["tp_iou", "fp_iou", "fn_iou", "crowded"]
@@ -49,10 +49,23 @@ def read_tables(
     history, objects = files["history"], files["objects"]
     images = {} if table is None or record.outcome == "stopped" else shown_images(table)
     with ledger.reading(record.key, "history"):
-        course = {} if history is None else read_columns(history, words=())
+        course = {} if history is None else course_of(history)
     with ledger.reading(record.key, "objects"):
         levels = [] if record.is_lost else strata_of(images, objects)
     return TrialTables(course, images, levels)
+
+
+def course_of(file: bytes) -> Columns:
+    """A trial's epochs, a row each.
+
+    Raises:
+        KeyError, TypeError, ValueError: If they aren't numbered, or a column has no numbers. What pyarrow raises, too.
+    """
+    columns = read_columns(file, EpochRow.__annotations__, words=())
+    course = {name: of if of.dtype.kind in "iuf" else of.astype(np.float64) for name, of in columns.items()}
+    if course and not np.isfinite(course["epoch"]).all():
+        raise ValueError("an epoch has no number")
+    return course
 
 
 def shown_images(table: ImageTable) -> Columns:

@@ -34,9 +34,10 @@ def collapse_epoch(history: pd.DataFrame) -> int | None:
     validated. The answer is the first sign of death after the last sign of life.
 
     Args:
-        history: One row an epoch, in order, with the columns epoch, train_loss and val_dice (NaN = not validated).
+        history: One row an epoch, in order, with the columns epoch, train_loss and val_dice (NaN = not validated);
+            None without the last two.
     """
-    if history.empty:
+    if history.empty or not {"train_loss", "val_dice"} <= set(history):
         return None
     dice = history["val_dice"].to_numpy(dtype=float)
     dead = (dice < ALIVE) | ~np.isfinite(history["train_loss"].to_numpy(dtype=float))
