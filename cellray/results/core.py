@@ -205,7 +205,7 @@ class Results:
     def _make(self, records: Sequence[TrialRecord]) -> dict[str, TrialTables]:
         """What figures take of some trials' tables, by key, and keep it with what their image tables say."""
         paths = [f"trials/{record.key}/{name}.parquet" for record in records for name in TABLES]
-        files = iter(list(self.ledger.read_all(paths)))
+        files = self.ledger.read_all(paths)
         found = [dict(zip(TABLES, files, strict=False)) for _ in records]
         images = self._remember(records, [of["images"] for of in found])
         made: dict[str, TrialTables] = {}
