@@ -13,7 +13,28 @@ from types import FrameType
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end: of Ctrl-C, of whoever manages it, of a terminal that is closed."""
 
-asked_to_end = threading.Event()
+
+class Flag:
+    """What a signal may set, whatever the code does that it interrupts. A `threading.Event` has a lock: held by that
+    code, it is waited for for ever; and an interrupt in the moment in which it is taken leaves it locked."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it."""
+        self._is_set = True
+
+    def clear(self) -> None:
+        """As it was in the beginning."""
+        self._is_set = False
+
+
+asked_to_end = Flag()
 """Set by such a signal, while `answer_ending` holds."""
 
 

@@ -21,6 +21,7 @@ from tiny_study import draw_images, lasting, same, tiny_study
 from cellray.errors import LedgerError, StorageError, StudyError
 from cellray.ledger import Ledger
 from cellray.observers import Observer
+from cellray.processes import Flag
 from cellray.search import Task
 from cellray.sweep import cluster as ray_cluster
 from cellray.sweep import connect, run_sweep
@@ -392,7 +393,7 @@ def test_an_interrupt_does_not_wait_for_processes_that_start(ray_here, tmp_path)
                 self.begun.touch()
                 time.sleep(60)
 
-    interrupted, slow, asked = threading.Event(), SlowToLoad(), []
+    interrupted, slow, asked = Flag(), SlowToLoad(), []
 
     def interrupt():
         wait_until(slow.begun.exists)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from cellray.errors import StorageError
 from cellray.ledger import Ledger
 from cellray.observers import Observer, tell
 from cellray.places import counted
+from cellray.processes import Flag
 from cellray.record import EpochRow
 from cellray.scratch import scratch_folder
 from cellray.search import Agenda, Task
@@ -68,7 +68,7 @@ def run_agenda(
         StorageError: If the storage took or gave no files: no trial was started after that, and none counts as failed.
     """
     forget_other_predictions(agenda.plan, sets, ledger)
-    resources, interrupted, judging = study.resources, threading.Event(), Judging(ledger, study.resources)
+    resources, interrupted, judging = study.resources, Flag(), Judging(ledger, study.resources)
     most = max_concurrent or resources.max_concurrent or sys.maxsize
     feed, scheduler = Feed(agenda, sets, resources, most, judging, interrupted), Stoppable(interrupted)
     need = {"cpu": float(resources.cpus), "gpu": float(resources.n_gpus)}
@@ -112,7 +112,7 @@ class Feed(Searcher):
         resources: ResourcesConfig,
         most: int,
         judging: Judging,
-        interrupted: threading.Event,
+        interrupted: Flag,
     ) -> None:
         super().__init__()
         self.agenda, self.sets, self.judging = agenda, sets, judging
@@ -288,7 +288,7 @@ class News(TrialProgressCallback):
 class Stoppable(FIFOScheduler):
     """Trials in their order; once interrupted, none is started, and each that runs ends with its epoch."""
 
-    def __init__(self, interrupted: threading.Event) -> None:
+    def __init__(self, interrupted: Flag) -> None:
         super().__init__()
         self.interrupted = interrupted
         self.is_any_starting = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cellray.processes import answer_ending
+from cellray.processes import Flag, answer_ending
 
 WORKER_DEATHS = 2
 """A trial whose process dies (out of memory, lost node) goes on from its checkpoint so often; then it has failed. While
@@ -22,8 +21,8 @@ PENDING = 32
 
 
 @contextmanager
-def first_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """The first signal that asks this process to end only sets the event; the next does what it did before."""
+def first_interrupt(interrupted: Flag) -> Iterator[None]:
+    """The first signal that asks this process to end only sets the flag; the next does what it did before."""
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupted.set()
