@@ -126,6 +126,9 @@ def test_what_was_made_is_good_for_the_same_files_and_the_same_code(tmp_path, mo
     (piece,) = (file for file in tmp_path.rglob("*") if file.is_file())
     piece.write_bytes(piece.read_bytes()[:-1])
     assert found(record, changed[0]) is None
+    for _ in range(2):  # what is damaged is replaced, and what is good stays if another process keeps it, too
+        Copies(("", "study"), [record, changed[0]]).keep(name, b"again", of, "code")
+        assert found(record, changed[0]) == b"again"
 
 
 def test_what_is_of_a_trial_that_is_gone_or_of_a_ledger_long_unused_is_removed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What this machine has read of a ledger's trials, or made of that, kept in its cache: what is new is read alone."""
+"""What this machine has read of a ledger's trials, or made of that, kept in its cache: only what is new is read."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Copies:
         aside = place.with_suffix(f".{uuid.uuid4().hex[:8]}")
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            before = [old for old in place.parent.iterdir() if old.stem == place.stem]
+            before = [old for old in place.parent.iterdir() if old.stem == place.stem and old != place]
             try:
                 aside.write_bytes(_check(data) + data)
                 aside.replace(place)
