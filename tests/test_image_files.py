@@ -249,6 +249,17 @@ def test_a_stack_of_masks_goes_plane_by_plane(tmp_path):
     assert opened(root, plane="mean").n_objects == [5] * 3
 
 
+def test_a_plane_is_not_called_as_another_image(tmp_path):
+    def save(root, k, image, labels):
+        name = ("a", "a_2", "b")[k]
+        save_tiff(root / "images" / f"{name}.tif", image if k else stack(image), photometric="minisblack")
+        save_tiff(root / "labels" / f"{name}.tif", labels, photometric="minisblack")
+
+    root = save_all(tmp_path, save, n=3)
+    with pytest.raises(DataError, match="2 images are called 'a_2', one a plane of a file; rename the file"):
+        opened(root, plane="all")
+
+
 REFUSED = {
     "random colours": (
         mask_saved(lambda p, m: save_png(p, np.random.default_rng(0).integers(9, 255, (13, 3)).astype(np.uint8)[m])),

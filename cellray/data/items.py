@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,11 @@ def list_items(config: DatasetLike, path: Path, reading: Reading) -> Listing:
             replace(item, name=f"{item.name}_{k:0{width}}", group=item.group or item.name, plane=k)
             for k in range(1, n + 1)
         ]
+    for name, count in Counter(item.name for item in items).items():
+        if count > 1:
+            listing.problems.append(
+                f"{path}: {count} images are called {name!r}, one a plane of a file; rename the file"
+            )
     listing.items = items
     return listing
 
