@@ -96,3 +96,15 @@ def collect_seldom() -> None:
     Imports leave some 500,000 objects and no garbage: to look for it all the while takes a third of a command's start.
     """
     gc.set_threshold(50_000, 10, 10)
+
+
+@contextmanager
+def no_garbage_search() -> Iterator[None]:
+    """While Ray is shut down: a handle of it that another thread finds among garbage then ends the process."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 from cellray.processes import ENDING, answer_ending, unbroken
 
 
@@ -77,3 +79,21 @@ def test_a_signal_in_no_moment_hangs_what_answers_it():
     code += f"t.{signal_at_every_step.__name__}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
     assert int(done.stdout) > 20
+
+
+@pytest.mark.slow
+def test_no_thread_looks_for_garbage_while_ray_is_shut_down():
+    """A handle of Ray that it let go then would end the process with 1 and a line of Ray's."""
+    code = """
+import gc, ray
+from cellray.sweep import connect
+searched, shutdown = [], ray.shutdown
+def observed():
+    searched.append(gc.isenabled())
+    shutdown()
+with connect():
+    ray.shutdown = observed
+print(searched, gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[False] True\n"

@@ -23,7 +23,7 @@ from typing import Any
 from cellray.device import ALLOCATOR_ENV
 from cellray.errors import INTERRUPTED, NO_RAY, ClusterError, StudyError
 from cellray.outside import FOLDERS_VARIABLE
-from cellray.processes import asked_to_end
+from cellray.processes import asked_to_end, no_garbage_search
 from cellray.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -98,7 +98,8 @@ def connect(address: str | None = None) -> Iterator[None]:
             yield
     finally:
         stop.set()
-        ray.shutdown()
+        with no_garbage_search():
+            ray.shutdown()
         if short is not None:
             short.cleanup()
 
